@@ -1,0 +1,635 @@
+"""Model evaluator: judges a finished training job and approves its model or does not.
+
+Trigger: EventBridge, SageMaker "Training Job State Change" to Completed, Failed or Stopped.
+It reads the metrics out of the job's archives as a stream, compares each with its threshold, copies an
+approved model inside S3 to models/approved/, tells people, and writes the decision record.
+It never unpacks an archive to disk, never holds a model in memory, and leaves other people's jobs alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import logging
+import math
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+SNAPSHOT_PREFIX = "data/snapshots/"
+RAW_MODEL_PREFIX = "models/raw/"
+APPROVED_PREFIX = "models/approved/"
+DECISION_PREFIX = "models/decisions/"
+JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+TERMINAL = ("Completed", "Failed", "Stopped")
+
+SCHEMA = 1
+METRICS_FILE = "metrics.json"
+METRICS_MAX_BYTES = 1024 * 1024
+# A pax header or a long name above this is no archive that SageMaker wrote.
+TAR_EXTENSION_MAX_BYTES = 64 * 1024
+TAR_BLOCK_BYTES = 512
+READ_BYTES = 256 * 1024
+# What is left of the function's time when the search for the metrics ends, for telling and recording.
+RESERVE_MILLISECONDS = 60_000
+# Longer than the longest function timeout (900 s), so that whoever held an expired lease is dead.
+LEASE_SECONDS = 20 * 60
+# CopyObject refuses a larger source with InvalidRequest (S3 API reference, CopyObject).
+COPY_OBJECT_MAX_BYTES = 5 * 1024**3
+COPY_PART_BYTES = 512 * 1024**2
+COPY_THREADS = 8
+# SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
+SUBJECT_MAX_CHARACTERS = 99
+MESSAGE_MAX_BYTES = 262_144
+
+log = logging.getLogger()
+
+
+class ConfigError(ValueError):
+    """An environment variable is missing or malformed; the text names it."""
+
+
+class EventError(ValueError):
+    """The event lacks a field or has one of another type; the text names it."""
+
+
+class ArchiveError(Exception):
+    """The job's archive or its metrics cannot be used; the text is a reason that a person can read."""
+
+
+Thresholds = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the function reads from its environment, once. Thresholds: {metric: {"min" and/or "max": number}}."""
+
+    bucket: str
+    project: str
+    topic_arn: str
+    thresholds: Thresholds
+    model_thresholds: dict[str, Thresholds]
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Settings:
+        """Read the settings. Raises ConfigError naming the variable that is missing or malformed."""
+        per_model = json_object(env, "MODEL_THRESHOLDS")
+        return cls(
+            bucket=required(env, "BUCKET"),
+            project=required(env, "PROJECT"),
+            topic_arn=required(env, "TOPIC_ARN"),
+            thresholds=parse_thresholds("THRESHOLDS", json_object(env, "THRESHOLDS")),
+            model_thresholds={
+                model: parse_thresholds(f"MODEL_THRESHOLDS[{model}]", gate) for model, gate in per_model.items()
+            },
+        )
+
+    def gate(self, model: str) -> Thresholds:
+        """The thresholds for a model: its own set where it has one, else the default set."""
+        return self.model_thresholds.get(model, self.thresholds)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One metric against one threshold; the reason is a sentence for people."""
+
+    metric: str
+    direction: str
+    threshold: float
+    value: float | None
+    passed: bool
+    reason: str
+
+
+# --- settings ---------------------------------------------------------------------------------------
+
+
+def required(env: Mapping[str, str], name: str) -> str:
+    """The variable's value. Raises ConfigError when it is missing or empty."""
+    value = env.get(name, "")
+    if not value.strip():
+        raise ConfigError(f"environment variable {name} is missing or empty: set it in Terraform and apply")
+    return value
+
+
+def json_object(env: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The variable as a JSON object. Raises ConfigError otherwise."""
+    value = required(env, name)
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise ConfigError(f"environment variable {name} is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"environment variable {name} must be a JSON object, not {value!r}")
+    return parsed
+
+
+@functools.cache
+def settings() -> Settings:
+    return Settings.from_env(os.environ)
+
+
+@functools.cache
+def client(service: str) -> Any:
+    return boto3.client(service, config=Config(retries={"mode": "standard", "max_attempts": 5}))
+
+
+def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
+    """One field of an event. Raises EventError when it is missing, empty or not of that type."""
+    value = holder.get(name) if isinstance(holder, Mapping) else None
+    if not isinstance(value, kind) or not value:
+        raise EventError(f"the event's field {name!r} must be a non-empty {kind.__name__}, not {value!r:.100}")
+    return value
+
+
+def parse_thresholds(name: str, value: object) -> Thresholds:
+    """Check a set of thresholds. Raises ConfigError naming the metric that is off."""
+    if not isinstance(value, dict) or not value:
+        raise ConfigError(f"{name} must name at least one metric, not {value!r}")
+    for metric, bounds in value.items():
+        if not isinstance(bounds, dict) or not bounds or set(bounds) - {"min", "max"}:
+            raise ConfigError(f'{name}: {metric} must have "min", "max" or both, not {bounds!r}')
+        for direction, bound in bounds.items():
+            if number(bound) is None:
+                raise ConfigError(f"{name}: {metric}: {direction} must be a finite number, not {bound!r}")
+    return value
+
+
+# --- reading archives -------------------------------------------------------------------------------
+
+
+def read_exactly(stream: BinaryIO | gzip.GzipFile, size: int) -> bytes:
+    """Read size bytes. Raises ArchiveError when the stream ends before."""
+    parts = []
+    while size > 0:
+        part = stream.read(min(size, READ_BYTES))
+        if not part:
+            raise ArchiveError("the archive is cut off")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def check_time(out_of_time: Callable[[], bool]) -> None:
+    if out_of_time():
+        raise ArchiveError(f"the archive was too large to be searched for {METRICS_FILE} in time")
+
+
+def skip(stream: gzip.GzipFile, size: int, out_of_time: Callable[[], bool]) -> None:
+    """Read and forget size bytes. Raises ArchiveError when the stream or the time ends before."""
+    while size > 0:
+        check_time(out_of_time)
+        part = stream.read(min(size, READ_BYTES))
+        if not part:
+            raise ArchiveError("the archive is cut off")
+        size -= len(part)
+
+
+def padded(size: int) -> int:
+    return -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
+
+
+def pax_records(data: bytes) -> dict[str, str]:
+    """The records of a pax extended header, "<length> <key>=<value>\\n" each (POSIX pax)."""
+    records = {}
+    while data:
+        length, _, _ = data.partition(b" ")
+        if not length.isdigit() or not 0 < int(length[:9]) <= len(data):
+            raise ArchiveError("the archive has a malformed extended header")
+        key, _, value = data[len(length) + 1 : int(length) - 1].decode(errors="replace").partition("=")
+        records[key] = value
+        data = data[int(length) :]
+    return records
+
+
+def find_metrics(body: Any, out_of_time: Callable[[], bool]) -> bytes | None:
+    """The bytes of metrics.json at the root of a gzip-compressed tar; None when there is none.
+
+    body: a readable stream of bytes. Stops at the first hit, so its cost is that of what stands before it.
+    Memory is constant whatever the archive claims: the standard library's tarfile would read an extended
+    header of any size into memory and keep every member, so only its parser of one 512-byte header is used.
+    Raises ArchiveError when the archive is damaged, no gzip tar, hostile, or too large for the time left.
+    """
+    long_name, long_size = "", 0
+    try:
+        with gzip.GzipFile(fileobj=body) as stream:
+            while True:
+                check_time(out_of_time)
+                block = read_exactly(stream, TAR_BLOCK_BYTES)
+                if not block.strip(b"\0"):
+                    return None
+                member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                if member.size < 0:
+                    raise ArchiveError("the archive has a member of negative size")
+                if member.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+                    if member.size > TAR_EXTENSION_MAX_BYTES:
+                        raise ArchiveError(f"the archive has an extended header of {member.size} bytes")
+                    data = read_exactly(stream, padded(member.size))[: member.size]
+                    if member.type == tarfile.GNUTYPE_LONGNAME:
+                        long_name = data.rstrip(b"\0").decode(errors="replace")
+                    else:
+                        records = pax_records(data)
+                        long_name = records.get("path", "")
+                        size_text = records.get("size", "0")
+                        if not re.fullmatch(r"[0-9]{1,18}", size_text):
+                            raise ArchiveError("the archive has a malformed extended header")
+                        long_size = int(size_text)
+                    continue
+                name = (long_name or member.name).removeprefix("./")
+                size = long_size or member.size
+                long_name, long_size = "", 0
+                if name == METRICS_FILE and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                    if size > METRICS_MAX_BYTES:
+                        raise ArchiveError(f"{METRICS_FILE} has {size} bytes; at most {METRICS_MAX_BYTES} are read")
+                    return read_exactly(stream, size)
+                # Links, devices and folders have no content, whatever their header's size says.
+                if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.XGLTYPE, tarfile.CONTTYPE,
+                                   tarfile.GNUTYPE_LONGLINK, tarfile.GNUTYPE_SPARSE):  # fmt: skip
+                    skip(stream, padded(size), out_of_time)
+    except (gzip.BadGzipFile, zlib.error, EOFError, tarfile.HeaderError, ValueError) as error:
+        raise ArchiveError(f"the archive is no intact .tar.gz: {error}") from error
+
+
+def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ArchiveError(f"{METRICS_FILE} has the key {max(names, key=names.count)!r:.80} more than once")
+    return result
+
+
+def parse_metrics(data: bytes) -> dict[str, Any]:
+    """The metrics as a dictionary. Raises ArchiveError when they are no plain JSON object."""
+    try:
+        metrics = json.loads(data, object_pairs_hook=reject_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"{METRICS_FILE} is no JSON: {error!s:.200}") from error
+    if not isinstance(metrics, dict):
+        raise ArchiveError(f"{METRICS_FILE} is no JSON object but {type(metrics).__name__}")
+    return metrics
+
+
+# --- the gate ---------------------------------------------------------------------------------------
+
+
+def number(value: object) -> float | None:
+    """The value as a finite float; None for anything else, booleans, NaN and infinities included."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
+    return result if math.isfinite(result) else None
+
+
+def judge(metrics: Mapping[str, Any], gate: Thresholds) -> list[Check]:
+    """Compare the metrics with the gate, a check for each bound; a metric that is no finite number fails."""
+    checks = []
+    for metric, bounds in sorted(gate.items()):
+        value = number(metrics.get(metric))
+        for direction, bound in sorted(bounds.items(), reverse=True):
+            wanted = f"{'at least' if direction == 'min' else 'at most'} {bound:g}"
+            if value is None:
+                passed = False
+                got = f"is {metrics[metric]!r:.40}, not a finite number" if metric in metrics else "is missing"
+                reason = f"{metric} {got}; required is {wanted}"
+            else:
+                passed = value >= bound if direction == "min" else value <= bound
+                reason = f"{metric} is {value:.4f}; required is {wanted}"
+            checks.append(Check(metric, direction, float(bound), value, passed, reason))
+    return checks
+
+
+def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers among the metrics, at most 100: what is worth keeping in a decision record."""
+    numbers = {str(name)[:100]: number(value) for name, value in metrics.items()}
+    return {name: value for name, value in list(numbers.items())[:100] if value is not None}
+
+
+# --- records and notifications (the same in each handler) ------------------------------------------
+
+
+def error_code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def read_json(bucket: str, key: str) -> tuple[dict[str, Any], str] | tuple[None, None]:
+    """A record and its ETag, or (None, None) where there is none.
+
+    A missing key answers 404 only to a role with s3:ListBucket on the bucket (S3 API reference, GetObject).
+    """
+    try:
+        answer = client("s3").get_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error_code(error) in ("NoSuchKey", "404"):
+            return None, None
+        raise
+    return json.loads(answer["Body"].read()), answer["ETag"]
+
+
+def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str) -> str | None:
+    """Write a record and return its ETag; condition: IfNoneMatch="*" or IfMatch=<etag>, None when it did not hold."""
+    body = json.dumps(record, indent=1, allow_nan=False).encode()
+    try:
+        answer = client("s3").put_object(Bucket=bucket, Key=key, Body=body, ContentType="application/json", **condition)
+    except ClientError as error:
+        if condition and error_code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
+            return None
+        raise
+    return str(answer["ETag"])
+
+
+def claim(bucket: str, step: str, name: str, request_id: str) -> bool:
+    """Take the lease on one step of one job, so that duplicate events in parallel do not both take it.
+
+    True for the first to come, for the retry of the invocation that holds it (Lambda keeps the request id
+    through its retries), and for anyone once it has expired. False: somebody else is at it; leave it to them.
+    """
+    key = f"claims/{step}/{name}.json"
+    mine = {"schema": SCHEMA, "request_id": request_id, "at": now().isoformat()}
+    if put_json(bucket, key, mine, IfNoneMatch="*"):
+        return True
+    held, etag = read_json(bucket, key)
+    if held is None or etag is None:
+        return put_json(bucket, key, mine, IfNoneMatch="*") is not None
+    age = (now() - datetime.fromisoformat(held["at"])).total_seconds()
+    if held["request_id"] != request_id and age < LEASE_SECONDS:
+        return False
+    return put_json(bucket, key, mine, IfMatch=etag) is not None
+
+
+def publish(topic_arn: str, subject: str, body: str, *, stage: str, status: str, model: str) -> None:
+    """Send one notification; people filter their subscription by the attributes stage, status and model."""
+    line = " ".join(subject.encode("ascii", "replace").decode().split())
+    text = body.encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore")
+    attributes = {"stage": stage, "status": status, "model": model}
+    client("sns").publish(
+        TopicArn=topic_arn,
+        Subject=line[:SUBJECT_MAX_CHARACTERS],
+        Message=text,
+        MessageAttributes={name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()},
+    )
+
+
+def table(rows: Sequence[tuple[str, object]]) -> str:
+    """Rows of (name, value) as indented, aligned lines for a plain-text email."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def human_bytes(size: int) -> str:
+    """A size in bytes for people: 512 bytes, 1.4 MB."""
+    if size < 1000:
+        return f"{size} bytes"
+    unit, scale = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= s)
+    return f"{size / scale:.1f} {unit}"
+
+
+def copy_object(
+    bucket: str, key: str, source: Mapping[str, str], size: int, etag: str, metadata: dict[str, str]
+) -> None:
+    """Copy an object of any size inside S3, pinned to its ETag; tags of the source are left behind.
+
+    Above COPY_OBJECT_MAX_BYTES the copy is made in parts of COPY_PART_BYTES. Raises ClientError
+    PreconditionFailed when the source is no longer the one with that ETag.
+    """
+    s3 = client("s3")
+    if size <= COPY_OBJECT_MAX_BYTES:
+        s3.copy_object(
+            Bucket=bucket, Key=key, CopySource=dict(source), CopySourceIfMatch=etag,
+            MetadataDirective="REPLACE", TaggingDirective="REPLACE", Metadata=metadata,
+        )  # fmt: skip
+        return
+    upload_id = s3.create_multipart_upload(Bucket=bucket, Key=key, Metadata=metadata)["UploadId"]
+
+    def copy_part(number: int) -> dict[str, Any]:
+        first = (number - 1) * COPY_PART_BYTES
+        last = min(first + COPY_PART_BYTES, size) - 1
+        answer = s3.upload_part_copy(
+            Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, CopySource=dict(source),
+            CopySourceIfMatch=etag, CopySourceRange=f"bytes={first}-{last}",
+        )  # fmt: skip
+        return {"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]}
+
+    try:
+        with ThreadPoolExecutor(COPY_THREADS) as pool:
+            parts = list(pool.map(copy_part, range(1, -(-size // COPY_PART_BYTES) + 1)))
+        s3.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts})
+    except Exception:
+        s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+        raise
+
+
+# --- the steps --------------------------------------------------------------------------------------
+
+
+def artifact_key(bucket: str, job: str, description: Mapping[str, Any]) -> str:
+    """The key of the job's model.tar.gz. Raises ArchiveError when the job left none where it belongs."""
+    uri = (description.get("ModelArtifacts") or {}).get("S3ModelArtifacts") or ""
+    prefix = f"s3://{bucket}/{RAW_MODEL_PREFIX}{job}/"
+    if not uri:
+        raise ArchiveError("the job completed without a model artifact")
+    if not uri.startswith(prefix):
+        raise ArchiveError(f"the job's model artifact is at {uri:.200}, not under {prefix}")
+    return str(uri.removeprefix(f"s3://{bucket}/"))
+
+
+def read_metrics(bucket: str, model_key: str, out_of_time: Callable[[], bool]) -> dict[str, Any]:
+    """The job's metrics: from the small output archive, else from the model archive. Raises ArchiveError."""
+    for key in (model_key.rsplit("/", 1)[0] + "/output.tar.gz", model_key):
+        try:
+            body = client("s3").get_object(Bucket=bucket, Key=key)["Body"]
+        except ClientError as error:
+            if error_code(error) in ("NoSuchKey", "404"):
+                continue
+            raise
+        with body:
+            data = find_metrics(body, out_of_time)
+        if data is not None:
+            return parse_metrics(data)
+    raise ArchiveError(f"neither the output archive nor the model archive has a {METRICS_FILE} at its root")
+
+
+def approve(config: Settings, source: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
+    """Copy the artifact to the approved models, once, and return the key there."""
+    key = f"{APPROVED_PREFIX}{source['model']}/{source['job']}/model.tar.gz"
+    metadata = {"source-etag": artifact["etag"], "training-job": source["job"]}
+    try:
+        present = client("s3").head_object(Bucket=config.bucket, Key=key)["Metadata"]
+        if present.get("source-etag") == artifact["etag"]:
+            return key
+    except ClientError as error:
+        if error_code(error) not in ("404", "NoSuchKey"):
+            raise
+    copy_object(
+        config.bucket,
+        key,
+        {"Bucket": config.bucket, "Key": artifact["key"]},
+        artifact["size"],
+        f'"{artifact["etag"]}"',
+        metadata,
+    )
+    return key
+
+
+def evaluate(
+    config: Settings, source: Mapping[str, Any], description: Mapping[str, Any], out_of_time: Callable[[], bool]
+) -> dict[str, Any]:
+    """The decision on a terminal job: verdict approved, rejected, failed or stopped, and why."""
+    decision: dict[str, Any] = {
+        "schema": SCHEMA,
+        "job": source["job"],
+        "model": source["model"],
+        "data": {name: source.get(name) for name in ("bucket", "key", "version_id", "etag", "size")},
+        "artifact": None,
+        "metrics": {},
+        "thresholds": config.gate(source["model"]),
+        "checks": [],
+        "approved_key": None,
+    }
+    status = description["TrainingJobStatus"]
+    if status == "Failed":
+        reason = description.get("FailureReason") or "SageMaker gave no reason; see the job's log"
+        return decision | {"verdict": "failed", "reason": reason}
+    if status == "Stopped":
+        secondary = description.get("SecondaryStatus", "Stopped")
+        limit = description.get("StoppingCondition", {}).get("MaxRuntimeInSeconds", 0)
+        reason = (
+            f"it reached its time limit of {limit / 3600:g} h (training_max_runtime_seconds)"
+            if secondary in ("MaxRuntimeExceeded", "MaxWaitTimeExceeded")
+            else "somebody stopped it"
+        )
+        return decision | {"verdict": "stopped", "reason": reason}
+    try:
+        key = artifact_key(config.bucket, source["job"], description)
+        try:
+            head = client("s3").head_object(Bucket=config.bucket, Key=key)
+        except ClientError as error:
+            if error_code(error) in ("404", "NoSuchKey"):
+                raise ArchiveError(f"the model artifact s3://{config.bucket}/{key} is gone") from error
+            raise
+        decision["artifact"] = {"key": key, "size": head["ContentLength"], "etag": head["ETag"].strip('"')}
+        metrics = read_metrics(config.bucket, key, out_of_time)
+    except ArchiveError as error:
+        return decision | {"verdict": "rejected", "reason": str(error)}
+    checks = judge(metrics, decision["thresholds"])
+    failed = [check.reason for check in checks if not check.passed]
+    return decision | {
+        "metrics": plain_metrics(metrics),
+        "checks": [asdict(check) for check in checks],
+        "verdict": "rejected" if failed else "approved",
+        "reason": "; ".join(failed) or "every metric is within its threshold",
+    }
+
+
+def check_table(checks: Sequence[Mapping[str, Any]]) -> str:
+    """The gate's checks as aligned lines for an email."""
+    rows = [("metric", "value", "required", "")]
+    for check in checks:
+        value = "none" if check["value"] is None else f"{check['value']:.4f}"
+        wanted = f"{'at least' if check['direction'] == 'min' else 'at most'} {check['threshold']:g}"
+        rows.append((check["metric"], value, wanted, "passed" if check["passed"] else "NOT PASSED"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip() for row in rows
+    )
+
+
+def tell(config: Settings, decision: Mapping[str, Any]) -> None:
+    """The notification on a decision."""
+    job, model, reason = decision["job"], decision["model"], decision["reason"]
+    data = decision["data"]
+    rows: list[tuple[str, object]] = [
+        ("model", model),
+        ("training job", job),
+        ("data", f"s3://{data['bucket']}/{data['key']}"),
+    ]
+    numbers = f"\n{check_table(decision['checks'])}\n" if decision["checks"] else ""
+    counts = [
+        (name.replace("_", " "), f"{decision['metrics'][name]:g}")
+        for name in ("train_examples", "holdout_examples")
+        if name in decision["metrics"]
+    ]
+    unaffected = "The endpoint is not touched: it keeps serving what it serves now."
+    watch = f"See the log: make logs JOB={job}\n"
+    name = data["key"].rsplit("/", 1)[-1]
+    if decision["verdict"] == "approved":
+        rows += [*counts, ("artifact", f"{human_bytes(decision['artifact']['size'])}")]
+        subject = f"Model approved: {model} ({name})"
+        text = (
+            f"The new model passed every check on rows that it was not trained on.\n\n{table(rows)}\n{numbers}\n"
+            f"What next: nothing to do. It is deployed now; the next email says when that begins.\n"
+        )
+    elif decision["verdict"] == "rejected":
+        subject = f"Model rejected: {model} ({name})"
+        text = (
+            f"The training completed, but the model is not good enough to be deployed.\n\n"
+            f"{table([*rows, *counts])}\n{numbers}\nWhy: {reason}.\n\n{unaffected}\n"
+            f"What next: look at the data (are the labels right? are there enough rows of each?) and upload a "
+            f"better CSV, or change the thresholds in Terraform.\n{watch}"
+        )
+    else:
+        ended = "failed" if decision["verdict"] == "failed" else "was stopped"
+        subject = f"Training failed: {model} ({name})"
+        text = (
+            f"The training job {ended}; there is no new model.\n\n{table(rows)}\n\nWhy: {reason}\n\n{unaffected}\n"
+            f"What next: correct what the reason names, then upload the CSV again.\n{watch}"
+        )
+    stage = "training" if decision["verdict"] in ("failed", "stopped") else "evaluation"
+    publish(config.topic_arn, subject, text, stage=stage, status=decision["verdict"], model=model)
+
+
+def handle(job: str, config: Settings, request_id: str, out_of_time: Callable[[], bool]) -> str:
+    """Decide on one job; returns the outcome in a word.
+
+    The order is what makes a crash harmless: do it, tell people, write the record that says so.
+    """
+    source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json")
+    if source is None:
+        return "not ours"
+    decision_key = f"{DECISION_PREFIX}{job}.json"
+    if read_json(config.bucket, decision_key)[0] is not None:
+        return "already decided"
+    description = client("sagemaker").describe_training_job(TrainingJobName=job)
+    if description["TrainingJobStatus"] not in TERMINAL:
+        return "not ended"
+    if not claim(config.bucket, "evaluate", job, request_id):
+        return "in hand"
+    decision = evaluate(config, source, description, out_of_time)
+    if decision["verdict"] == "approved":
+        decision["approved_key"] = approve(config, source, decision["artifact"])
+    tell(config, decision)
+    put_json(config.bucket, decision_key, decision | {"decided_at": now().isoformat()})
+    return str(decision["verdict"])
+
+
+def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
+    """Entry point. Returns the job's name and the outcome; raises when AWS fails, so that Lambda retries."""
+    config = settings()
+    job = field(field(event, "detail", dict), "TrainingJobName", str)
+    outcome = "not ours"
+    if JOB_NAME.fullmatch(job):
+        outcome = handle(
+            job,
+            config,
+            context.aws_request_id,
+            lambda: context.get_remaining_time_in_millis() < RESERVE_MILLISECONDS,
+        )
+    log.info("training job handled: %s", outcome, extra={"training_job": job})
+    return {"training_job": job, "outcome": outcome}
