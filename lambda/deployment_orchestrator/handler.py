@@ -48,6 +48,8 @@ ARTIFACT_HEAD_BYTES = 64 * 1024
 TAR_BLOCK_BYTES = 512
 # Longer than the longest function timeout (900 s), so that whoever held an expired lease is dead.
 LEASE_SECONDS = 20 * 60
+# SageMaker's reads are eventually consistent (CreateEndpoint reference): a new endpoint may not be seen at once.
+VISIBLE_SECONDS = 60
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
@@ -141,10 +143,14 @@ class Record:
     def state(self) -> str:
         return str(self.data["state"])
 
+    @property
+    def age(self) -> float:
+        """Seconds since the record's last change."""
+        return (now() - datetime.fromisoformat(self.data["at"])).total_seconds()
+
     def in_hand(self, request_id: str) -> bool:
         """Whether another invocation, which may still be alive, is working on this record."""
-        age = (now() - datetime.fromisoformat(self.data["at"])).total_seconds()
-        return self.data["by"] != request_id and age < LEASE_SECONDS
+        return self.data["by"] != request_id and self.age < LEASE_SECONDS
 
 
 # --- settings ---------------------------------------------------------------------------------------
@@ -223,7 +229,8 @@ def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str)
 
 def publish(topic_arn: str, subject: str, body: str, *, stage: str, status: str, model: str) -> None:
     """Send one notification; people filter their subscription by the attributes stage, status and model."""
-    line = " ".join(subject.encode("ascii", "replace").decode().split())
+    printable = "".join(character if character.isprintable() else " " for character in subject)
+    line = " ".join(printable.encode("ascii", "replace").decode().split())
     text = body.encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore")
     attributes = {"stage": stage, "status": status, "model": model}
     client("sns").publish(
@@ -374,6 +381,8 @@ def check_artifact(config: Settings, artifact: Approved) -> None:
             if len(block) < TAR_BLOCK_BYTES:
                 raise ArtifactError("the artifact is cut off")
             member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            if member.size < 0:
+                raise ArtifactError("the artifact has a member of negative size")
             if member.isreg():
                 return
             data.seek(-(-member.size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES, io.SEEK_CUR)
@@ -495,6 +504,8 @@ def was_made(record: Record, endpoint: Mapping[str, Any] | None) -> bool:
 def outcome_of(record: Record, endpoint: Mapping[str, Any] | None) -> tuple[str, str] | None:
     """What became of a deployment that was started: (state, reason); None while it is under way."""
     if endpoint is None:
+        if record.state == "started" and record.age < VISIBLE_SECONDS:
+            return None
         return "failed", "the endpoint was deleted while the model was being deployed"
     status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
     reason = str(endpoint.get("FailureReason") or "")
@@ -511,42 +522,43 @@ def outcome_of(record: Record, endpoint: Mapping[str, Any] | None) -> tuple[str,
     return None
 
 
-def settle(config: Settings, record: Record, endpoint: Mapping[str, Any] | None, request_id: str) -> None:
-    """Take an open record as far as the endpoint allows, and tell people, once."""
+def settle(config: Settings, record: Record, endpoint: Mapping[str, Any] | None, request_id: str) -> bool:
+    """Take an open record as far as the endpoint allows, and tell people, once; True when that ended it."""
     if record.state in ("requested", "settling") and record.in_hand(request_id):
-        return
+        return False
     if record.state in ("requested", "waiting"):
         # Served, though nobody knows that it was asked for: the answer to the call was lost.
         served = endpoint is not None and endpoint["EndpointConfigName"] == record.data["config"]
         if record.state == "waiting" and not served:
-            return
+            return False
         if not served and not was_made(record, endpoint):
             move(config, record, request_id, "waiting")
-            return
+            return False
         # Whoever asked died before people were told.
         tell(config, record.data, "started")
         if not move(config, record, request_id, "started"):
-            return
+            return False
     ended = outcome_of(record, endpoint)
     if ended is None:
-        return
+        return False
     state, reason = ended
     if not move(config, record, request_id, "settling"):
-        return
+        return False
     if state != "superseded":
         tell(config, record.data, state, reason)
-    move(config, record, request_id, state, reason=reason)
     log.info("deployment settled: %s", state, extra={"training_job": record.data["job"], "reason": reason})
+    return move(config, record, request_id, state, reason=reason)
 
 
 def create_once(call: Any, request: Mapping[str, Any]) -> None:
-    """Create a model or an endpoint config; one that exists under this name is the same, by its name."""
+    """Create a model or an endpoint config; one that exists under this name is the same, by its name.
+
+    AWS answers "Cannot create already existing ..." to a second config; the text for a model is unconfirmed.
+    """
     try:
         call(**request)
     except ClientError as error:
-        if error_code(error) != "ValidationException" or not message(error).startswith(
-            "Cannot create already existing"
-        ):
+        if error_code(error) != "ValidationException" or "already exist" not in message(error):
             raise
 
 
@@ -626,6 +638,17 @@ def deploy(
     return "started"
 
 
+def delete_failed(endpoint_name: str) -> None:
+    """Delete a failed endpoint: nothing else can be done with it (DescribeEndpoint reference, EndpointStatus)."""
+    try:
+        client("sagemaker").delete_endpoint(EndpointName=endpoint_name)
+    except ClientError as error:
+        # A duplicate event's invocation was faster.
+        gone = is_missing(error) or message(error).startswith("Cannot update in-progress endpoint")
+        if not gone:
+            raise
+
+
 def reconcile(config: Settings, model: str, request_id: str) -> str:
     """Take the next step towards the newest approved model on the model's endpoint; returns it in a word."""
     artifacts = approved_models(config.bucket, model)
@@ -639,22 +662,22 @@ def reconcile(config: Settings, model: str, request_id: str) -> str:
         considered.append(artifact)
         found = records_of(config.bucket, artifact.job, name)
         for record in found:
-            if record.state in (*OPEN, "waiting"):
-                settle(config, record, endpoint, request_id)
+            if record.state in (*OPEN, "waiting") and settle(config, record, endpoint, request_id):
+                # Whatever arrived meanwhile found this deployment open and left: look again for it.
+                return reconcile(config, model, request_id)
             records[record.data["config"]] = record
         if any(record.state == "confirmed" for record in found):
             break
 
-    if endpoint is not None and endpoint["EndpointStatus"] == "Failed":
-        # Nothing else can be done with it (DescribeEndpoint reference, EndpointStatus).
-        if is_ours(config, endpoint):
-            client("sagemaker").delete_endpoint(EndpointName=name)
-            return "failed endpoint deleted"
-        return "failed endpoint of somebody else"
-    if endpoint is not None and endpoint["EndpointStatus"] not in SETTLED:
+    if endpoint is not None and endpoint["EndpointStatus"] not in (*SETTLED, "Failed"):
         return f"busy: {endpoint['EndpointStatus']}"
     if any(record.state in OPEN for record in records.values()):
         return "under way"
+    if endpoint is not None and endpoint["EndpointStatus"] == "Failed":
+        if not is_ours(config, endpoint):
+            return "failed endpoint of somebody else"
+        delete_failed(name)
+        return "failed endpoint deleted"
     for artifact in considered:
         config_name = requests(config, artifact)[1]["EndpointConfigName"]
         known = records.get(config_name)

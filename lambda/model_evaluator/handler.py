@@ -262,10 +262,11 @@ def find_metrics(body: Any, out_of_time: Callable[[], bool]) -> bytes | None:
 
 
 def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ArchiveError(f"{METRICS_FILE} has the key {max(names, key=names.count)!r:.80} more than once")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ArchiveError(f"{METRICS_FILE} has the key {name!r:.80} more than once")
+        result[name] = value
     return result
 
 
@@ -307,7 +308,7 @@ def judge(metrics: Mapping[str, Any], gate: Thresholds) -> list[Check]:
                 reason = f"{metric} {got}; required is {wanted}"
             else:
                 passed = value >= bound if direction == "min" else value <= bound
-                reason = f"{metric} is {value:.4f}; required is {wanted}"
+                reason = f"{metric} is {value:.6g}; required is {wanted}"
             checks.append(Check(metric, direction, float(bound), value, passed, reason))
     return checks
 
@@ -376,7 +377,8 @@ def claim(bucket: str, step: str, name: str, request_id: str) -> bool:
 
 def publish(topic_arn: str, subject: str, body: str, *, stage: str, status: str, model: str) -> None:
     """Send one notification; people filter their subscription by the attributes stage, status and model."""
-    line = " ".join(subject.encode("ascii", "replace").decode().split())
+    printable = "".join(character if character.isprintable() else " " for character in subject)
+    line = " ".join(printable.encode("ascii", "replace").decode().split())
     text = body.encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore")
     attributes = {"stage": stage, "status": status, "model": model}
     client("sns").publish(
@@ -542,7 +544,7 @@ def check_table(checks: Sequence[Mapping[str, Any]]) -> str:
     """The gate's checks as aligned lines for an email."""
     rows = [("metric", "value", "required", "")]
     for check in checks:
-        value = "none" if check["value"] is None else f"{check['value']:.4f}"
+        value = "none" if check["value"] is None else f"{check['value']:.6g}"
         wanted = f"{'at least' if check['direction'] == 'min' else 'at most'} {check['threshold']:g}"
         rows.append((check["metric"], value, wanted, "passed" if check["passed"] else "NOT PASSED"))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -562,7 +564,7 @@ def tell(config: Settings, decision: Mapping[str, Any]) -> None:
     ]
     numbers = f"\n{check_table(decision['checks'])}\n" if decision["checks"] else ""
     counts = [
-        (name.replace("_", " "), f"{decision['metrics'][name]:g}")
+        (name.replace("_", " "), f"{decision['metrics'][name]:.0f}")
         for name in ("train_examples", "holdout_examples")
         if name in decision["metrics"]
     ]

@@ -46,11 +46,14 @@ COPY_THREADS = 8
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
 
-# The training program prints these lines once, at its end; SageMaker charts them in CloudWatch.
+# The training program prints one line "hold-out:  accuracy 0.9812  macro_f1 ..." at its end; SageMaker charts it.
 METRIC_DEFINITIONS = [
-    {"Name": f"holdout:{name}", "Regex": rf"^metric {name}=([0-9.]+)$"}
+    {"Name": f"holdout:{name}", "Regex": rf"hold-out:.* {name} ([0-9.]+)"}
     for name in ("accuracy", "macro_f1", "macro_precision", "macro_recall", "eval_loss")
 ]
+
+# The container's toolkit passes names and values through a shell, unquoted (sagemaker-training-toolkit).
+SHELL_SAFE = re.compile(r"[A-Za-z0-9._+-]+")
 
 # What people upload by mistake, by its first bytes.
 KNOWN_BINARIES = (
@@ -107,8 +110,10 @@ class Settings:
         """Read the settings. Raises ConfigError naming the variable that is missing or malformed."""
         hyperparameters = json_object(env, "HYPERPARAMETERS")
         for name, value in hyperparameters.items():
-            if not isinstance(value, str):
-                raise ConfigError(f"HYPERPARAMETERS: the value of {name} must be a string, not {value!r}")
+            if not isinstance(value, str) or not SHELL_SAFE.fullmatch(value) or not SHELL_SAFE.fullmatch(name):
+                raise ConfigError(
+                    f"HYPERPARAMETERS: {name!r}: {value!r}: both must be text of letters, digits and . _ + -"
+                )
         return cls(
             bucket=required(env, "BUCKET"),
             project=required(env, "PROJECT"),
@@ -130,7 +135,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Upload:
-    """One S3 "Object Created" event: the object version that somebody uploaded. Size in bytes."""
+    """One S3 "Object Created" event: the object version that somebody uploaded."""
 
     bucket: str
     key: str
@@ -277,11 +282,13 @@ def check_csv(head: bytes, complete: bool, text_column: str, label_column: str) 
         raise Rejected(
             f"the file is binary or UTF-16: it has a NUL byte at position {head.index(0)}; save it as CSV in UTF-8"
         )
+    content = head.removeprefix(codecs.BOM_UTF8)
     try:
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=complete)
+        text = codecs.getincrementaldecoder("utf-8")().decode(content, final=complete)
     except UnicodeDecodeError as error:
+        position = len(head) - len(content) + error.start
         raise Rejected(
-            f"the file is not UTF-8: byte 0x{head[error.start]:02x} at position {error.start}; save it as CSV in UTF-8"
+            f"the file is not UTF-8: byte 0x{head[position]:02x} at position {position}; save it as CSV in UTF-8"
         ) from error
     if not text.strip():
         raise Rejected("the file holds nothing but white space")
@@ -371,7 +378,8 @@ def claim(bucket: str, step: str, name: str, request_id: str) -> bool:
 
 def publish(topic_arn: str, subject: str, body: str, *, stage: str, status: str, model: str) -> None:
     """Send one notification; people filter their subscription by the attributes stage, status and model."""
-    line = " ".join(subject.encode("ascii", "replace").decode().split())
+    printable = "".join(character if character.isprintable() else " " for character in subject)
+    line = " ".join(printable.encode("ascii", "replace").decode().split())
     text = body.encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore")
     attributes = {"stage": stage, "status": status, "model": model}
     client("sns").publish(
@@ -459,8 +467,9 @@ def snapshot(upload: Upload, config: Settings) -> dict[str, Any]:
     pinned = which or ({"IfMatch": f'"{upload.etag}"'} if upload.etag else {})
     try:
         answer = client("s3").get_object(Bucket=upload.bucket, Key=upload.key, **pinned)
-        with answer["Body"] as body:
-            head = body.read(PREFLIGHT_BYTES)
+        # Not "as body": that is the raw stream, which takes a broken connection for the end of the file.
+        with answer["Body"]:
+            head = answer["Body"].read(PREFLIGHT_BYTES)
         size, etag = int(answer["ContentLength"]), str(answer["ETag"])
         check_csv(head, size <= len(head), config.text_column, config.label_column)
         copy_object(
@@ -612,7 +621,8 @@ def tell_started(upload: Upload, config: Settings, source: Mapping[str, Any]) ->
 
 
 def tell_quota(upload: Upload, config: Settings, source: Mapping[str, Any], message: str) -> None:
-    quota = f"{config.training_instance_type} for training job usage"
+    named = re.search(r"service limit '([^']+)'", message)
+    quota = named[1] if named else f"{config.training_instance_type} for training job usage"
     never = re.search(r"is 0 Instances\b", message) is not None
     why = (
         f'the account\'s quota "{quota}" is 0, so this job can never start as things are'

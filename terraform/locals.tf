@@ -1,0 +1,45 @@
+data "aws_caller_identity" "current" {}
+
+data "aws_partition" "current" {}
+
+locals {
+  account_id = data.aws_caller_identity.current.account_id
+  partition  = data.aws_partition.current.partition
+
+  # S3 names are global, so the default carries the account and the region.
+  bucket_name = coalesce(var.bucket_name, "atml-models-${local.account_id}-${var.region}")
+
+  package_dir = coalesce(var.package_dir, "${path.module}/../build")
+
+  name_bases = {
+    approved_rule           = "mlops-approved"
+    deployment_orchestrator = "mlops-deployment-orchestrator"
+    endpoint_rule           = "mlops-endpoint"
+    failure_queue           = "mlops-failures"
+    model_evaluator         = "mlops-model-evaluator"
+    model_role              = "mlops-model"
+    topic                   = "mlops-notifications"
+    training_ended_rule     = "mlops-training-ended"
+    training_orchestrator   = "mlops-training-orchestrator"
+    training_role           = "mlops-training"
+    uploads_rule            = "mlops-uploads"
+  }
+
+  # Every name carries the bucket, so that two stacks in one account never meet. Dots are legal in bucket names but not in
+  # function names. 64 characters is the limit of functions, roles and rules; 55 + "-" + 8 of a hash stays within it.
+  full_names = { for key, base in local.name_bases : key => "${base}-${replace(local.bucket_name, ".", "-")}" }
+  names = {
+    for key, name in local.full_names :
+    key => length(name) <= 64 ? name : "${substr(name, 0, 55)}-${substr(md5(name), 0, 8)}"
+  }
+
+  # Merged, so that changing one hyperparameter keeps the others.
+  hyperparameters = merge({
+    batch_size       = "16"
+    epochs           = "3"
+    holdout_fraction = "0.2"
+    learning_rate    = "5e-5"
+    max_length       = "128"
+    seed             = "42"
+  }, var.hyperparameters)
+}

@@ -1,0 +1,33 @@
+variable "bucket_name" {
+  type        = string
+  description = "Bucket whose uploads and approvals are followed."
+}
+
+variable "endpoint_name" {
+  type        = string
+  description = "Endpoint of the model 'default' and prefix of the others."
+}
+
+variable "functions" {
+  type = object({
+    deployment_orchestrator = object({ arn = string, name = string })
+    model_evaluator         = object({ arn = string, name = string })
+    training_orchestrator   = object({ arn = string, name = string })
+  })
+  description = "The functions behind the rules."
+}
+
+variable "queue_arn" {
+  type        = string
+  description = "ARN of the queue for events that could not be delivered."
+}
+
+variable "rule_names" {
+  type = object({
+    approved       = string
+    endpoint       = string
+    training_ended = string
+    uploads        = string
+  })
+  description = "Names of the rules."
+}

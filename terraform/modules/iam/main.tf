@@ -1,0 +1,225 @@
+# One role per function. What SageMaker runs under is in sagemaker.tf.
+
+locals {
+  bucket_arn       = "arn:${var.partition}:s3:::${var.bucket_name}"
+  sagemaker_prefix = "arn:${var.partition}:sagemaker:${var.region}:${var.account_id}"
+  logs_prefix      = "arn:${var.partition}:logs:${var.region}:${var.account_id}:log-group"
+
+  # By name, so that the policies can be read in the plan.
+  role_prefix       = "arn:${var.partition}:iam::${var.account_id}:role"
+  model_role_arn    = "${local.role_prefix}/${var.model_role_name}"
+  training_role_arn = "${local.role_prefix}/${var.training_role_name}"
+
+  functions = toset(["deployment_orchestrator", "model_evaluator", "training_orchestrator"])
+
+  function_policies = {
+    deployment_orchestrator = data.aws_iam_policy_document.deployment_orchestrator.json
+    model_evaluator         = data.aws_iam_policy_document.model_evaluator.json
+    training_orchestrator   = data.aws_iam_policy_document.training_orchestrator.json
+  }
+}
+
+data "aws_iam_policy_document" "assume_function" {
+  statement {
+    actions = ["sts:AssumeRole"]
+
+    principals {
+      type        = "Service"
+      identifiers = ["lambda.amazonaws.com"]
+    }
+  }
+}
+
+resource "aws_iam_role" "function" {
+  for_each = local.functions
+
+  name               = var.function_names[each.key]
+  description        = "Lambda function ${var.function_names[each.key]}"
+  assume_role_policy = data.aws_iam_policy_document.assume_function.json
+}
+
+resource "aws_iam_role_policy" "function" {
+  for_each = local.functions
+
+  name   = "function"
+  role   = aws_iam_role.function[each.key].id
+  policy = local.function_policies[each.key]
+}
+
+data "aws_iam_policy_document" "common" {
+  for_each = local.functions
+
+  statement {
+    sid       = "WriteOwnLog"
+    actions   = ["logs:CreateLogStream", "logs:PutLogEvents"]
+    resources = ["${local.logs_prefix}:/aws/lambda/${var.function_names[each.key]}:*"]
+  }
+
+  statement {
+    sid       = "Notify"
+    actions   = ["sns:Publish"]
+    resources = [var.topic_arn]
+  }
+
+  # Lambda's on-failure destination uses the function's own role.
+  statement {
+    sid       = "SendFailures"
+    actions   = ["sqs:SendMessage"]
+    resources = [var.queue_arn]
+  }
+
+  # Without it S3 answers 403 instead of 404 for a missing object. A condition on the prefix would bring the 403 back.
+  statement {
+    sid       = "TellMissingFromForbidden"
+    actions   = ["s3:ListBucket"]
+    resources = [local.bucket_arn]
+  }
+}
+
+data "aws_iam_policy_document" "training_orchestrator" {
+  source_policy_documents = [data.aws_iam_policy_document.common["training_orchestrator"].json]
+
+  # The event names a version, and it is that version which is copied.
+  statement {
+    sid       = "ReadUploads"
+    actions   = ["s3:GetObject", "s3:GetObjectVersion"]
+    resources = ["${local.bucket_arn}/data/train/*"]
+  }
+
+  statement {
+    sid     = "KeepRecords"
+    actions = ["s3:GetObject", "s3:PutObject"]
+    resources = [
+      "${local.bucket_arn}/claims/start/*",
+      "${local.bucket_arn}/data/rejected/*",
+      "${local.bucket_arn}/data/snapshots/*",
+    ]
+  }
+
+  statement {
+    sid       = "AbortSnapshotCopy"
+    actions   = ["s3:AbortMultipartUpload"]
+    resources = ["${local.bucket_arn}/data/snapshots/*"]
+  }
+
+  statement {
+    sid       = "StartTraining"
+    actions   = ["sagemaker:AddTags", "sagemaker:CreateTrainingJob", "sagemaker:DescribeTrainingJob"]
+    resources = ["${local.sagemaker_prefix}:training-job/training-job-*"]
+  }
+
+  statement {
+    sid       = "PassTrainingRole"
+    actions   = ["iam:PassRole"]
+    resources = [local.training_role_arn]
+
+    condition {
+      test     = "StringEquals"
+      variable = "iam:PassedToService"
+      values   = ["sagemaker.amazonaws.com"]
+    }
+  }
+}
+
+data "aws_iam_policy_document" "model_evaluator" {
+  source_policy_documents = [data.aws_iam_policy_document.common["model_evaluator"].json]
+
+  statement {
+    sid       = "ReadJob"
+    actions   = ["s3:GetObject"]
+    resources = ["${local.bucket_arn}/data/snapshots/*", "${local.bucket_arn}/models/raw/*"]
+  }
+
+  statement {
+    sid     = "KeepRecordsAndApprove"
+    actions = ["s3:GetObject", "s3:PutObject"]
+    resources = [
+      "${local.bucket_arn}/claims/evaluate/*",
+      "${local.bucket_arn}/models/approved/*",
+      "${local.bucket_arn}/models/decisions/*",
+    ]
+  }
+
+  statement {
+    sid       = "AbortApprovalCopy"
+    actions   = ["s3:AbortMultipartUpload"]
+    resources = ["${local.bucket_arn}/models/approved/*"]
+  }
+
+  statement {
+    sid       = "ReadTraining"
+    actions   = ["sagemaker:DescribeTrainingJob"]
+    resources = ["${local.sagemaker_prefix}:training-job/training-job-*"]
+  }
+}
+
+data "aws_iam_policy_document" "deployment_orchestrator" {
+  source_policy_documents = [data.aws_iam_policy_document.common["deployment_orchestrator"].json]
+
+  statement {
+    sid       = "ReadModelAndData"
+    actions   = ["s3:GetObject"]
+    resources = ["${local.bucket_arn}/data/snapshots/*", "${local.bucket_arn}/models/approved/*"]
+  }
+
+  statement {
+    sid       = "KeepRecords"
+    actions   = ["s3:GetObject", "s3:PutObject"]
+    resources = ["${local.bucket_arn}/models/deployments/*"]
+  }
+
+  statement {
+    sid       = "CreateModel"
+    actions   = ["sagemaker:AddTags", "sagemaker:CreateModel", "sagemaker:ListTags"]
+    resources = ["${local.sagemaker_prefix}:model/training-job-*"]
+  }
+
+  statement {
+    sid = "CreateEndpointConfig"
+    actions = [
+      "sagemaker:AddTags",
+      "sagemaker:CreateEndpointConfig",
+      "sagemaker:DescribeEndpointConfig",
+      "sagemaker:ListTags",
+    ]
+    resources = ["${local.sagemaker_prefix}:endpoint-config/training-job-*"]
+  }
+
+  # Creating and updating an endpoint is checked on the endpoint and on the configuration that it gets.
+  statement {
+    sid     = "ChangeEndpoint"
+    actions = ["sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint"]
+    resources = [
+      "${local.sagemaker_prefix}:endpoint-config/training-job-*",
+      "${local.sagemaker_prefix}:endpoint/${var.endpoint_name}",
+      "${local.sagemaker_prefix}:endpoint/${var.endpoint_name}-*",
+    ]
+  }
+
+  # A failed endpoint can only be deleted.
+  statement {
+    sid = "FollowEndpoint"
+    actions = [
+      "sagemaker:AddTags",
+      "sagemaker:DeleteEndpoint",
+      "sagemaker:DescribeEndpoint",
+      "sagemaker:ListTags",
+    ]
+    resources = [
+      "${local.sagemaker_prefix}:endpoint/${var.endpoint_name}",
+      "${local.sagemaker_prefix}:endpoint/${var.endpoint_name}-*",
+    ]
+  }
+
+  statement {
+    sid       = "PassModelRole"
+    actions   = ["iam:PassRole"]
+    resources = [local.model_role_arn]
+
+    condition {
+      test     = "StringEquals"
+      variable = "iam:PassedToService"
+      values   = ["sagemaker.amazonaws.com"]
+    }
+  }
+}

@@ -1,0 +1,179 @@
+# What SageMaker runs under: training jobs, and the models behind endpoints.
+
+locals {
+  # <account>.dkr.ecr.<region>.<suffix>/<repository>:<tag> or @<digest>
+  image_pattern   = "^(?P<account>[0-9]{12})\\.dkr\\.ecr\\.(?P<region>[a-z0-9-]+)\\.[a-z.]+/(?P<repository>[^:@]+)"
+  training_image  = regex(local.image_pattern, var.training_image)
+  inference_image = regex(local.image_pattern, var.inference_image)
+
+  training_repository_arn = "arn:${var.partition}:ecr:${local.training_image.region}:${local.training_image.account}:repository/${local.training_image.repository}"
+  model_repository_arn    = "arn:${var.partition}:ecr:${local.inference_image.region}:${local.inference_image.account}:repository/${local.inference_image.repository}"
+
+  base_model_in_s3  = startswith(var.base_model, "s3://")
+  base_model_bucket = local.base_model_in_s3 ? split("/", trimprefix(var.base_model, "s3://"))[0] : ""
+  base_model_prefix = trimprefix(var.base_model, "s3://${local.base_model_bucket}/")
+}
+
+data "aws_iam_policy_document" "assume_sagemaker" {
+  statement {
+    actions = ["sts:AssumeRole"]
+
+    principals {
+      type        = "Service"
+      identifiers = ["sagemaker.amazonaws.com"]
+    }
+
+    condition {
+      test     = "StringEquals"
+      variable = "aws:SourceAccount"
+      values   = [var.account_id]
+    }
+  }
+}
+
+data "aws_iam_policy_document" "image" {
+  for_each = { training = local.training_repository_arn, model = local.model_repository_arn }
+
+  # The token belongs to the registry: ECR knows no narrower resource for it.
+  statement {
+    sid       = "LogInToRegistry"
+    actions   = ["ecr:GetAuthorizationToken"]
+    resources = ["*"]
+  }
+
+  statement {
+    sid       = "PullImage"
+    actions   = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
+    resources = [each.value]
+  }
+
+  # CloudWatch metrics have no ARNs: the namespace is the limit.
+  statement {
+    sid       = "WriteMetrics"
+    actions   = ["cloudwatch:PutMetricData"]
+    resources = ["*"]
+
+    condition {
+      test     = "StringLike"
+      variable = "cloudwatch:namespace"
+      values   = ["/aws/sagemaker/*"]
+    }
+  }
+}
+
+resource "aws_iam_role" "training" {
+  name               = var.training_role_name
+  description        = "SageMaker training jobs of ${var.bucket_name}"
+  assume_role_policy = data.aws_iam_policy_document.assume_sagemaker.json
+}
+
+resource "aws_iam_role_policy" "training" {
+  name   = "training"
+  role   = aws_iam_role.training.id
+  policy = data.aws_iam_policy_document.training.json
+}
+
+data "aws_iam_policy_document" "training" {
+  source_policy_documents = [data.aws_iam_policy_document.image["training"].json]
+
+  statement {
+    sid       = "ReadDataAndSource"
+    actions   = ["s3:GetObject"]
+    resources = ["${local.bucket_arn}/code/*", "${local.bucket_arn}/data/snapshots/*"]
+  }
+
+  statement {
+    sid       = "WriteModel"
+    actions   = ["s3:AbortMultipartUpload", "s3:PutObject"]
+    resources = ["${local.bucket_arn}/models/raw/*"]
+  }
+
+  statement {
+    sid       = "ListOwnPrefixes"
+    actions   = ["s3:ListBucket"]
+    resources = [local.bucket_arn]
+
+    condition {
+      test     = "StringLike"
+      variable = "s3:prefix"
+      values   = ["code/*", "data/snapshots/*", "models/raw/*"]
+    }
+  }
+
+  statement {
+    sid     = "WriteLog"
+    actions = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"]
+    resources = [
+      "${local.logs_prefix}:/aws/sagemaker/TrainingJobs",
+      "${local.logs_prefix}:/aws/sagemaker/TrainingJobs:*",
+    ]
+  }
+
+  dynamic "statement" {
+    for_each = local.base_model_in_s3 ? [true] : []
+
+    content {
+      sid       = "ReadBaseModel"
+      actions   = ["s3:GetObject"]
+      resources = ["arn:${var.partition}:s3:::${local.base_model_bucket}/${local.base_model_prefix}*"]
+    }
+  }
+
+  dynamic "statement" {
+    for_each = local.base_model_in_s3 ? [true] : []
+
+    content {
+      sid       = "ListBaseModel"
+      actions   = ["s3:ListBucket"]
+      resources = ["arn:${var.partition}:s3:::${local.base_model_bucket}"]
+
+      condition {
+        test     = "StringLike"
+        variable = "s3:prefix"
+        values   = ["${local.base_model_prefix}*"]
+      }
+    }
+  }
+
+  dynamic "statement" {
+    for_each = var.hub_token_secret_arn != null ? [true] : []
+
+    content {
+      sid       = "ReadHubToken"
+      actions   = ["secretsmanager:GetSecretValue"]
+      resources = [var.hub_token_secret_arn]
+    }
+  }
+}
+
+resource "aws_iam_role" "model" {
+  name               = var.model_role_name
+  description        = "SageMaker models and endpoints of ${var.bucket_name}"
+  assume_role_policy = data.aws_iam_policy_document.assume_sagemaker.json
+}
+
+resource "aws_iam_role_policy" "model" {
+  name   = "model"
+  role   = aws_iam_role.model.id
+  policy = data.aws_iam_policy_document.model.json
+}
+
+data "aws_iam_policy_document" "model" {
+  source_policy_documents = [data.aws_iam_policy_document.image["model"].json]
+
+  statement {
+    sid       = "ReadModel"
+    actions   = ["s3:GetObject"]
+    resources = ["${local.bucket_arn}/models/approved/*"]
+  }
+
+  statement {
+    sid     = "WriteLog"
+    actions = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"]
+    resources = [
+      "${local.logs_prefix}:/aws/sagemaker/Endpoints/${var.endpoint_name}",
+      "${local.logs_prefix}:/aws/sagemaker/Endpoints/${var.endpoint_name}:*",
+      "${local.logs_prefix}:/aws/sagemaker/Endpoints/${var.endpoint_name}-*",
+    ]
+  }
+}

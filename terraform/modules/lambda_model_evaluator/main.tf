@@ -1,0 +1,70 @@
+# The function gets only the directions that are set.
+locals {
+  thresholds = {
+    for metric, check in var.thresholds :
+    metric => { for direction, value in check : direction => value if value != null }
+  }
+  model_thresholds = {
+    for model, checks in var.model_thresholds : model => {
+      for metric, check in checks :
+      metric => { for direction, value in check : direction => value if value != null }
+    }
+  }
+}
+
+resource "aws_cloudwatch_log_group" "this" {
+  name              = "/aws/lambda/${var.name}"
+  retention_in_days = var.log_retention_days
+}
+
+resource "aws_lambda_function" "this" {
+  function_name    = var.name
+  description      = "Judges trained models and approves them"
+  role             = var.role_arn
+  filename         = var.package
+  source_code_hash = fileexists(var.package) ? filebase64sha256(var.package) : null
+  handler          = "handler.lambda_handler"
+  runtime          = "python3.13"
+  # The code is plain Python: it runs anywhere, and arm64 costs less.
+  architectures = ["arm64"]
+  memory_size   = 1024
+  timeout       = var.timeout_seconds
+
+  environment {
+    variables = {
+      BUCKET           = var.bucket_name
+      MODEL_THRESHOLDS = jsonencode(local.model_thresholds)
+      PROJECT          = var.project
+      THRESHOLDS       = jsonencode(local.thresholds)
+      TOPIC_ARN        = var.topic_arn
+    }
+  }
+
+  # The level must be set: Lambda's Python runtime leaves the root logger at WARNING without it.
+  logging_config {
+    log_format            = "JSON"
+    application_log_level = var.log_level
+    system_log_level      = "INFO"
+    # By reference, so that the group is there first: Lambda would make one without a retention.
+    log_group = aws_cloudwatch_log_group.this.name
+  }
+
+  lifecycle {
+    precondition {
+      condition     = fileexists(var.package)
+      error_message = "${var.package} does not exist: run `make package` first."
+    }
+  }
+}
+
+resource "aws_lambda_function_event_invoke_config" "this" {
+  function_name                = aws_lambda_function.this.function_name
+  maximum_event_age_in_seconds = 21600
+  maximum_retry_attempts       = 2
+
+  destination_config {
+    on_failure {
+      destination = var.failure_queue_arn
+    }
+  }
+}

@@ -1,0 +1,198 @@
+locals {
+  topic_arn = "arn:${var.partition}:sns:${var.region}:${var.account_id}:${var.topic_name}"
+  queue_arn = "arn:${var.partition}:sqs:${var.region}:${var.account_id}:${var.queue_name}"
+  # Every alarm's name begins with what it watches.
+  alarm_arns = [
+    for watched in concat([for function in var.functions : function.name], [var.queue_name]) :
+    "arn:${var.partition}:cloudwatch:${var.region}:${var.account_id}:alarm:${watched}-*"
+  ]
+}
+
+# Not encrypted with alias/aws/sns: CloudWatch alarms cannot use that key, and its policy cannot be changed. The messages
+# hold names and numbers, never rows of data, and leave as plain email.
+resource "aws_sns_topic" "this" {
+  name         = var.topic_name
+  display_name = "ML training pipeline"
+}
+
+data "aws_iam_policy_document" "topic" {
+  statement {
+    sid     = "Owner"
+    actions = ["sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic", "sns:Publish", "sns:SetTopicAttributes", "sns:Subscribe"]
+    # By name, not from the resource, so that the policy can be read in the plan.
+    resources = [local.topic_arn]
+
+    principals {
+      type        = "AWS"
+      identifiers = ["arn:${var.partition}:iam::${var.account_id}:root"]
+    }
+  }
+
+  statement {
+    sid       = "Alarms"
+    actions   = ["sns:Publish"]
+    resources = [local.topic_arn]
+
+    principals {
+      type        = "Service"
+      identifiers = ["cloudwatch.amazonaws.com"]
+    }
+
+    condition {
+      test     = "ArnLike"
+      variable = "aws:SourceArn"
+      values   = local.alarm_arns
+    }
+
+    condition {
+      test     = "StringEquals"
+      variable = "aws:SourceAccount"
+      values   = [var.account_id]
+    }
+  }
+
+  statement {
+    sid       = "TlsOnly"
+    effect    = "Deny"
+    actions   = ["sns:Publish"]
+    resources = [local.topic_arn]
+
+    principals {
+      type        = "*"
+      identifiers = ["*"]
+    }
+
+    condition {
+      test     = "Bool"
+      variable = "aws:SecureTransport"
+      values   = ["false"]
+    }
+  }
+}
+
+resource "aws_sns_topic_policy" "this" {
+  arn    = aws_sns_topic.this.arn
+  policy = data.aws_iam_policy_document.topic.json
+}
+
+resource "aws_sns_topic_subscription" "email" {
+  for_each = toset(var.notification_emails)
+
+  topic_arn = aws_sns_topic.this.arn
+  protocol  = "email"
+  endpoint  = each.value
+}
+
+data "aws_iam_policy_document" "queue" {
+  # EventBridge brings what it could not deliver. The functions bring what they could not process, by their own roles.
+  statement {
+    sid       = "Rules"
+    actions   = ["sqs:SendMessage"]
+    resources = [local.queue_arn]
+
+    principals {
+      type        = "Service"
+      identifiers = ["events.amazonaws.com"]
+    }
+
+    condition {
+      test     = "ArnEquals"
+      variable = "aws:SourceArn"
+      values   = [for name in var.rule_names : "arn:${var.partition}:events:${var.region}:${var.account_id}:rule/${name}"]
+    }
+  }
+
+  statement {
+    sid       = "TlsOnly"
+    effect    = "Deny"
+    actions   = ["sqs:*"]
+    resources = [local.queue_arn]
+
+    principals {
+      type        = "*"
+      identifiers = ["*"]
+    }
+
+    condition {
+      test     = "Bool"
+      variable = "aws:SecureTransport"
+      values   = ["false"]
+    }
+  }
+}
+
+# SSE-SQS, not alias/aws/sqs: EventBridge cannot use that key. The policy stands in the queue, not in a resource of its own,
+# since the provider waits about half a minute for each.
+resource "aws_sqs_queue" "failures" {
+  name                       = var.queue_name
+  message_retention_seconds  = 1209600 # 14 days, the most that SQS keeps
+  policy                     = data.aws_iam_policy_document.queue.json
+  sqs_managed_sse_enabled    = true
+  visibility_timeout_seconds = 60
+}
+
+resource "aws_cloudwatch_metric_alarm" "failures" {
+  alarm_name          = "${var.queue_name}-not-empty"
+  alarm_description   = "An event could not be processed and waits in ${var.queue_name} (14 days). Read its reason and the function's log, mend the cause, then send it again."
+  namespace           = "AWS/SQS"
+  metric_name         = "ApproximateNumberOfMessagesVisible"
+  dimensions          = { QueueName = aws_sqs_queue.failures.name }
+  statistic           = "Maximum"
+  period              = 300
+  evaluation_periods  = 1
+  threshold           = 0
+  comparison_operator = "GreaterThanThreshold"
+  treat_missing_data  = "notBreaching"
+  alarm_actions       = [aws_sns_topic.this.arn]
+}
+
+resource "aws_cloudwatch_metric_alarm" "errors" {
+  for_each = var.functions
+
+  alarm_name          = "${each.value.name}-errors"
+  alarm_description   = "${each.value.name} failed. Lambda tries twice more; if that fails too, the event goes to ${var.queue_name}. Read the log group /aws/lambda/${each.value.name}."
+  namespace           = "AWS/Lambda"
+  metric_name         = "Errors"
+  dimensions          = { FunctionName = each.value.name }
+  statistic           = "Sum"
+  period              = 300
+  evaluation_periods  = 1
+  threshold           = 0
+  comparison_operator = "GreaterThanThreshold"
+  treat_missing_data  = "notBreaching"
+  alarm_actions       = [aws_sns_topic.this.arn]
+}
+
+resource "aws_cloudwatch_metric_alarm" "throttles" {
+  for_each = var.functions
+
+  alarm_name          = "${each.value.name}-throttles"
+  alarm_description   = "Lambda held ${each.value.name} back. It keeps trying for 6 hours. If this lasts, ask for a higher quota of concurrent executions in Service Quotas."
+  namespace           = "AWS/Lambda"
+  metric_name         = "Throttles"
+  dimensions          = { FunctionName = each.value.name }
+  statistic           = "Sum"
+  period              = 300
+  evaluation_periods  = 1
+  threshold           = 0
+  comparison_operator = "GreaterThanThreshold"
+  treat_missing_data  = "notBreaching"
+  alarm_actions       = [aws_sns_topic.this.arn]
+}
+
+resource "aws_cloudwatch_metric_alarm" "duration" {
+  for_each = var.functions
+
+  alarm_name          = "${each.value.name}-duration"
+  alarm_description   = "${each.value.name} needed more than 80 % of its ${each.value.timeout_seconds} seconds. Find the slow call in the log group /aws/lambda/${each.value.name} before it times out."
+  namespace           = "AWS/Lambda"
+  metric_name         = "Duration"
+  dimensions          = { FunctionName = each.value.name }
+  statistic           = "Maximum"
+  period              = 300
+  evaluation_periods  = 1
+  threshold           = each.value.timeout_seconds * 1000 * 0.8 # milliseconds
+  comparison_operator = "GreaterThanThreshold"
+  treat_missing_data  = "notBreaching"
+  alarm_actions       = [aws_sns_topic.this.arn]
+}

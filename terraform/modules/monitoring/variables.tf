@@ -1,0 +1,42 @@
+variable "account_id" {
+  type        = string
+  description = "AWS account, for ARNs."
+}
+
+variable "functions" {
+  type = map(object({
+    name            = string
+    timeout_seconds = number
+  }))
+  description = "The functions to watch."
+}
+
+variable "notification_emails" {
+  type        = list(string)
+  description = "Addresses that get every notification."
+}
+
+variable "partition" {
+  type        = string
+  description = "AWS partition, for ARNs."
+}
+
+variable "queue_name" {
+  type        = string
+  description = "Name of the queue of events that could not be processed."
+}
+
+variable "region" {
+  type        = string
+  description = "AWS region, for ARNs."
+}
+
+variable "rule_names" {
+  type        = list(string)
+  description = "EventBridge rules that may send to the queue."
+}
+
+variable "topic_name" {
+  type        = string
+  description = "Name of the notification topic."
+}

@@ -1,0 +1,447 @@
+variable "base_model" {
+  type        = string
+  description = "The model that training starts from: a HuggingFace Hub id, an absolute path inside the training image, or s3://bucket/prefix in the same region."
+  default     = "distilbert-base-uncased"
+
+  validation {
+    condition = length(var.base_model) <= 512 && anytrue([
+      can(regex("^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", var.base_model)),
+      can(regex("^/[A-Za-z0-9._/-]+$", var.base_model)),
+      can(regex("^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[A-Za-z0-9._/=-]+$", var.base_model)),
+    ])
+    error_message = "base_model must be a Hub id (distilbert-base-uncased, org/name), an absolute path or s3://bucket/prefix, of at most 512 characters."
+  }
+}
+
+variable "base_model_revision" {
+  type        = string
+  description = "Branch, tag or commit of the Hub model. A commit makes training repeatable; null takes the newest. Only for Hub ids."
+  default     = null
+
+  validation {
+    condition     = var.base_model_revision == null || can(regex("^[A-Za-z0-9._/-]{1,128}$", var.base_model_revision))
+    error_message = "base_model_revision must be a branch, tag or commit of letters, digits, dots, dashes, underscores and slashes."
+  }
+
+  validation {
+    condition     = var.base_model_revision == null || !can(regex("^(/|s3://)", var.base_model))
+    error_message = "base_model_revision is for Hub ids: leave it unset when base_model is a path or an S3 prefix."
+  }
+}
+
+variable "bucket_name" {
+  type        = string
+  description = "The stack's S3 bucket, and the suffix of every other name. Unset: atml-models-<account id>-<region>."
+  default     = null
+
+  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
+  validation {
+    condition = var.bucket_name == null || alltrue([
+      can(regex("^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", var.bucket_name)),
+      !can(regex("\\.\\.", var.bucket_name)),
+      !can(regex("^([0-9]+\\.){3}[0-9]+$", var.bucket_name)),
+      !can(regex("^(xn--|sthree-|amzn-s3-demo-)", var.bucket_name)),
+      !can(regex("(-s3alias|--ol-s3|\\.mrap|--x-s3|--table-s3)$", var.bucket_name)),
+    ])
+    error_message = "bucket_name must follow S3's rules: 3 to 63 lower-case letters, digits, dots and dashes, beginning and ending with a letter or digit, no '..', no IP address, none of S3's reserved prefixes and suffixes."
+  }
+}
+
+variable "create_bucket" {
+  type        = bool
+  description = "false uses an existing bucket and manages none of its settings: it must be in the same region, versioned, and send its events to EventBridge."
+  default     = true
+
+  validation {
+    condition     = var.create_bucket || var.bucket_name != null
+    error_message = "create_bucket = false needs bucket_name: the name of the existing bucket."
+  }
+}
+
+variable "endpoint_instance_count" {
+  type        = number
+  description = "Instances behind each endpoint, when endpoint_type is instance."
+  default     = 1
+
+  validation {
+    condition     = floor(var.endpoint_instance_count) == var.endpoint_instance_count && var.endpoint_instance_count >= 1 && var.endpoint_instance_count <= 100
+    error_message = "endpoint_instance_count must be a whole number from 1 to 100."
+  }
+}
+
+variable "endpoint_instance_type" {
+  type        = string
+  description = "Instance type of the endpoints, when endpoint_type is instance. The serving image (CPU or GPU) follows it."
+  default     = "ml.m5.large"
+
+  validation {
+    condition     = can(regex("^ml\\.[a-z0-9-]+\\.[a-z0-9]+$", var.endpoint_instance_type))
+    error_message = "endpoint_instance_type must be a SageMaker instance type such as ml.m5.large."
+  }
+
+  validation {
+    condition     = var.inference_image != null || !can(regex("^ml\\.(trn|inf|[a-z]+[0-9]+gd?n?\\.)", var.endpoint_instance_type))
+    error_message = "The HuggingFace serving images run on x86 CPUs and NVIDIA GPUs: a Trainium, Inferentia or Graviton endpoint_instance_type needs an inference_image of its own."
+  }
+}
+
+variable "endpoint_name" {
+  type        = string
+  description = "Endpoint of the model 'default'; the others get <endpoint_name>-<model>."
+  default     = "mlops-endpoint"
+
+  # SageMaker allows 63 characters: 30 + "-" + 32 of the model's name. It lower-cases names in ARNs, which IAM compares
+  # exactly, so capitals would be denied.
+  validation {
+    condition     = can(regex("^[a-z0-9](-*[a-z0-9])*$", var.endpoint_name)) && length(var.endpoint_name) <= 30
+    error_message = "endpoint_name must be at most 30 lower-case letters, digits and dashes, beginning and ending with a letter or digit."
+  }
+}
+
+variable "endpoint_type" {
+  type        = string
+  description = "serverless (billed per request) or instance (billed by the hour). An existing instance endpoint cannot become serverless in place: delete it first."
+  default     = "serverless"
+
+  validation {
+    condition     = contains(["serverless", "instance"], var.endpoint_type)
+    error_message = "endpoint_type must be serverless or instance."
+  }
+}
+
+variable "force_destroy" {
+  type        = bool
+  description = "true lets terraform destroy delete the bucket with everything in it: data, models, records."
+  default     = false
+}
+
+variable "hub_token_secret_arn" {
+  type        = string
+  description = "Secrets Manager secret whose text is a HuggingFace token, for private or gated base models. null: none."
+  default     = null
+
+  validation {
+    condition     = var.hub_token_secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@!-]+$", var.hub_token_secret_arn))
+    error_message = "hub_token_secret_arn must be the ARN of a Secrets Manager secret (the secret's ARN, never the token itself)."
+  }
+
+  validation {
+    condition     = var.hub_token_secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:${var.region}:", var.hub_token_secret_arn))
+    error_message = "hub_token_secret_arn must be in the stack's region: the training job asks Secrets Manager there."
+  }
+}
+
+variable "hyperparameters" {
+  type        = map(string)
+  description = "Changes to the training program's defaults: batch_size 16, epochs 3, holdout_fraction 0.2, learning_rate 5e-5, max_length 128, seed 42."
+  default     = {}
+
+  # SageMaker's training toolkit hands them to the program through a shell, unquoted.
+  validation {
+    condition     = alltrue([for key, value in var.hyperparameters : can(regex("^[A-Za-z0-9_.,:/+=@-]{1,256}$", value))])
+    error_message = "hyperparameters: values are 1 to 256 letters, digits and _ . , : / + = @ - (they pass through a shell inside the training container)."
+  }
+
+  validation {
+    condition     = alltrue([for key in keys(var.hyperparameters) : can(regex("^[a-z][a-z0-9_]{1,63}$", key)) && !startswith(key, "sagemaker_")])
+    error_message = "hyperparameters: names are 2 to 64 lower-case letters, digits and underscores and do not begin with sagemaker_, which the platform uses."
+  }
+
+  validation {
+    condition     = length(var.hyperparameters) <= 50
+    error_message = "hyperparameters: at most 50."
+  }
+}
+
+variable "inference_image" {
+  type        = string
+  description = "Own serving image in ECR, in the same region. null: HuggingFace's for CPU or GPU, by endpoint_instance_type."
+  default     = null
+
+  validation {
+    condition     = var.inference_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${var.region}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.inference_image))
+    error_message = "inference_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker pulls from its own region only."
+  }
+}
+
+variable "label_column" {
+  type        = string
+  description = "CSV column that holds the label."
+  default     = "label"
+
+  validation {
+    condition     = can(regex("^[^[:cntrl:]]{1,256}$", var.label_column)) && trimspace(var.label_column) == var.label_column
+    error_message = "label_column must be 1 to 256 characters without line breaks or surrounding spaces."
+  }
+}
+
+variable "log_level" {
+  type        = string
+  description = "Level of the functions' own log records."
+  default     = "INFO"
+
+  validation {
+    condition     = contains(["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"], var.log_level)
+    error_message = "log_level must be one of TRACE, DEBUG, INFO, WARN, ERROR, FATAL."
+  }
+}
+
+variable "log_retention_days" {
+  type        = number
+  description = "Days for which the functions' logs are kept."
+  default     = 30
+
+  # The values that CloudWatch Logs accepts.
+  validation {
+    condition = contains(
+      [1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653],
+      var.log_retention_days
+    )
+    error_message = "log_retention_days must be one of 1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653."
+  }
+}
+
+variable "model_thresholds" {
+  type = map(map(object({
+    max = optional(number)
+    min = optional(number)
+  })))
+  description = "Thresholds of single models, by model name. A model named here is judged by its own set instead of thresholds."
+  default     = {}
+
+  validation {
+    condition     = alltrue([for model in keys(var.model_thresholds) : can(regex("^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$", model))])
+    error_message = "model_thresholds: model names are 1 to 32 of a-z, 0-9 and dashes, beginning and ending with a letter or digit."
+  }
+
+  validation {
+    condition     = alltrue([for checks in values(var.model_thresholds) : length(checks) > 0])
+    error_message = "model_thresholds: every model needs at least one threshold; without one, anything would pass."
+  }
+
+  validation {
+    condition = alltrue(flatten([for checks in values(var.model_thresholds) : [
+      for metric, check in checks : can(regex("^[A-Za-z][A-Za-z0-9_]{0,63}$", metric)) && anytrue([check.min != null, check.max != null])
+    ]]))
+    error_message = "model_thresholds: every metric is a name of letters, digits and underscores with min, max or both."
+  }
+
+  validation {
+    condition = alltrue(flatten([for checks in values(var.model_thresholds) : [
+      for check in values(checks) : check.min == null || check.max == null ? true : check.min <= check.max
+    ]]))
+    error_message = "model_thresholds: a min above its max can never pass."
+  }
+
+  # A function's environment ends at 4096 bytes: https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
+  validation {
+    condition     = length(jsonencode(var.thresholds)) + length(jsonencode(var.model_thresholds)) <= 3072
+    error_message = "thresholds and model_thresholds are too long together: they must fit a function's environment (3072 characters as JSON)."
+  }
+}
+
+variable "noncurrent_version_retention_days" {
+  type        = number
+  description = "Days for which overwritten and deleted versions of objects are kept."
+  default     = 30
+
+  validation {
+    condition     = floor(var.noncurrent_version_retention_days) == var.noncurrent_version_retention_days && var.noncurrent_version_retention_days >= 1
+    error_message = "noncurrent_version_retention_days must be a whole number of at least 1."
+  }
+}
+
+variable "notification_emails" {
+  type        = list(string)
+  description = "Addresses that get an email at every step. Each one must confirm the message that AWS sends first."
+  default     = []
+
+  validation {
+    condition     = alltrue([for address in var.notification_emails : can(regex("^[^@[:space:]]+@[^@[:space:]]+\\.[^@[:space:]]+$", address))])
+    error_message = "notification_emails must be email addresses such as ml-team@example.com."
+  }
+}
+
+variable "package_dir" {
+  type        = string
+  description = "Folder with the packages that `make package` builds. null: build/ beside this folder."
+  default     = null
+}
+
+variable "project" {
+  type        = string
+  description = "Value of the tag Project, on everything that Terraform and the functions create."
+  default     = "atml"
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_.:/=+@-]{1,128}$", var.project)) && !startswith(lower(var.project), "aws:")
+    error_message = "project must be 1 to 128 letters, digits and _ . : / = + @ - and not begin with aws:."
+  }
+}
+
+variable "raw_model_retention_days" {
+  type        = number
+  description = "Days for which what training jobs wrote (models/raw/) is kept. Approved models are copies and stay."
+  default     = 30
+
+  validation {
+    condition     = floor(var.raw_model_retention_days) == var.raw_model_retention_days && var.raw_model_retention_days >= 7
+    error_message = "raw_model_retention_days must be a whole number of at least 7: an artifact must outlive its evaluation."
+  }
+}
+
+variable "region" {
+  type        = string
+  description = "AWS region of the stack."
+  default     = "us-east-1"
+
+  validation {
+    condition     = can(regex("^[a-z]{2,3}(-[a-z]+)+-[0-9]$", var.region))
+    error_message = "region must be an AWS region such as us-east-1."
+  }
+}
+
+variable "serverless_max_concurrency" {
+  type        = number
+  description = "Requests that a serverless endpoint answers at the same time."
+  default     = 5
+
+  validation {
+    condition     = floor(var.serverless_max_concurrency) == var.serverless_max_concurrency && var.serverless_max_concurrency >= 1 && var.serverless_max_concurrency <= 200
+    error_message = "serverless_max_concurrency must be a whole number from 1 to 200."
+  }
+}
+
+variable "serverless_memory_mb" {
+  type        = number
+  description = "Memory of a serverless endpoint, in MB. AWS refuses more than 3072 to new accounts."
+  default     = 3072
+
+  validation {
+    condition     = contains([1024, 2048, 3072, 4096, 5120, 6144], var.serverless_memory_mb)
+    error_message = "serverless_memory_mb must be one of 1024, 2048, 3072, 4096, 5120, 6144."
+  }
+}
+
+variable "snapshot_retention_days" {
+  type        = number
+  description = "Days for which the exact data of every training job (data/snapshots/) is kept."
+  default     = 365
+
+  validation {
+    condition     = floor(var.snapshot_retention_days) == var.snapshot_retention_days && var.snapshot_retention_days >= 30
+    error_message = "snapshot_retention_days must be a whole number of at least 30: SageMaker may run a job for 28 days."
+  }
+}
+
+variable "tags" {
+  type        = map(string)
+  description = "More tags for everything that Terraform creates."
+  default     = {}
+
+  validation {
+    condition     = alltrue([for key in keys(var.tags) : !startswith(lower(key), "aws:") && length(key) <= 128]) && alltrue([for value in values(var.tags) : length(value) <= 256])
+    error_message = "tags: keys have at most 128 characters and do not begin with aws:, values at most 256."
+  }
+
+  validation {
+    condition     = length(var.tags) <= 40
+    error_message = "tags: at most 40, since AWS ends at 50 with those that the stack sets."
+  }
+}
+
+variable "text_column" {
+  type        = string
+  description = "CSV column that holds the text."
+  default     = "text"
+
+  validation {
+    condition     = can(regex("^[^[:cntrl:]]{1,256}$", var.text_column)) && trimspace(var.text_column) == var.text_column
+    error_message = "text_column must be 1 to 256 characters without line breaks or surrounding spaces."
+  }
+
+  validation {
+    condition     = var.text_column != var.label_column
+    error_message = "text_column and label_column must be two different columns."
+  }
+}
+
+variable "thresholds" {
+  type = map(object({
+    max = optional(number)
+    min = optional(number)
+  }))
+  description = "What a model must reach on its hold-out to be approved: metrics of metrics.json, each with min, max or both."
+  default = {
+    accuracy = { min = 0.8 }
+    macro_f1 = { min = 0.7 }
+  }
+
+  validation {
+    condition     = length(var.thresholds) > 0
+    error_message = "thresholds needs at least one metric; without one, anything would pass."
+  }
+
+  validation {
+    condition = alltrue([
+      for metric, check in var.thresholds : can(regex("^[A-Za-z][A-Za-z0-9_]{0,63}$", metric)) && anytrue([check.min != null, check.max != null])
+    ])
+    error_message = "thresholds: every metric is a name of letters, digits and underscores with min, max or both."
+  }
+
+  validation {
+    condition = alltrue([
+      for check in values(var.thresholds) : check.min == null || check.max == null ? true : check.min <= check.max
+    ])
+    error_message = "thresholds: a min above its max can never pass."
+  }
+}
+
+variable "training_image" {
+  type        = string
+  description = "Own training image in ECR, in the same region. null: AWS's for CPU or GPU, by training_instance_type."
+  default     = null
+
+  validation {
+    condition     = var.training_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${var.region}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.training_image))
+    error_message = "training_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker pulls from its own region only."
+  }
+}
+
+variable "training_instance_type" {
+  type        = string
+  description = "Instance type of the training jobs. The training image (CPU or GPU) follows it. New accounts have a GPU quota of 0."
+  default     = "ml.m5.xlarge"
+
+  validation {
+    condition     = can(regex("^ml\\.[a-z0-9-]+\\.[a-z0-9]+$", var.training_instance_type))
+    error_message = "training_instance_type must be a SageMaker instance type such as ml.m5.xlarge."
+  }
+
+  validation {
+    condition     = var.training_image != null || !can(regex("^ml\\.(trn|inf|[a-z]+[0-9]+gd?n?\\.)", var.training_instance_type))
+    error_message = "The training images run on x86 CPUs and NVIDIA GPUs: a Trainium, Inferentia or Graviton training_instance_type needs a training_image of its own."
+  }
+}
+
+variable "training_max_runtime_seconds" {
+  type        = number
+  description = "SageMaker stops a training job after this time, which bounds what one job can cost."
+  default     = 7200
+
+  validation {
+    condition     = floor(var.training_max_runtime_seconds) == var.training_max_runtime_seconds && var.training_max_runtime_seconds >= 60 && var.training_max_runtime_seconds <= 2419200
+    error_message = "training_max_runtime_seconds must be a whole number from 60 to 2419200 (28 days)."
+  }
+}
+
+variable "training_volume_gb" {
+  type        = number
+  description = "Disk of a training instance, in GB. Instance types with disks of their own refuse more than they have."
+  default     = 30
+
+  validation {
+    condition     = floor(var.training_volume_gb) == var.training_volume_gb && var.training_volume_gb >= 1 && var.training_volume_gb <= 16384
+    error_message = "training_volume_gb must be a whole number from 1 to 16384."
+  }
+}

@@ -1,0 +1,269 @@
+"""The whole pipeline on the local AWS: what a user would see on AWS, with a tiny model."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+import threading
+from datetime import UTC, datetime
+from urllib.request import Request, urlopen
+
+import pipeline as commands
+import pytest
+from conftest import Pipeline, Rows, make_rows, to_csv
+
+FIRST = ("ham", "spam")
+SECOND = ("good", "bad")
+
+
+def shuffled(rows: Rows, seed: int) -> Rows:
+    labels = [label for _, label in rows]
+    random.Random(seed).shuffle(labels)
+    return [(text, label) for (text, _), label in zip(rows, labels, strict=True)]
+
+
+def test_upload_becomes_a_served_model_with_four_emails_in_order(pipeline: Pipeline) -> None:
+    rows = make_rows(FIRST, 120, seed=1)
+    pipeline.train_and_deploy("default", rows)
+    assert pipeline.subjects_of("default") == [
+        "Training started",
+        "Model approved",
+        "Deployment started",
+        "Deployment successful",
+    ]
+    unseen = make_rows(FIRST, 8, seed=99)
+    answers = [commands.predict(pipeline.target, "default", text) for text, _ in unseen]
+    assert [answer["label"] for answer in answers] == [label for _, label in unseen]
+    assert all(0.5 < answer["score"] <= 1 for answer in answers)
+
+
+def test_emails_name_the_data_the_job_and_the_next_step(pipeline: Pipeline, model: str) -> None:
+    pipeline.train_and_deploy(model, make_rows(FIRST, 120, seed=2), name="letters.csv")
+    for email in pipeline.emails_of(model):
+        assert "What next: " in email["text"]
+        assert "training-job-" in email["text"]
+    for email in pipeline.emails_of(model)[:2]:
+        assert f"s3://{pipeline.target.bucket}/data/train/{model}/letters.csv" in email["text"]
+
+
+def test_second_upload_updates_the_endpoint_without_an_outage(pipeline: Pipeline, model: str) -> None:
+    pipeline.train_and_deploy(model, make_rows(FIRST, 120, seed=3))
+    before = pipeline.endpoint(model)
+    answers: list[str] = []
+    failures: list[str] = []
+    stop = threading.Event()
+
+    def ask_all_the_time() -> None:
+        text = make_rows(FIRST, 1, seed=4)[0][0]
+        while not stop.wait(0.2):
+            try:
+                answers.append(commands.predict(pipeline.target, model, text)["label"])
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is an outage)
+                failures.append(repr(error))
+
+    asking = threading.Thread(target=ask_all_the_time)
+    asking.start()
+    try:
+        pipeline.train_and_deploy(model, make_rows(SECOND, 120, seed=5), name="second.csv")
+        pipeline.wait_for("an answer by the second model", lambda: answers and answers[-1] in SECOND)
+    finally:
+        stop.set()
+        asking.join()
+    assert failures == []
+    assert set(answers[:3]) <= set(FIRST)
+    after = pipeline.endpoint(model)
+    assert after["CreationTime"] == before["CreationTime"]
+    assert after["EndpointConfigName"] != before["EndpointConfigName"]
+
+
+def test_labels_at_random_are_rejected_and_the_endpoint_keeps_its_model(pipeline: Pipeline, model: str) -> None:
+    rows = make_rows(FIRST, 120, seed=6)
+    pipeline.train_and_deploy(model, rows)
+    served = pipeline.endpoint(model)["EndpointConfigName"]
+    approved = pipeline.keys(f"models/approved/{model}/")
+    pipeline.upload(f"data/train/{model}/shuffled.csv", to_csv(shuffled(rows, seed=7)))
+    email = pipeline.wait_for_email(model, "Model rejected")
+    assert "accuracy is " in email["text"]
+    assert "macro_f1 is " in email["text"]
+    assert pipeline.keys(f"models/approved/{model}/") == approved
+    assert pipeline.endpoint(model)["EndpointConfigName"] == served
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "reason"),
+    [
+        ("empty.csv", b"", "empty (0 bytes)"),
+        ("nolabel.csv", b"text,class\nhello,1\n", 'no column "label"'),
+        ("rubbish.csv", bytes(random.Random(8).randbytes(4000)), "NUL byte"),
+        ("header.csv", b"text,label\n", "no rows"),
+        ("utf16.csv", "text,label\nhello,1\n".encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_bad_upload_gives_one_email_and_no_job(pipeline: Pipeline, name: str, body: bytes, reason: str) -> None:
+    model = f"bad-{name.removesuffix('.csv')}"
+    key = f"data/train/{model}/{name}"
+    pipeline.upload(key, body)
+    email = pipeline.wait_for_email(model, "Training data rejected")
+    assert reason in email["text"]
+    assert pipeline.source_of(key) is None
+    assert pipeline.subjects_of(model) == ["Training data rejected"]
+
+
+def test_folder_placeholder_is_silent(pipeline: Pipeline, model: str) -> None:
+    pipeline.upload(f"data/train/{model}/", b"")
+    # The upload after it has its email, so the placeholder's event has been handled, too.
+    pipeline.upload(f"data/train/{model}/empty.csv", b"")
+    pipeline.wait_for_email(model, "Training data rejected")
+    assert pipeline.subjects_of(model) == ["Training data rejected"]
+
+
+def test_one_class_fails_with_the_programs_own_reason(pipeline: Pipeline, model: str) -> None:
+    rows = [(text, "ham") for text, _ in make_rows(FIRST, 60, seed=9)]
+    pipeline.upload(f"data/train/{model}/one.csv", to_csv(rows))
+    email = pipeline.wait_for_email(model, "Training failed")
+    assert "ham" in email["text"]
+    assert "two" in email["text"]
+
+
+def test_odd_keys_work_like_any_other(pipeline: Pipeline) -> None:
+    names = [
+        "a b.csv",
+        "a+b.csv",
+        "50%25.csv",
+        "é ü ñ.csv",
+        f"{'long' * 300}"[: 900 - len("data/train/odd-x/.csv")] + ".csv",
+    ]
+    for index, name in enumerate(names):
+        body = to_csv(make_rows(FIRST, 120, seed=10 + index))
+        key = f"data/train/odd-{index}/{name}"
+        pipeline.upload(key, body)
+        pipeline.wait_for_email(f"odd-{index}", "Deployment successful")
+        source = pipeline.source_of(key)
+        assert source is not None
+        snapshot = pipeline.s3.get_object(Bucket=pipeline.target.bucket, Key=f"data/snapshots/{source['job']}/data.csv")
+        assert snapshot["Body"].read() == body
+
+
+def test_model_whose_server_does_not_come_up_is_rolled_back_and_not_tried_again(pipeline: Pipeline, model: str) -> None:
+    pipeline.train_and_deploy(model, make_rows(FIRST, 120, seed=20))
+    served = pipeline.endpoint(model)["EndpointConfigName"]
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        body = b"def model_fn(folder):\n    raise RuntimeError('these weights are broken')\n"
+        member = tarfile.TarInfo("code/inference.py")
+        member.size = len(body)
+        tar.addfile(member, io.BytesIO(body))
+    job = "training-job-29990101-000000-0badc0de"
+    pipeline.upload(f"models/approved/{model}/{job}/model.tar.gz", archive.getvalue())
+    pipeline.wait_for_email(model, "Deployment rolled back")
+    assert pipeline.endpoint(model)["EndpointConfigName"] == served
+    assert commands.predict(pipeline.target, model, "hello")["label"] in FIRST
+    subjects = pipeline.subjects_of(model)
+    # Another event for the same endpoint: the broken model is the newest one still, and stays untried.
+    pipeline.upload(f"models/approved/{model}/{job}/model.tar.gz", archive.getvalue())
+    records = pipeline.keys(f"models/deployments/{job}-")
+    assert [pipeline.json_at(key)["state"] for key in records] == ["rolled back"]
+    assert pipeline.subjects_of(model) == subjects
+    assert "Deployment successful" not in subjects[subjects.index("Deployment rolled back") :]
+
+
+def test_function_that_raises_is_tried_three_times_and_its_event_kept(pipeline: Pipeline) -> None:
+    before = len(pipeline.failed_events())
+    event = {
+        "version": "0",
+        "id": "11111111-2222-3333-4444-555555555555",
+        "source": "aws.s3",
+        "detail-type": "Object Created",
+        "account": "123456789012",
+        "time": "2026-01-01T00:00:00Z",
+        "region": "us-east-1",
+        "resources": [],
+        "detail": {
+            "bucket": {"name": pipeline.target.bucket},
+            "object": {"key": "data/train/x.csv", "version-id": 5},
+        },
+    }
+    url = f"{pipeline.target.environment['AWS_ENDPOINT_URL']}/_local/events"
+    with urlopen(Request(url, json.dumps(event).encode(), {"Content-Type": "application/json"}), timeout=10) as answer:
+        assert answer.status == 200
+    failed = pipeline.wait_for("the failed event", lambda: pipeline.failed_events()[before:])
+    assert failed[0]["requestPayload"]["id"] == event["id"]
+    assert failed[0]["requestContext"]["approximateInvokeCount"] == 3
+    assert "version-id must be text" in failed[0]["responsePayload"]["errorMessage"]
+
+
+def test_other_peoples_jobs_and_endpoints_have_no_effect(pipeline: Pipeline, model: str) -> None:
+    """A foreign training job of our naming, and a foreign endpoint, in the same account."""
+    start = datetime.now(UTC)
+    bucket = "somebody-else"
+    pipeline.s3.create_bucket(Bucket=bucket)
+    pipeline.s3.put_object(Bucket=bucket, Key="data.csv", Body=b"x")
+    code = io.BytesIO()
+    with tarfile.open(fileobj=code, mode="w:gz") as tar:
+        body = b"import os, pathlib\npathlib.Path(os.environ['SM_MODEL_DIR'], 'weights').write_text('x')\n"
+        member = tarfile.TarInfo("main.py")
+        member.size = len(body)
+        tar.addfile(member, io.BytesIO(body))
+        inference = b"def model_fn(folder):\n    return None\n\ndef predict_fn(data, model):\n    return [{}]\n"
+        member = tarfile.TarInfo("code/inference.py")
+        member.size = len(inference)
+        tar.addfile(member, io.BytesIO(inference))
+    pipeline.s3.put_object(Bucket=bucket, Key="code.tar.gz", Body=code.getvalue())
+    job, role = "training-job-20260101-000000-00000000", "arn:aws:iam::123456789012:role/somebody"
+    image = "763104351884.dkr.ecr.us-east-1.amazonaws.com/theirs:1"
+    before = list(pipeline.emails), pipeline.keys("models/decisions/"), pipeline.keys("models/deployments/")
+    where = {"S3DataType": "S3Prefix", "S3Uri": f"s3://{bucket}/data.csv"}
+    pipeline.sagemaker.create_training_job(
+        TrainingJobName=job,
+        RoleArn=role,
+        AlgorithmSpecification={"TrainingImage": image, "TrainingInputMode": "File"},
+        HyperParameters={
+            "sagemaker_program": "main.py",
+            "sagemaker_submit_directory": f"s3://{bucket}/code.tar.gz",
+        },
+        InputDataConfig=[{"ChannelName": "train", "DataSource": {"S3DataSource": where}}],
+        OutputDataConfig={"S3OutputPath": f"s3://{bucket}/out/"},
+        ResourceConfig={"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        StoppingCondition={"MaxRuntimeInSeconds": 600},
+    )
+    endpoint = pipeline.target.endpoint_of("theirs")
+    pipeline.sagemaker.create_model(
+        ModelName="theirs",
+        ExecutionRoleArn=role,
+        PrimaryContainer={"Image": image, "ModelDataUrl": f"s3://{bucket}/code.tar.gz"},
+    )
+    variant = {"VariantName": "one", "ModelName": "theirs"}
+    variant |= {"ServerlessConfig": {"MemorySizeInMB": 1024, "MaxConcurrency": 1}}
+    pipeline.sagemaker.create_endpoint_config(EndpointConfigName="theirs", ProductionVariants=[variant])
+    pipeline.sagemaker.create_endpoint(EndpointName=endpoint, EndpointConfigName="theirs")
+    pipeline.wait_for(
+        "their job to complete",
+        lambda: pipeline.sagemaker.describe_training_job(TrainingJobName=job)["TrainingJobStatus"] == "Completed",
+    )
+    pipeline.wait_for(
+        "their endpoint in service",
+        lambda: pipeline.sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointStatus"] == "InService",
+    )
+
+    def functions_saw_both() -> bool:
+        logs = [
+            line
+            for function in pipeline.target.functions.values()
+            for _, line in commands.log_events(pipeline.target, f"/aws/lambda/{function}", start)
+        ]
+        return any(job in line and "not ours" in line for line in logs) and any(
+            "nothing approved" in line and endpoint in line for line in logs
+        )
+
+    pipeline.wait_for("the functions to have looked at both", functions_saw_both)
+    after = pipeline.emails, pipeline.keys("models/decisions/"), pipeline.keys("models/deployments/")
+    assert list(after) == list(before)
+
+
+def test_status_shows_every_model_and_rejected_uploads(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.show_status(pipeline.target)
+    shown = capsys.readouterr().out
+    assert "model      default" in shown
+    assert "mlops-endpoint: InService" in shown

@@ -1,0 +1,121 @@
+"""The launcher as a process: where it listens, how it ends, and what it refuses to run with."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from launcher import AWS_PY, WAIT_SECONDS, LocalAws, eventually, local_aws
+
+SLEEPING = """
+import time
+def lambda_handler(event, context):
+    print("running")
+    time.sleep(600)
+"""
+
+
+def with_a_running_function(aws: LocalAws) -> None:
+    """One function idle, another in the middle of its handler."""
+    idle = aws.function("def lambda_handler(event, context):\n    return 1\n")
+    aws.client("lambda").invoke(FunctionName=idle)
+    busy = aws.function(SLEEPING, Timeout=900)
+    aws.client("lambda").invoke(FunctionName=busy, InvocationType="Event", Payload=b"{}")
+    # The launcher itself, and the two functions.
+    eventually(lambda: len(aws.runtimes()) == 3, "two functions")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_its_end_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
+    with local_aws(tmp_path) as aws:
+        with_a_running_function(aws)
+        aws.process.send_signal(number)
+        aws.process.wait(timeout=WAIT_SECONDS)
+        eventually(lambda: not aws.runtimes(), "end of the functions")
+    assert aws.process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+
+
+def test_it_listens_on_loopback_only_and_on_one_port(tmp_path: Path) -> None:
+    with local_aws(tmp_path) as aws:
+        listening = listening_addresses(aws.process.pid)
+        port = aws.url.rpartition(":")[2]
+        assert listening == {f"127.0.0.1:{port}"}
+
+
+def listening_addresses(pid: int) -> set[str]:
+    """The TCP addresses a process listens on, from Linux's tables."""
+    inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        found = re.fullmatch(r"socket:\[(\d+)\]", str(descriptor.readlink()))
+        if found:
+            inodes.add(found[1])
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                address, port = fields[1].split(":")
+                octets = [str(int(address[at : at + 2], 16)) for at in (6, 4, 2, 0)]
+                addresses.add(f"{'.'.join(octets)}:{int(port, 16)}")
+    return addresses
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            [sys.executable, str(AWS_PY), "--port", str(port), "--state", str(tmp_path / "state")],
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+        )
+    assert ended.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
+
+
+def test_another_ministack_is_refused_by_name_and_version(tmp_path: Path) -> None:
+    changed = tmp_path / "start.py"
+    changed.write_text(
+        "import importlib.metadata, runpy, sys\n"
+        "import ministack.services.s3 as s3\n"
+        "importlib.metadata.version = lambda name: '9.9.9'\n"
+        "s3._copy_object = lambda bucket, key: None\n"
+        f"sys.path.insert(0, {str(AWS_PY.parent)!r})\n"
+        f"sys.argv = ['aws.py', '--port', '0', '--state', {str(tmp_path / 'state')!r}]\n"
+        f"runpy.run_path({str(AWS_PY)!r}, run_name='__main__')\n"
+    )
+    ended = subprocess.run([sys.executable, str(changed)], capture_output=True, text=True, timeout=WAIT_SECONDS)
+    assert ended.returncode == 1
+    assert "ministack 9.9.9: services.s3._copy_object takes ('bucket', 'key')" in ended.stderr
+    assert "1.5.33" in ended.stderr
+
+
+def test_temporary_files_stay_in_its_state_folder(tmp_path: Path) -> None:
+    with local_aws(tmp_path) as aws:
+        name = aws.function("import tempfile\ndef lambda_handler(e, c):\n    return tempfile.gettempdir()\n")
+        answer = aws.client("lambda").invoke(FunctionName=name)
+        assert json.load(answer["Payload"]) == str(aws.state / "tmp")
+
+
+def test_many_requests_at_once_are_answered(tmp_path: Path) -> None:
+    with local_aws(tmp_path) as aws:
+        name = aws.function("def lambda_handler(event, context):\n    return event\n", Timeout=30)
+        answers: list[int] = []
+
+        def invoke(number: int) -> None:
+            payload = aws.client("lambda").invoke(FunctionName=name, Payload=str(number).encode())["Payload"]
+            answers.append(json.load(payload))
+
+        threads = [threading.Thread(target=invoke, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_SECONDS)
+        assert sorted(answers) == list(range(8))

@@ -1,0 +1,143 @@
+"""S3 on the local AWS: the events of a versioned bucket, and CopyObject's conditions."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from launcher import ACCOUNT, LocalAws, local_aws
+
+COPY_LIMIT = 1000  # bytes
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAws]:
+    with local_aws(tmp_path_factory.mktemp("aws"), S3_MAX_COPY_BYTES=str(COPY_LIMIT)) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(aws: LocalAws) -> str:
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    s3 = aws.client("s3")
+    s3.create_bucket(Bucket=name)
+    s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    s3.put_bucket_notification_configuration(Bucket=name, NotificationConfiguration={"EventBridgeConfiguration": {}})
+    return name
+
+
+def queue_of_events(aws: LocalAws, bucket: str) -> str:
+    url, arn = aws.queue()
+    aws.rule({"source": ["aws.s3"], "detail": {"bucket": {"name": [bucket]}}}, arn)
+    return url
+
+
+def test_an_upload_to_a_versioned_bucket_is_told_with_its_version(aws: LocalAws, bucket: str) -> None:
+    url = queue_of_events(aws, bucket)
+    key = "data/train/a b+é%20.csv"
+    put = aws.client("s3").put_object(Bucket=bucket, Key=key, Body=b"text,label\n")
+    event = json.loads(aws.messages(url)[0]["Body"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", event["time"])
+    assert event["source"] == "aws.s3"
+    assert event["detail-type"] == "Object Created"
+    assert event["account"] == ACCOUNT
+    assert event["resources"] == [f"arn:aws:s3:::{bucket}"]
+    assert event["detail"]["version"] == "0"
+    assert event["detail"]["event-version"] == "1.1"
+    assert event["detail"]["reason"] == "PutObject"
+    described = event["detail"]["object"]
+    assert described.pop("sequencer")
+    assert described == {
+        "key": key,
+        "size": 11,
+        "etag": put["ETag"].strip('"'),
+        "version-id": put["VersionId"],
+    }
+
+
+def test_a_copy_and_a_multipart_upload_are_told_with_their_versions(aws: LocalAws, bucket: str) -> None:
+    s3 = aws.client("s3")
+    s3.put_object(Bucket=bucket, Key="source", Body=b"1")
+    url = queue_of_events(aws, bucket)
+    copied = s3.copy_object(Bucket=bucket, Key="copy", CopySource={"Bucket": bucket, "Key": "source"})
+    upload = s3.create_multipart_upload(Bucket=bucket, Key="parts")["UploadId"]
+    part = s3.upload_part(Bucket=bucket, Key="parts", UploadId=upload, PartNumber=1, Body=b"2")
+    joined = s3.complete_multipart_upload(
+        Bucket=bucket,
+        Key="parts",
+        UploadId=upload,
+        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]},
+    )
+    told = {}
+    for message in aws.messages(url, 2):
+        detail = json.loads(message["Body"])["detail"]
+        told[detail["reason"]] = detail["object"]["version-id"]
+    assert told == {"CopyObject": copied["VersionId"], "CompleteMultipartUpload": joined["VersionId"]}
+
+
+def test_an_upload_to_an_unversioned_bucket_has_no_version(aws: LocalAws) -> None:
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    s3 = aws.client("s3")
+    s3.create_bucket(Bucket=name)
+    s3.put_bucket_notification_configuration(Bucket=name, NotificationConfiguration={"EventBridgeConfiguration": {}})
+    url = queue_of_events(aws, name)
+    s3.put_object(Bucket=name, Key="k", Body=b"1")
+    assert "version-id" not in json.loads(aws.messages(url)[0]["Body"])["detail"]["object"]
+
+
+def refused(call: Any, **arguments: Any) -> tuple[str, int]:
+    with pytest.raises(ClientError) as error:
+        call(**arguments)
+    response = error.value.response
+    return response["Error"]["Code"], response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+def test_a_copy_with_if_none_match_does_not_overwrite(aws: LocalAws, bucket: str) -> None:
+    s3 = aws.client("s3")
+    s3.put_object(Bucket=bucket, Key="source", Body=b"new")
+    copy = {"Bucket": bucket, "Key": "target", "CopySource": {"Bucket": bucket, "Key": "source"}, "IfNoneMatch": "*"}
+    s3.copy_object(**copy)
+    s3.put_object(Bucket=bucket, Key="source", Body=b"newer")
+    assert refused(s3.copy_object, **copy) == ("PreconditionFailed", 412)
+    assert s3.get_object(Bucket=bucket, Key="target")["Body"].read() == b"new"
+
+
+def test_a_copy_above_the_size_limit_is_refused(aws: LocalAws, bucket: str) -> None:
+    s3 = aws.client("s3")
+    s3.put_object(Bucket=bucket, Key="fits", Body=b"x" * COPY_LIMIT)
+    large = s3.put_object(Bucket=bucket, Key="too large", Body=b"x" * (COPY_LIMIT + 1))
+    s3.copy_object(Bucket=bucket, Key="copy", CopySource={"Bucket": bucket, "Key": "fits"})
+    source = {"Bucket": bucket, "Key": "too large"}
+    assert refused(s3.copy_object, Bucket=bucket, Key="copy", CopySource=source) == ("InvalidRequest", 400)
+    version = {**source, "VersionId": large["VersionId"]}
+    assert refused(s3.copy_object, Bucket=bucket, Key="copy", CopySource=version) == ("InvalidRequest", 400)
+
+
+def test_parts_of_a_large_source_can_still_be_copied(aws: LocalAws, bucket: str) -> None:
+    s3 = aws.client("s3")
+    s3.put_object(Bucket=bucket, Key="large", Body=b"x" * (COPY_LIMIT + 1))
+    upload = s3.create_multipart_upload(Bucket=bucket, Key="copy")["UploadId"]
+    part = s3.upload_part_copy(
+        Bucket=bucket,
+        Key="copy",
+        UploadId=upload,
+        PartNumber=1,
+        CopySource={"Bucket": bucket, "Key": "large"},
+    )["CopyPartResult"]
+    s3.complete_multipart_upload(
+        Bucket=bucket,
+        Key="copy",
+        UploadId=upload,
+        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]},
+    )
+    assert s3.head_object(Bucket=bucket, Key="copy")["ContentLength"] == COPY_LIMIT + 1
+
+
+def test_a_copy_of_nothing_is_still_not_found(aws: LocalAws, bucket: str) -> None:
+    source = {"Bucket": bucket, "Key": "nothing"}
+    assert refused(aws.client("s3").copy_object, Bucket=bucket, Key="copy", CopySource=source) == ("NoSuchKey", 404)

@@ -1,0 +1,391 @@
+"""Endpoints of the local SageMaker: real model servers, blue/green updates, rollbacks."""
+
+import io
+import json
+import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import ClientError
+from sagemaker_fixtures import (  # noqa: F401  fixtures
+    BROKEN_INFERENCE,
+    IMAGE,
+    INFERENCE,
+    ROLE,
+    LocalSageMaker,
+    Receiver,
+    Start,
+    aws,
+    receiver,
+    refusal,
+    server,
+    start,
+    variant,
+    wait_for,
+)
+
+HEALTH_CHECK = "did not pass the ping health check. Please check CloudWatch logs for this endpoint."
+
+
+def test_model_goes_from_training_to_a_prediction(server: LocalSageMaker) -> None:  # noqa: F811
+    program = f"""
+import os
+root = os.environ["SM_MODEL_DIR"]
+os.mkdir(os.path.join(root, "code"))
+with open(os.path.join(root, "answer.txt"), "w") as file:
+    file.write("trained")
+with open(os.path.join(root, "code", "inference.py"), "w") as file:
+    file.write({INFERENCE!r})
+"""
+    job = server.train("whole", program)
+    url = job["ModelArtifacts"]["S3ModelArtifacts"]
+    container = {"Image": IMAGE, "ModelDataUrl": url}
+    server.api.create_model(ModelName="whole", PrimaryContainer=container, ExecutionRoleArn=ROLE)
+    server.api.create_endpoint_config(EndpointConfigName="whole", ProductionVariants=[variant("whole")])
+    server.serve("whole", "whole")
+    answer = server.runtime.invoke_endpoint(
+        EndpointName="whole", ContentType="application/json", Body=b'{"inputs": "x"}'
+    )
+    assert json.loads(answer["Body"].read()) == {"answer": "trained"}
+    assert answer["InvokedProductionVariant"] == "AllTraffic"
+    assert answer["ContentType"] == "application/json"
+
+    endpoint = server.endpoint("whole")
+    assert endpoint["EndpointConfigName"] == "whole"
+    assert endpoint["ProductionVariants"][0]["CurrentServerlessConfig"] == {
+        "MemorySizeInMB": 2048,
+        "MaxConcurrency": 5,
+    }
+    assert endpoint["CreationTime"] < endpoint["LastModifiedTime"]
+    assert endpoint["EndpointArn"] == "arn:aws:sagemaker:us-east-1:123456789012:endpoint/whole"
+
+
+def test_endpoint_on_instances_says_how_many(server: LocalSageMaker) -> None:  # noqa: F811
+    server.serve("counted", server.config("counted", concurrency=None))
+    summary = server.endpoint("counted")["ProductionVariants"][0]
+    assert (summary["CurrentInstanceCount"], summary["DesiredInstanceCount"]) == (1, 1)
+
+
+def slow_start(gate: Path) -> str:
+    """Inference code whose server comes up when the file is there."""
+    return f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n{INFERENCE}"
+
+
+def test_creating_endpoint_is_busy_and_answers_nobody(server: LocalSageMaker, tmp_path: Path) -> None:  # noqa: F811
+    gate = tmp_path / "go"
+    server.config("slow", slow_start(gate))
+    server.config("slow-next")
+    server.api.create_endpoint(EndpointName="slow", EndpointConfigName="slow")
+    assert server.endpoint("slow")["EndpointStatus"] == "Creating"
+    for call, arguments in (
+        (server.api.update_endpoint, {"EndpointName": "slow", "EndpointConfigName": "slow-next"}),
+        (server.api.delete_endpoint, {"EndpointName": "slow"}),
+    ):
+        code, message = refusal(call, **arguments)
+        assert code == "ValidationException"
+        assert message.startswith('Cannot update in-progress endpoint "arn:aws:sagemaker:')
+    code, message = refusal(server.runtime.invoke_endpoint, EndpointName="slow", Body=b"{}")
+    assert (code, message) == ("ValidationError", "Endpoint slow of account 123456789012 not found.")
+    gate.touch()
+    server.wait_endpoint("slow", "InService")
+
+
+def test_failed_creation_has_a_reason_and_can_only_be_deleted(server: LocalSageMaker) -> None:  # noqa: F811
+    server.config("broken", BROKEN_INFERENCE)
+    server.api.create_endpoint(EndpointName="broken", EndpointConfigName="broken")
+    endpoint = server.wait_endpoint("broken", "Failed")
+    assert endpoint["FailureReason"].endswith(HEALTH_CHECK)
+    # The server was started three times, and its output is in the endpoint's log.
+    assert (server.state / "logs/endpoint-broken.log").read_text().count("RuntimeError: cannot load") == 3
+    server.config("broken-next")
+    code, message = refusal(server.api.update_endpoint, EndpointName="broken", EndpointConfigName="broken-next")
+    assert code == "ValidationException"
+    assert "DeleteEndpoint is the only operation that can be performed on a failed endpoint" in message
+    server.api.delete_endpoint(EndpointName="broken")
+    wait_for("gone", lambda: not server.api.list_endpoints(NameContains="broken")["Endpoints"])
+
+
+def test_server_that_never_answers_fails_after_the_health_check(start: Start, tmp_path: Path) -> None:  # noqa: F811
+    server = start("--health-check-seconds", "0.5")  # noqa: F811
+    server.config("silent", slow_start(tmp_path / "never"))
+    server.api.create_endpoint(EndpointName="silent", EndpointConfigName="silent")
+    assert server.wait_endpoint("silent", "Failed")["FailureReason"].endswith(HEALTH_CHECK)
+    wait_for("no process", lambda: not server.processes())
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [("delete", "Failed to download model data"), ("rubbish", "Failed to extract model data archive")],
+)
+def test_model_data_that_cannot_be_used(server: LocalSageMaker, damage: str, reason: str) -> None:  # noqa: F811
+    server.config(damage)
+    if damage == "delete":
+        server.s3.delete_object(Bucket=server.bucket, Key=f"models/{damage}.tar.gz")
+    else:
+        server.put(f"models/{damage}.tar.gz", "not an archive")
+    server.api.create_endpoint(EndpointName=damage, EndpointConfigName=damage)
+    assert server.wait_endpoint(damage, "Failed")["FailureReason"].startswith(reason)
+
+
+def test_archive_with_a_link_out_of_its_folder_is_not_extracted(server: LocalSageMaker) -> None:  # noqa: F811
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        link = tarfile.TarInfo("weights")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    server.config("linked")
+    server.put("models/linked.tar.gz", buffer.getvalue())
+    server.api.create_endpoint(EndpointName="linked", EndpointConfigName="linked")
+    reason = server.wait_endpoint("linked", "Failed")["FailureReason"]
+    assert reason.startswith("Failed to extract model data archive")
+
+
+class Asker:
+    """Asks an endpoint every 20 ms from a thread and keeps what it hears."""
+
+    def __init__(self, server: LocalSageMaker, name: str) -> None:  # noqa: F811
+        self.answers: list[str] = []
+        self.errors: list[ClientError] = []
+        self._stop = threading.Event()
+        self._server, self._name = server, name
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.02):
+            try:
+                self.answers.append(self._server.ask(self._name)["answer"])
+            except ClientError as exc:
+                self.errors.append(exc)
+
+    def __enter__(self) -> "Asker":
+        self._thread.start()
+        wait_for("first answer", lambda: self.answers or self.errors)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def test_update_switches_without_a_failed_request(server: LocalSageMaker, tmp_path: Path) -> None:  # noqa: F811
+    server.serve("blue-green", server.config("blue"))
+    before = server.endpoint("blue-green")["LastModifiedTime"]
+    gate = tmp_path / "go"
+    server.config("green", slow_start(gate))
+    with Asker(server, "blue-green") as asker:
+        server.api.update_endpoint(EndpointName="blue-green", EndpointConfigName="green")
+        during = server.endpoint("blue-green")
+        assert (during["EndpointStatus"], during["EndpointConfigName"]) == ("Updating", "blue")
+        assert during["PendingDeploymentSummary"]["EndpointConfigName"] == "green"
+        code, _ = refusal(server.api.update_endpoint, EndpointName="blue-green", EndpointConfigName="green")
+        assert code == "ValidationException"
+        count = len(asker.answers)
+        wait_for("answers while updating", lambda: len(asker.answers) > count + 5)
+        gate.touch()
+        after = server.wait_endpoint("blue-green", "InService")
+        wait_for("answer of the new model", lambda: asker.answers[-1] == "green")
+    assert asker.errors == []
+    # One switch: never back to the old model once the new one has answered.
+    first_green = asker.answers.index("green")
+    assert set(asker.answers[:first_green]) == {"blue"}
+    assert set(asker.answers[first_green:]) == {"green"}
+    assert after["EndpointConfigName"] == "green"
+    assert after["LastModifiedTime"] > before
+    assert "PendingDeploymentSummary" not in after
+    wait_for("old server gone", lambda: len([p for p in server.processes() if "/servers/blue-green." in p]) == 2)
+
+
+def test_request_in_flight_is_answered_by_the_old_server(server: LocalSageMaker, tmp_path: Path) -> None:  # noqa: F811
+    server.serve("draining", server.config("drain-old"))
+    server.config("drain-new")
+    finish = tmp_path / "finish"
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(server.ask, "draining", until=str(finish))
+        wait_for("request in flight", (tmp_path / "finish.seen").exists)
+        server.api.update_endpoint(EndpointName="draining", EndpointConfigName="drain-new")
+        server.wait_endpoint("draining", "InService")
+        assert server.ask("draining") == {"answer": "drain-new"}
+        finish.touch()
+        assert slow.result() == {"answer": "drain-old"}
+
+
+def test_update_that_does_not_come_up_rolls_back(start: Start, receiver: Receiver) -> None:  # noqa: F811
+    server = start("--events-url", receiver.url)  # noqa: F811
+    server.serve("safe", server.config("good"))
+    before = server.endpoint("safe")
+    server.config("bad", BROKEN_INFERENCE)
+    with Asker(server, "safe") as asker:
+        server.api.update_endpoint(EndpointName="safe", EndpointConfigName="bad")
+        after = server.wait_endpoint("safe", "InService")
+    assert asker.errors == []
+    assert set(asker.answers) == {"good"}
+    assert after["EndpointConfigName"] == "good"
+    assert after["LastModifiedTime"] > before["LastModifiedTime"]
+    assert "FailureReason" not in after
+    statuses = ["CREATING", "IN_SERVICE", "UPDATING", "ROLLING_BACK", "IN_SERVICE"]
+    wait_for("events", lambda: len(receiver.of("Endpoint", "safe")) == len(statuses))
+    assert [detail["EndpointStatus"] for detail in receiver.of("Endpoint", "safe")] == statuses
+    # A rollback leaves room for the next try.
+    server.config("better")
+    server.api.update_endpoint(EndpointName="safe", EndpointConfigName="better")
+    wait_for("new model", lambda: server.endpoint("safe")["EndpointConfigName"] == "better")
+    assert server.ask("safe") == {"answer": "better"}
+
+
+def test_deleted_endpoint_is_gone_with_its_server(start: Start, receiver: Receiver) -> None:  # noqa: F811
+    server = start("--events-url", receiver.url)  # noqa: F811
+    server.serve("brief", server.config("brief"))
+    server.api.delete_endpoint(EndpointName="brief")
+    wait_for("gone", lambda: not server.api.list_endpoints()["Endpoints"])
+    assert refusal(server.api.describe_endpoint, EndpointName="brief")[0] == "ValidationException"
+    assert refusal(server.runtime.invoke_endpoint, EndpointName="brief", Body=b"{}")[0] == "ValidationError"
+    wait_for("no process", lambda: not server.processes())
+    wait_for("events", lambda: len(receiver.of("Endpoint", "brief")) == 3)
+    assert [detail["EndpointStatus"] for detail in receiver.of("Endpoint", "brief")] == [
+        "CREATING",
+        "IN_SERVICE",
+        "DELETING",
+    ]
+    server.serve("brief", "brief")
+    assert server.ask("brief") == {"answer": "brief"}
+
+
+def test_events_of_models_configs_and_endpoints_have_the_documented_shape(
+    start: Start,  # noqa: F811
+    receiver: Receiver,  # noqa: F811
+) -> None:
+    server = start("--events-url", receiver.url)  # noqa: F811
+    server.config("shape", concurrency=None)
+    tags = [{"Key": "Model", "Value": "default"}]
+    server.api.create_endpoint(EndpointName="shape", EndpointConfigName="shape", Tags=tags)
+    endpoint = server.wait_endpoint("shape", "InService")
+    wait_for("events", lambda: len(receiver.received) == 4)
+    assert [event["detail-type"] for event in receiver.received] == [
+        "SageMaker Model State Change",
+        "SageMaker Endpoint Config State Change",
+        "SageMaker Endpoint State Change",
+        "SageMaker Endpoint State Change",
+    ]
+    assert receiver.of("Model", "shape")[0]["PrimaryContainer"]["Image"] == IMAGE
+    last = receiver.received[-1]
+    assert last["resources"] == [endpoint["EndpointArn"]]
+    time.strptime(last["time"], "%Y-%m-%dT%H:%M:%SZ")
+    assert last["detail"] == {
+        "EndpointName": "shape",
+        "EndpointArn": endpoint["EndpointArn"],
+        "EndpointConfigName": "shape",
+        "ProductionVariants": [{"VariantName": "AllTraffic", "DesiredWeight": 1.0, "DesiredInstanceCount": 1}],
+        "EndpointStatus": "IN_SERVICE",
+        "CreationTime": round(endpoint["CreationTime"].timestamp() * 1000),
+        "LastModifiedTime": round(endpoint["LastModifiedTime"].timestamp() * 1000),
+        "Tags": {"Model": "default"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("question", "text"), [('{"fail": true}', "bad input"), ('{"nan": true}', "JSON compliant"), ("{", "Expecting")]
+)
+def test_error_in_user_code_is_a_model_error_400(server: LocalSageMaker, question: str, text: str) -> None:  # noqa: F811
+    if not server.api.list_endpoints(NameContains="errors")["Endpoints"]:
+        server.serve("errors", server.config("errors"))
+    with pytest.raises(server.runtime.exceptions.ModelError) as caught:
+        server.runtime.invoke_endpoint(EndpointName="errors", ContentType="application/json", Body=question)
+    answer = caught.value.response
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 424
+    assert answer["OriginalStatusCode"] == 400
+    problem = json.loads(answer["OriginalMessage"])
+    assert (problem["code"], problem["type"]) == (400, "InternalServerException")
+    assert text in problem["message"]
+    assert answer["Error"]["Message"].startswith("Received client error (400) from primary with message")
+
+
+def test_model_server_that_dies_is_started_again(server: LocalSageMaker) -> None:  # noqa: F811
+    server.serve("mortal", server.config("mortal"))
+    with pytest.raises(server.runtime.exceptions.ModelError) as caught:
+        server.ask("mortal", exit=True)
+    assert caught.value.response["OriginalStatusCode"] == 500
+
+    def answered() -> bool:
+        try:
+            return bool(server.ask("mortal") == {"answer": "mortal"})
+        except (server.runtime.exceptions.ServiceUnavailable, server.runtime.exceptions.ModelError):
+            return False
+
+    wait_for("answer of the new server", answered)
+
+
+def test_serverless_concurrency_is_limited(server: LocalSageMaker, tmp_path: Path) -> None:  # noqa: F811
+    server.serve("narrow", server.config("narrow", concurrency=1))
+    finish = tmp_path / "finish"
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(server.ask, "narrow", until=str(finish))
+        wait_for("request in flight", (tmp_path / "finish.seen").exists)
+        assert refusal(server.ask, name="narrow")[0] == "ThrottlingException"
+        finish.touch()
+        assert slow.result() == {"answer": "narrow"}
+    assert server.ask("narrow") == {"answer": "narrow"}
+
+
+def test_transform_fn_content_types_and_context(server: LocalSageMaker) -> None:  # noqa: F811
+    inference = """
+def model_fn(model_dir, context):
+    return context.system_properties["model_dir"] == model_dir
+def transform_fn(model, data, content_type, accept):
+    return repr([model, data, content_type, accept])
+"""
+    server.serve("transform", server.config("transform", inference))
+
+    def ask(**headers: str) -> tuple[str, str]:
+        answer = server.runtime.invoke_endpoint(EndpointName="transform", Body=b"a,b", **headers)
+        return answer["Body"].read().decode(), answer["ContentType"]
+
+    assert ask(ContentType="text/csv", Accept="text/csv") == ("[True, 'a,b', 'text/csv', 'text/csv']", "text/csv")
+    octets = "application/octet-stream"
+    assert ask(ContentType=octets) == (f"[True, b'a,b', '{octets}', 'application/json']", "application/json")
+
+
+def test_function_with_the_wrong_number_of_arguments_does_not_come_up(server: LocalSageMaker) -> None:  # noqa: F811
+    server.config("arity", "def model_fn():\n    return 1\n")
+    server.api.create_endpoint(EndpointName="arity", EndpointConfigName="arity")
+    server.wait_endpoint("arity", "Failed")
+    assert "takes 1 or 2 arguments but has 0" in (server.state / "logs/endpoint-arity.log").read_text()
+
+
+def test_unmet_requirements_of_the_inference_code_do_not_come_up(server: LocalSageMaker) -> None:  # noqa: F811
+    server.config("wanting")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        text = b"boto3==0.0.1\n"
+        info = tarfile.TarInfo("code/requirements.txt")
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text))
+    server.put("models/wanting.tar.gz", buffer.getvalue())
+    server.api.create_endpoint(EndpointName="wanting", EndpointConfigName="wanting")
+    server.wait_endpoint("wanting", "Failed")
+    log = (server.state / "logs/endpoint-wanting.log").read_text()
+    assert "No matching distribution found for boto3==0.0.1" in log
+
+
+def test_environment_of_the_model_reaches_its_code(server: LocalSageMaker) -> None:  # noqa: F811
+    inference = "import os\ndef model_fn(d): return os.environ['COLOUR']\ndef predict_fn(data, model): return model\n"
+    server.model("coloured", inference, Environment={"COLOUR": "red"})
+    server.api.create_endpoint_config(EndpointConfigName="coloured", ProductionVariants=[variant("coloured")])
+    server.serve("coloured", "coloured")
+    assert server.ask("coloured") == "red"
+
+
+def test_output_of_the_server_reaches_cloudwatch_logs(server: LocalSageMaker) -> None:  # noqa: F811
+    server.serve("talking", server.config("talking", "print('hello from the server')\n" + INFERENCE))
+
+    def lines() -> list[str]:
+        group = "/aws/sagemaker/Endpoints/talking"
+        try:
+            events = server.logs.filter_log_events(logGroupName=group, logStreamNamePrefix="AllTraffic/")
+        except server.logs.exceptions.ResourceNotFoundException:
+            return []
+        return [event["message"] for event in events["events"]]
+
+    wait_for("log events", lambda: "hello from the server" in lines())

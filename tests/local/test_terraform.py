@@ -1,0 +1,316 @@
+"""terraform/, with the real AWS provider: format, validity, and what a plan would make. No AWS account, no network.
+
+The plan runs offline: fake credentials, the provider's own start-up checks off, and a loopback stand-in for the one
+call that remains, STS GetCallerIdentity.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "terraform.py"
+PACKAGES = ("training_orchestrator.zip", "model_evaluator.zip", "deployment_orchestrator.zip", "training.tar.gz")
+ACCOUNT = "111122223333"
+BUCKET = "team.models"
+RUN_SECONDS = 300
+
+CALLER_IDENTITY = f"""<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+  <GetCallerIdentityResult>
+    <Arn>arn:aws:iam::{ACCOUNT}:user/test</Arn><UserId>AIDATEST</UserId><Account>{ACCOUNT}</Account>
+  </GetCallerIdentityResult>
+  <ResponseMetadata><RequestId>00000000-0000-0000-0000-000000000000</RequestId></ResponseMetadata>
+</GetCallerIdentityResponse>"""
+
+COMMON_VARIABLES = {"BUCKET", "PROJECT", "TOPIC_ARN"}
+FUNCTION_VARIABLES = {
+    "training_orchestrator": {
+        "BASE_MODEL",
+        "BASE_MODEL_REVISION",
+        "HUB_TOKEN_SECRET_ARN",
+        "HYPERPARAMETERS",
+        "LABEL_COLUMN",
+        "TEXT_COLUMN",
+        "TRAINING_IMAGE",
+        "TRAINING_INSTANCE_TYPE",
+        "TRAINING_MAX_RUNTIME_SECONDS",
+        "TRAINING_ROLE_ARN",
+        "TRAINING_SOURCE_URI",
+        "TRAINING_VOLUME_GB",
+    },
+    "model_evaluator": {"MODEL_THRESHOLDS", "THRESHOLDS"},
+    "deployment_orchestrator": {
+        "ENDPOINT_INSTANCE_COUNT",
+        "ENDPOINT_INSTANCE_TYPE",
+        "ENDPOINT_NAME",
+        "ENDPOINT_TYPE",
+        "INFERENCE_IMAGE",
+        "MODEL_ROLE_ARN",
+        "SERVERLESS_MAX_CONCURRENCY",
+        "SERVERLESS_MEMORY_MB",
+    },
+}
+TIMEOUTS = {"training_orchestrator": 900, "model_evaluator": 300, "deployment_orchestrator": 300}
+
+
+def terraform(*arguments: str, folder: Path = ROOT / "terraform") -> subprocess.CompletedProcess[str]:
+    """Run scripts/terraform.py, which fails in words where Terraform is missing."""
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "--dir", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+        env={
+            name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TF_VAR_", "TF_CLI_ARGS"))
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def sts_url() -> Iterator[str]:
+    """The address of a server that says who the caller is."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = CALLER_IDENTITY.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep the test's output to the test."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def configuration(tmp_path_factory: pytest.TempPathFactory, sts_url: str) -> Path:
+    """A copy of terraform/ whose provider stays offline, beside stand-ins for the packages."""
+    root = tmp_path_factory.mktemp("stack")
+    (root / "build").mkdir()
+    for name in PACKAGES:
+        (root / "build" / name).write_text(name)
+    # Whatever the checkout holds of a person's own stack stays out.
+    private = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars", "backend.tf", "*_override.tf")
+    folder = root / "terraform"
+    shutil.copytree(ROOT / "terraform", folder, ignore=private)
+    (folder / "local_override.tf").write_text(
+        f"""provider "aws" {{
+  access_key                  = "test"
+  secret_key                  = "test"
+  skip_credentials_validation = true
+  skip_metadata_api_check     = true
+  skip_requesting_account_id  = true
+
+  endpoints {{
+    sts = "{sts_url}"
+  }}
+}}
+"""
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(configuration: Path) -> dict[str, Any]:
+    """What `apply` would create, by address: {"after": known values, "after_unknown": what AWS decides}."""
+    settings = [
+        "-var=bucket_name=" + BUCKET,
+        "-var=endpoint_name=sentiment",
+        '-var=notification_emails=["ml-team@example.com"]',
+        "-var=model_thresholds={spam={accuracy={min=0.95},eval_loss={max=0.2}}}",
+        "-var=hyperparameters={epochs=5}",
+    ]
+    made = terraform("plan", "-input=false", "-no-color", "-out=all.tfplan", *settings, folder=configuration)
+    assert made.returncode == 0, made.stderr
+    shown = terraform("show", "-json", "all.tfplan", folder=configuration)
+    assert shown.returncode == 0, shown.stderr
+    return {change["address"]: change["change"] for change in json.loads(shown.stdout)["resource_changes"]}
+
+
+def function_of(plan: dict[str, Any], name: str) -> dict[str, Any]:
+    after: dict[str, Any] = plan[f"module.lambda_{name}.aws_lambda_function.this"]["after"]
+    return after
+
+
+def statements(policy: str) -> dict[str, dict[str, Any]]:
+    """A policy's statements, by Sid."""
+    return {statement["Sid"]: statement for statement in json.loads(policy)["Statement"]}
+
+
+def as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def test_every_file_is_formatted() -> None:
+    answer = terraform("fmt", "-check", "-recursive", "-diff", "-no-color")
+
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_the_configuration_is_valid_without_warnings(configuration: Path) -> None:
+    answer = terraform("validate", "-json", folder=configuration)
+
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    result = json.loads(answer.stdout)
+    assert (result["valid"], result["diagnostics"]) == (True, [])
+
+
+def test_a_plan_without_packages_says_what_to_run(configuration: Path, tmp_path: Path) -> None:
+    answer = terraform("plan", "-input=false", "-no-color", f"-var=package_dir={tmp_path}", folder=configuration)
+
+    assert answer.returncode == 1
+    # The training orchestrator is not planned any more once the training source is missing.
+    for name in ("training.tar.gz", "model_evaluator.zip", "deployment_orchestrator.zip"):
+        assert f"{name} does not exist: run `make package` first" in " ".join(answer.stderr.split())
+
+
+def test_an_existing_bucket_must_be_named(configuration: Path) -> None:
+    answer = terraform("plan", "-input=false", "-no-color", "-var=create_bucket=false", folder=configuration)
+
+    assert answer.returncode == 1
+    assert "create_bucket = false needs bucket_name" in answer.stderr
+
+
+def test_an_existing_bucket_keeps_its_settings(configuration: Path) -> None:
+    settings = ["-var=create_bucket=false", "-var=bucket_name=shared-bucket"]
+
+    answer = terraform("plan", "-input=false", "-no-color", *settings, folder=configuration)
+
+    assert answer.returncode == 0, answer.stderr
+    assert "module.s3.aws_s3_object.training_source will be created" in answer.stdout
+    assert "aws_s3_bucket" not in answer.stdout
+
+
+@pytest.mark.parametrize("name", FUNCTION_VARIABLES)
+def test_a_function_gets_exactly_its_variables(plan: dict[str, Any], name: str) -> None:
+    variables = function_of(plan, name)["environment"][0]["variables"]
+
+    assert set(variables) == COMMON_VARIABLES | FUNCTION_VARIABLES[name]
+
+
+@pytest.mark.parametrize("name", FUNCTION_VARIABLES)
+def test_a_function_runs_as_designed(plan: dict[str, Any], name: str) -> None:
+    function = function_of(plan, name)
+
+    assert function["function_name"] == f"mlops-{name.replace('_', '-')}-team-models"
+    assert (function["handler"], function["runtime"]) == ("handler.lambda_handler", "python3.13")
+    assert function["timeout"] == TIMEOUTS[name]
+    assert function["logging_config"][0]["log_group"] == f"/aws/lambda/{function['function_name']}"
+    retries = plan[f"module.lambda_{name}.aws_lambda_function_event_invoke_config.this"]["after"]
+    assert (retries["maximum_retry_attempts"], retries["maximum_event_age_in_seconds"]) == (2, 21600)
+    # Beside a failure destination, a dead-letter queue would tell everything twice.
+    assert function["dead_letter_config"] == []
+
+
+def test_settings_reach_the_functions_in_the_agreed_form(plan: dict[str, Any]) -> None:
+    training = function_of(plan, "training_orchestrator")["environment"][0]["variables"]
+    evaluator = function_of(plan, "model_evaluator")["environment"][0]["variables"]
+
+    assert json.loads(training["HYPERPARAMETERS"]) == {
+        "batch_size": "16",
+        "epochs": "5",
+        "holdout_fraction": "0.2",
+        "learning_rate": "5e-5",
+        "max_length": "128",
+        "seed": "42",
+    }
+    assert (training["BASE_MODEL_REVISION"], training["HUB_TOKEN_SECRET_ARN"]) == ("", "")
+    assert json.loads(evaluator["THRESHOLDS"]) == {"accuracy": {"min": 0.8}, "macro_f1": {"min": 0.7}}
+    assert json.loads(evaluator["MODEL_THRESHOLDS"]) == {"spam": {"accuracy": {"min": 0.95}, "eval_loss": {"max": 0.2}}}
+
+
+def test_rules_match_the_events_of_this_stack(plan: dict[str, Any]) -> None:
+    rules = {
+        address.split('"')[1]: json.loads(change["after"]["event_pattern"])
+        for address, change in plan.items()
+        if ".aws_cloudwatch_event_rule.this[" in address
+    }
+
+    def created(prefix: str) -> dict[str, Any]:
+        return {
+            "source": ["aws.s3"],
+            "detail-type": ["Object Created"],
+            "detail": {"bucket": {"name": [BUCKET]}, "object": {"key": [{"prefix": prefix}]}},
+        }
+
+    endpoint = rules.pop("endpoint")
+    assert rules == {
+        "uploads": created("data/train/"),
+        "approved": created("models/approved/"),
+        "training_ended": {
+            "source": ["aws.sagemaker"],
+            "detail-type": ["SageMaker Training Job State Change"],
+            "detail": {
+                "TrainingJobName": [{"prefix": "training-job-"}],
+                "TrainingJobStatus": ["Completed", "Failed", "Stopped"],
+            },
+        },
+    }
+    assert (endpoint["source"], endpoint["detail-type"]) == (["aws.sagemaker"], ["SageMaker Endpoint State Change"])
+    # Not the bare prefix: that would match another stack's "sentiment2".
+    assert endpoint["detail"]["EndpointName"] == ["sentiment", {"prefix": "sentiment-"}]
+    assert {"IN_SERVICE", "InService", "FAILED", "Failed"} <= set(endpoint["detail"]["EndpointStatus"])
+
+
+def test_every_target_retries_and_has_a_permission_of_its_own(plan: dict[str, Any]) -> None:
+    rules = {address.split('"')[1] for address in plan if ".aws_cloudwatch_event_rule.this[" in address}
+    for rule in rules:
+        target = plan[f'module.eventbridge.aws_cloudwatch_event_target.this["{rule}"]']
+        permission = plan[f'module.eventbridge.aws_lambda_permission.this["{rule}"]']
+        assert target["after"]["retry_policy"] == [
+            {"maximum_event_age_in_seconds": 86400, "maximum_retry_attempts": 185}
+        ]
+        assert target["after"]["dead_letter_config"] == [
+            {"arn": f"arn:aws:sqs:us-east-1:{ACCOUNT}:mlops-failures-team-models"}
+        ]
+        assert permission["after"]["principal"] == "events.amazonaws.com"
+        assert permission["after_unknown"]["source_arn"] is True
+
+
+def test_a_star_resource_stands_only_where_aws_has_nothing_narrower(plan: dict[str, Any]) -> None:
+    starred = set()
+    for address, change in plan.items():
+        if ".aws_iam_role_policy." in address:
+            for statement in statements(change["after"]["policy"]).values():
+                assert not [action for action in as_list(statement["Action"]) if "*" in action], address
+                if "*" in as_list(statement["Resource"]):
+                    starred.update(as_list(statement["Action"]))
+
+    assert starred == {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
+
+
+def test_roles_are_passed_to_sagemaker_only(plan: dict[str, Any]) -> None:
+    passed = {}
+    for name in FUNCTION_VARIABLES:
+        policy = plan[f'module.iam.aws_iam_role_policy.function["{name}"]']["after"]["policy"]
+        for statement in statements(policy).values():
+            if statement["Action"] == "iam:PassRole":
+                assert statement["Condition"] == {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
+                passed[name] = statement["Resource"]
+
+    assert passed == {
+        "training_orchestrator": f"arn:aws:iam::{ACCOUNT}:role/mlops-training-team-models",
+        "deployment_orchestrator": f"arn:aws:iam::{ACCOUNT}:role/mlops-model-team-models",
+    }

@@ -1,0 +1,75 @@
+"""Fixtures of the handlers' unit tests: the three modules, and a fresh world for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import ModuleType
+
+import pytest
+from moto import mock_aws
+from world import ENVIRONMENT, HANDLERS, REGION, Clients, World, load_handler
+
+
+@pytest.fixture(scope="session")
+def handlers() -> dict[str, ModuleType]:
+    return {name: load_handler(name) for name in HANDLERS}
+
+
+@pytest.fixture(scope="session")
+def training(handlers: dict[str, ModuleType]) -> ModuleType:
+    return handlers["training_orchestrator"]
+
+
+@pytest.fixture(scope="session")
+def evaluator(handlers: dict[str, ModuleType]) -> ModuleType:
+    return handlers["model_evaluator"]
+
+
+@pytest.fixture(scope="session")
+def deployer(handlers: dict[str, ModuleType]) -> ModuleType:
+    return handlers["deployment_orchestrator"]
+
+
+@pytest.fixture(scope="session")
+def clients() -> Clients:
+    with mock_aws():
+        return Clients()
+
+
+@pytest.fixture
+def make_world(
+    monkeypatch: pytest.MonkeyPatch, handlers: dict[str, ModuleType], clients: Clients
+) -> Iterator[Callable[[], World]]:
+    """Gives a fresh world at each call; the one before is gone then."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    for variables in ENVIRONMENT.values():
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+    with ExitStack() as mocks:
+
+        def fresh() -> World:
+            # Entering moto anew empties its account.
+            mocks.close()
+            mocks.enter_context(mock_aws())
+            world = World(clients)
+            for module in handlers.values():
+                module.settings.cache_clear()
+                monkeypatch.setattr(module, "client", world.client)
+            return world
+
+        yield fresh
+    for module in handlers.values():
+        module.settings.cache_clear()
+
+
+@pytest.fixture
+def world(make_world: Callable[[], World]) -> World:
+    return make_world()
+
+
+@pytest.fixture(scope="session")
+def monkeypatch_session() -> Iterator[pytest.MonkeyPatch]:
+    """For property tests, which must not have fixtures of a single test."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch

@@ -1,0 +1,260 @@
+"""A SageMaker control plane in memory, for unit tests: strict where moto is lax.
+
+Requests are checked against botocore's own service model (required members, types, enums, patterns, lengths);
+duplicates, unknown names and busy endpoints are refused with AWS's codes and texts. Nothing takes its course by
+itself: the test ends jobs and moves endpoints.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import botocore.session
+from botocore import xform_name
+from botocore.exceptions import ClientError, ParamValidationError
+from botocore.model import Shape
+from botocore.validate import ParamValidator
+
+MODEL = botocore.session.get_session().get_service_model("sagemaker")
+OPERATIONS = {xform_name(name): name for name in MODEL.operation_names}
+IN_PROGRESS = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+
+
+def refusal(operation: str, code: str, text: str) -> ClientError:
+    """The error that boto3 raises when AWS refuses a call."""
+    answer = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    return ClientError(answer, operation)  # type: ignore[arg-type]
+
+
+def check_request(operation: str, request: dict[str, Any]) -> None:
+    """Raise what boto3 or AWS raises on a request that the service model does not allow."""
+    shape = MODEL.operation_model(operation).input_shape
+    assert shape is not None
+    report = ParamValidator().validate(request, shape)
+    if report.has_errors():
+        raise ParamValidationError(report=report.generate_report())
+    problems = list(_problems(shape, request, operation))
+    if problems:
+        raise refusal(operation, "ValidationException", f"{len(problems)} validation error detected: {problems}")
+
+
+def _problems(shape: Shape, value: Any, path: str) -> Iterator[str]:
+    """What botocore leaves to the service: patterns, maximum lengths and values, enums."""
+    if shape.type_name == "structure":
+        for name, member in value.items():
+            yield from _problems(shape.members[name], member, f"{path}.{name}")  # type: ignore[attr-defined]
+    elif shape.type_name == "list":
+        for member in value:
+            yield from _problems(shape.member, member, f"{path}[]")  # type: ignore[attr-defined]
+    elif shape.type_name == "map":
+        for key, member in value.items():
+            yield from _problems(shape.key, key, f"{path}.key")  # type: ignore[attr-defined]
+            yield from _problems(shape.value, member, f"{path}.{key}")  # type: ignore[attr-defined]
+    limits = shape.metadata
+    size = value if shape.type_name in ("integer", "long") else len(value) if hasattr(value, "__len__") else 0
+    if "max" in limits and size > limits["max"]:
+        yield f"Value at '{path}' failed to satisfy constraint: at most {limits['max']}"
+    if shape.type_name == "string":
+        if "enum" in limits and value not in limits["enum"]:
+            yield f"Value '{value}' at '{path}' failed to satisfy constraint: Member must satisfy enum value set"
+        if "pattern" in limits and not re.fullmatch(_python_pattern(limits["pattern"]), value):
+            yield f"Value '{value}' at '{path}' failed to satisfy constraint: pattern {limits['pattern']}"
+
+
+def _python_pattern(pattern: str) -> str:
+    for java, python in ((r"\p{L}", r"\w"), (r"\p{N}", r"\w"), (r"\p{Z}", r"\s"), (r"\p{Alnum}", "a-zA-Z0-9")):
+        pattern = pattern.replace(java, python)
+    return pattern
+
+
+class FakeSageMaker:
+    """What boto3.client("sagemaker") is to the handlers, for the calls that they make.
+
+    around(operation) is called before each call takes effect and returns what to call after it did.
+    """
+
+    def __init__(self, region: str, account: str, around: Callable[[str], Callable[[], None]]) -> None:
+        self.meta = SimpleNamespace(region_name=region)
+        self.training_quota: int | None = None
+        self.endpoint_quota_message = ""
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.models: dict[str, dict[str, Any]] = {}
+        self.configs: dict[str, dict[str, Any]] = {}
+        self.endpoints: dict[str, dict[str, Any]] = {}
+        self._around = around
+        self._arn = f"arn:aws:sagemaker:{region}:{account}:"
+        self._clock = datetime(2026, 11, 1, tzinfo=UTC)
+
+    def __getattr__(self, name: str) -> Callable[..., dict[str, Any]]:
+        if name not in OPERATIONS:
+            raise AttributeError(name)
+        operation, effect = OPERATIONS[name], getattr(type(self), f"_{name}")
+
+        def call(**request: Any) -> dict[str, Any]:
+            after = self._around(operation)
+            check_request(operation, request)
+            answer: dict[str, Any] = effect(self, request)
+            after()
+            return answer
+
+        return call
+
+    # --- what a test does ---------------------------------------------------------------------------
+
+    def end_job(
+        self, name: str, status: str = "Completed", *, secondary: str = "", reason: str = "", artifact: str = ""
+    ) -> None:
+        """Take a job to its end; artifact: the s3:// address of its model.tar.gz."""
+        job = self.jobs[name]
+        job |= {"TrainingJobStatus": status, "SecondaryStatus": secondary or status, "LastModifiedTime": self._tick()}
+        if reason:
+            job["FailureReason"] = reason
+        if artifact:
+            job["ModelArtifacts"] = {"S3ModelArtifacts": artifact}
+
+    def come_up(self, name: str) -> None:
+        """The endpoint's pending deployment succeeds."""
+        endpoint = self.endpoints[name]
+        pending = endpoint.pop("PendingDeploymentSummary", None)
+        if pending:
+            endpoint["EndpointConfigName"] = pending["EndpointConfigName"]
+        self._move(name, "InService")
+
+    def roll_back(self, name: str, reason: str = "") -> None:
+        """The endpoint's update fails and SageMaker returns it to the config before."""
+        del self.endpoints[name]["PendingDeploymentSummary"]
+        self._move(name, "InService", reason)
+
+    def fail(self, name: str, reason: str = "", status: str = "Failed") -> None:
+        self.endpoints[name].pop("PendingDeploymentSummary", None)
+        self._move(name, status, reason)
+
+    def vanish(self, name: str) -> None:
+        """Somebody deleted the endpoint, and the deletion is over."""
+        del self.endpoints[name]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that exists, for comparing two worlds."""
+        endpoints = {
+            name: {key: endpoint.get(key) for key in ("EndpointStatus", "EndpointConfigName", "Tags")}
+            for name, endpoint in self.endpoints.items()
+        }
+        return {"jobs": self.jobs, "models": self.models, "configs": self.configs, "endpoints": endpoints}
+
+    def _tick(self) -> datetime:
+        self._clock += timedelta(seconds=1)
+        return self._clock
+
+    def _move(self, name: str, status: str, reason: str = "") -> None:
+        endpoint = self.endpoints[name]
+        endpoint |= {"EndpointStatus": status, "LastModifiedTime": self._tick()}
+        endpoint.pop("FailureReason", None)
+        if reason:
+            endpoint["FailureReason"] = reason
+
+    # --- the calls ----------------------------------------------------------------------------------
+
+    def _find(self, operation: str, kind: str, things: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+        if name not in things:
+            arn = self._arn + kind.replace("configuration", "config").replace(" ", "-")
+            raise refusal(operation, "ValidationException", f'Could not find {kind} "{arn}/{name}".')
+        return things[name]
+
+    def _refuse_existing(self, operation: str, kind: str, things: dict[str, dict[str, Any]], name: str) -> None:
+        if name in things:
+            arn = self._arn + kind.replace("configuration", "config").replace(" ", "-")
+            raise refusal(operation, "ValidationException", f'Cannot create already existing {kind} "{arn}/{name}".')
+
+    def _create_training_job(self, request: dict[str, Any]) -> dict[str, Any]:
+        name, operation = request["TrainingJobName"], "CreateTrainingJob"
+        arn = f"{self._arn}training-job/{name}"
+        if name in self.jobs:
+            text = "Job name must be unique within an AWS account and region, and a job with this name already exists"
+            raise refusal(operation, "ResourceInUse", f"{text} ({arn})")
+        running = sum(job["TrainingJobStatus"] == "InProgress" for job in self.jobs.values())
+        if self.training_quota is not None and running >= self.training_quota:
+            quota = f"{request['ResourceConfig']['InstanceType']} for training job usage"
+            text = (
+                f"The account-level service limit '{quota}' is {self.training_quota} Instances, with current utilization "
+                f"of {running} Instances and a request delta of 1 Instances. Please use AWS Service Quotas to request an "
+                f"increase for this quota."
+            )
+            raise refusal(operation, "ResourceLimitExceeded", text)
+        status = {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Starting"}
+        self.jobs[name] = request | {"TrainingJobArn": arn, "LastModifiedTime": self._tick()} | status
+        return {"TrainingJobArn": arn}
+
+    def _describe_training_job(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["TrainingJobName"] not in self.jobs:
+            raise refusal("DescribeTrainingJob", "ValidationException", "Requested resource not found.")
+        return dict(self.jobs[request["TrainingJobName"]])
+
+    def _create_model(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request["ModelName"]
+        self._refuse_existing("CreateModel", "model", self.models, name)
+        self.models[name] = request
+        return {"ModelArn": f"{self._arn}model/{name}"}
+
+    def _create_endpoint_config(self, request: dict[str, Any]) -> dict[str, Any]:
+        name, operation = request["EndpointConfigName"], "CreateEndpointConfig"
+        self._refuse_existing(operation, "endpoint configuration", self.configs, name)
+        for variant in request["ProductionVariants"]:
+            self._find(operation, "model", self.models, variant["ModelName"])
+        self.configs[name] = request
+        return {"EndpointConfigArn": f"{self._arn}endpoint-config/{name}"}
+
+    def _describe_endpoint_config(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._find(
+            "DescribeEndpointConfig", "endpoint configuration", self.configs, request["EndpointConfigName"]
+        )
+
+    def _create_endpoint(self, request: dict[str, Any]) -> dict[str, Any]:
+        name, operation = request["EndpointName"], "CreateEndpoint"
+        self._refuse_existing(operation, "endpoint", self.endpoints, name)
+        self._find(operation, "endpoint configuration", self.configs, request["EndpointConfigName"])
+        if self.endpoint_quota_message:
+            raise refusal(operation, "ResourceLimitExceeded", self.endpoint_quota_message)
+        arn = f"{self._arn}endpoint/{name}"
+        self.endpoints[name] = {"Tags": []} | request | {"EndpointArn": arn}
+        self._move(name, "Creating")
+        return {"EndpointArn": arn}
+
+    def _refuse_busy(self, operation: str, endpoint: dict[str, Any]) -> None:
+        if endpoint["EndpointStatus"] in IN_PROGRESS:
+            text = f'Cannot update in-progress endpoint "{endpoint["EndpointArn"]}".'
+            raise refusal(operation, "ValidationException", text)
+
+    def _update_endpoint(self, request: dict[str, Any]) -> dict[str, Any]:
+        name, config, operation = request["EndpointName"], request["EndpointConfigName"], "UpdateEndpoint"
+        endpoint = self._find(operation, "endpoint", self.endpoints, name)
+        self._refuse_busy(operation, endpoint)
+        if endpoint["EndpointStatus"] == "Failed":
+            text = "DeleteEndpoint is the only operation that can be performed on a failed endpoint."
+            raise refusal(operation, "ValidationException", text)
+        self._find(operation, "endpoint configuration", self.configs, config)
+        if endpoint["EndpointConfigName"] == config:
+            text = f'Cannot update endpoint "{name}" to the endpoint configuration that it has.'
+            raise refusal(operation, "ValidationException", text)
+        if self.endpoint_quota_message:
+            raise refusal(operation, "ResourceLimitExceeded", self.endpoint_quota_message)
+        endpoint["PendingDeploymentSummary"] = {"EndpointConfigName": config}
+        self._move(name, "Updating")
+        return {"EndpointArn": endpoint["EndpointArn"]}
+
+    def _delete_endpoint(self, request: dict[str, Any]) -> dict[str, Any]:
+        endpoint = self._find("DeleteEndpoint", "endpoint", self.endpoints, request["EndpointName"])
+        self._refuse_busy("DeleteEndpoint", endpoint)
+        del self.endpoints[request["EndpointName"]]
+        return {}
+
+    def _describe_endpoint(self, request: dict[str, Any]) -> dict[str, Any]:
+        endpoint = self._find("DescribeEndpoint", "endpoint", self.endpoints, request["EndpointName"])
+        return {key: value for key, value in endpoint.items() if key != "Tags"}
+
+    def _list_tags(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request["ResourceArn"].removeprefix(f"{self._arn}endpoint/")
+        return {"Tags": self._find("ListTags", "endpoint", self.endpoints, name)["Tags"]}

@@ -1,0 +1,271 @@
+"""Reading, splitting and scoring in the training program: the parts that need no machine-learning framework."""
+
+import csv
+import importlib
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+TRAINING = Path(__file__).resolve().parents[2] / "scripts" / "training"
+sys.path.insert(0, str(TRAINING))
+dataset = importlib.import_module("dataset")
+metrics = importlib.import_module("metrics")
+Example = dataset.Example
+DataError = dataset.DataError
+
+# A lone surrogate cannot be written as UTF-8; everything else may stand in a file.
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+filled_text = any_text.map(str.strip).filter(bool)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write bytes or text as data.csv and return its path."""
+
+    def write(content):
+        path = tmp_path / "data.csv"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def read(path, text_column="text", label_column="label"):
+    return dataset.read_csv(path, text_column, label_column)
+
+
+# ---- reading
+
+
+# With line feeds and minimal quoting, Python 3.11's writer leaves a lone carriage return unquoted: not a fair file.
+@given(
+    rows=st.lists(st.tuples(any_text, any_text, any_text)),
+    style=st.sampled_from([("\r\n", csv.QUOTE_MINIMAL), ("\r\n", csv.QUOTE_ALL), ("\n", csv.QUOTE_ALL)]),
+    mark=st.booleans(),
+)
+def test_whatever_a_csv_writer_wrote_is_read_back(tmp_path_factory, rows, style, mark):
+    path = tmp_path_factory.mktemp("csv") / "data.csv"
+    with path.open("w", encoding="utf-8-sig" if mark else "utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator=style[0], quoting=style[1])
+        writer.writerows([("label", " text ", "note"), *rows])
+
+    examples, skipped = read(path)
+
+    stripped = [(text.strip(), label.strip()) for label, text, _ in rows]
+    assert examples == [(text, label) for text, label in stripped if text and label]
+    assert skipped.empty_text == sum(not text for text, _ in stripped)
+    assert skipped.empty_label == sum(bool(text) and not label for text, label in stripped)
+    assert skipped.too_many_fields == 0
+
+
+def test_a_byte_order_mark_spaced_headers_crlf_and_further_columns_do_not_matter(write):
+    path = write('\ufeffid, label ,text\r\n1,spam,"Win ""now"",\r\ntoday"\r\n2, ham ,  hello  \r\n')
+    assert read(path) == ([('Win "now",\r\ntoday', "spam"), ("hello", "ham")], (0, 0, 0))
+
+
+def test_missing_fields_are_empty_and_blank_lines_are_no_rows(write):
+    examples, skipped = read(write("text,label\nonly a text\n\n,spam\n,\nhello,ham\n"))
+    assert examples == [("hello", "ham")]
+    assert skipped == dataset.Skipped(too_many_fields=0, empty_text=2, empty_label=1)
+
+
+def test_a_row_shifted_by_an_unquoted_comma_is_left_out_and_counted(write):
+    examples, skipped = read(write("text,label\nhello, dear,ham\nhello,ham,,\n"))
+    assert examples == [("hello", "ham")]
+    assert skipped.too_many_fields == 1
+
+
+def test_a_field_beyond_the_csv_modules_default_limit_is_read(write):
+    long = "a" * 200_000
+    assert read(write(f"text,label\n{long},ham\n"))[0] == [(long, "ham")]
+
+
+def test_other_column_names_are_a_setting(write):
+    assert read(write("body,class\nhello,1\n"), "body", "class")[0] == [("hello", "1")]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no column 'text'; its columns are none: the file is empty"),
+        (b"message,label\nhello,ham\n", "no column 'text'; its columns are message, label"),
+        (b"text,label,text\nhello,ham,x\n", "2 columns named 'text'"),
+        (b"text,label\nhello,ham\ncaf\xe9,ham\n", r"not UTF-8 text \(byte 0xe9"),
+        (b'text,label\nhello,ham\n"never closed,ham\nhi,ham\n', "broken quoting in the row that ends on line 4"),
+        (b'text,label\n"so "called" friend",ham\n', "broken quoting in the row that ends on line 2"),
+    ],
+)
+def test_an_unreadable_file_is_named_with_its_reason(write, content, reason):
+    with pytest.raises(DataError, match=f"^data.csv .*{reason}"):
+        read(write(content))
+
+
+def test_all_csv_files_of_a_channel_are_read_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "b.csv").write_text("text,label\nsecond,1\n,1\n")
+    (tmp_path / "a.CSV").write_text("text,label\nfirst,0\n,0\n")
+    (tmp_path / "notes.txt").write_text("not data")
+    examples, skipped = dataset.read_channel(tmp_path, "text", "label")
+    assert [example.text for example in examples] == ["first", "second"]
+    assert skipped.empty_text == 2
+
+
+def test_a_channel_without_a_csv_file_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"no \.csv file in the channel"):
+        dataset.read_channel(tmp_path, "text", "label")
+
+
+# ---- labels
+
+
+def labels_of(*labels):
+    return dataset.sorted_labels([Example("x", label) for label in labels])
+
+
+def test_labels_that_are_all_numbers_sort_by_value_and_others_as_text():
+    assert labels_of("10", "2", "0", "1", "2") == ["0", "1", "2", "10"]
+    assert labels_of("0.5", "-1", "10") == ["-1", "0.5", "10"]
+    assert labels_of("10", "2", "b") == ["10", "2", "b"]
+    assert labels_of("nan", "10", "2") == ["10", "2", "nan"]
+
+
+# ---- splitting
+
+
+@st.composite
+def splittable(draw):
+    """Rows in which every label has two texts or more of its own, some rows twice, and some texts with any labels."""
+    labels = draw(st.lists(filled_text, min_size=2, max_size=4, unique=True))
+    own = [
+        Example(f"{number} {text}", label)
+        for number, label in enumerate(labels)
+        for text in draw(st.lists(filled_text, min_size=2, max_size=12, unique=True))
+    ]
+    repeated = draw(st.lists(st.sampled_from(own), max_size=5))
+    shared = draw(st.lists(st.builds(Example, text=st.sampled_from("ab"), label=st.sampled_from(labels)), max_size=6))
+    return draw(st.permutations(own + repeated + shared)), Counter(label for _, label in own), bool(shared)
+
+
+@given(splittable(), st.floats(0.01, 0.9), st.integers(0, 2**32 - 1))
+def test_a_split_is_stratified_complete_repeatable_and_never_shares_a_text(data, fraction, seed):
+    examples, own_texts, has_shared = data
+
+    train, holdout = dataset.split(examples, fraction, seed)
+
+    assert Counter(train) + Counter(holdout) == Counter(examples)
+    assert not {e.text for e in train} & {e.text for e in holdout}
+    assert dataset.split(examples, fraction, seed) == (train, holdout)
+    if not has_shared:  # a text with several labels may belong to any of them
+        for label, texts in own_texts.items():
+            held_out = len({e.text for e in holdout if e.label == label})
+            assert 1 <= held_out < texts
+            assert abs(held_out - fraction * texts) <= 0.5 or held_out in (1, texts - 1)
+
+
+def rows(label, count):
+    return [Example(f"{label} {number}", label) for number in range(count)]
+
+
+def test_a_rare_label_stands_on_both_sides():
+    train, holdout = dataset.split(rows("ham", 1000) + rows("spam", 2), 0.2, 42)
+    assert Counter(e.label for e in holdout) == {"ham": 200, "spam": 1}
+    assert Counter(e.label for e in train) == {"ham": 800, "spam": 1}
+
+
+def test_another_seed_holds_out_other_texts():
+    examples = rows("ham", 50) + rows("spam", 50)
+    assert dataset.split(examples, 0.2, 1)[1] != dataset.split(examples, 0.2, 2)[1]
+
+
+def test_texts_with_conflicting_labels_are_counted_and_stay_on_one_side():
+    examples = rows("ham", 5) + rows("spam", 5) + [Example("both", "ham"), Example("both", "spam")] * 2
+    assert dataset.count_conflicts(examples) == 1
+    for seed in range(20):
+        train, _ = dataset.split(examples, 0.3, seed)
+        assert sum(e.text == "both" for e in train) in (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("examples", "reason"),
+    [
+        ([], "No row with a text and a label"),
+        (rows("ham", 9), "All 9 rows have the label 'ham'; a classifier needs at least 2"),
+        (rows("ham", 9) + rows("spam", 1) * 3, r"1 of 2 labels have fewer: 'spam' has 1 \(3 rows\)"),
+        ([Example(f"text {n}", f"id-{n}") for n in range(9)], "9 of 9 labels have fewer: .* and 4 more"),
+        ([*rows("ham", 9), Example("ham 0", "spam")], r"'spam' has \d"),
+    ],
+)
+def test_data_that_cannot_be_split_is_refused_with_the_reason(examples, reason):
+    with pytest.raises(DataError, match=reason):
+        dataset.split(examples, 0.2, 42)
+
+
+# ---- a hold-out that was given
+
+
+def test_training_rows_that_stand_in_a_given_holdout_are_left_out():
+    train = rows("ham", 3) + rows("spam", 3)
+    assert dataset.apply_holdout(train, [Example("ham 1", "ham")]) == [e for e in train if e.text != "ham 1"]
+
+
+@pytest.mark.parametrize(
+    ("holdout", "reason"),
+    [
+        ([], "test channel has no row"),
+        ([Example("x", "eggs"), Example("y", "ham")], "training data does not have: 'eggs'"),
+        (rows("spam", 3), "All 3 rows have the label 'ham'"),
+    ],
+)
+def test_a_holdout_that_does_not_fit_is_refused_with_the_reason(holdout, reason):
+    with pytest.raises(DataError, match=reason):
+        dataset.apply_holdout(rows("ham", 3) + rows("spam", 3), holdout)
+
+
+# ---- figures
+
+
+def test_figures_are_those_worked_out_by_hand():
+    # label 0: 2 of 3 found, 2 of 3 right; label 1: 1 of 2 found, 1 of 2 right; label 2: never predicted
+    figures = metrics.classification_metrics([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 3, 0])
+    assert figures == {
+        "accuracy": pytest.approx(3 / 6),
+        "macro_f1": pytest.approx((2 / 3 + 1 / 2 + 0 + 0) / 4),
+        "macro_precision": pytest.approx((2 / 3 + 1 / 2 + 0 + 0) / 4),
+        "macro_recall": pytest.approx((2 / 3 + 1 / 2 + 0 + 0) / 4),
+    }
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1))
+def test_figures_are_from_0_to_1_and_1_only_when_all_is_right(pairs):
+    figures = metrics.classification_metrics([e for e, _ in pairs], [p for _, p in pairs])
+    assert all(0 <= figure <= 1 for figure in figures.values())
+    assert (min(figures.values()) == 1) == all(e == p for e, p in pairs)
+
+
+def test_the_metrics_file_is_strict_json_in_every_folder(tmp_path):
+    metrics.write_metrics({"accuracy": 0.5, "labels": ["é"]}, tmp_path / "a", tmp_path / "b")
+    for folder in ("a", "b"):
+        content = json.loads((tmp_path / folder / "metrics.json").read_bytes())
+        assert content == {"schema": 1, "accuracy": 0.5, "labels": ["é"]}
+    with pytest.raises(ValueError, match="JSON"):
+        metrics.write_metrics({"eval_loss": float("nan")}, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+# ---- the project's own sample
+
+
+def test_the_sample_has_three_balanced_labels_duplicates_and_rows_to_skip():
+    examples, skipped = read(TRAINING.parent / "sample" / "support.csv")
+    counts = Counter(example.label for example in examples)
+    assert sorted(counts) == ["billing", "shipping", "technical"]
+    assert min(counts.values()) >= 80
+    assert skipped == dataset.Skipped(too_many_fields=0, empty_text=2, empty_label=0)
+    assert len({e.text for e in examples}) < len(examples)
+    assert dataset.count_conflicts(examples) == 0
+    assert any("\n" in e.text for e in examples)
+    assert any('"' in e.text for e in examples)

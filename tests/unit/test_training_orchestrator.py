@@ -1,0 +1,543 @@
+"""The training orchestrator: from an upload's event to one training job, or one reason why there is none."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import ModuleType
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from hypothesis import example, given
+from hypothesis import strategies as st
+from world import BUCKET, CSV, Context, Interruption, World, broken_connection, event
+
+JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+KEYS = [
+    "data/train/support.csv",
+    "data/train/a b.csv",
+    "data/train/a+b.csv",
+    "data/train/100%25 %.csv",
+    "data/train/é ü 日本.csv",
+    "data/train/reviews/UPPER.CSV",
+    "data/train/x; rm -rf $HOME; 'q'.csv",
+    "data/train/" + "k" * (900 - len("data/train/.csv")) + ".csv",
+]
+
+
+@pytest.fixture
+def run(training: ModuleType, world: World) -> Callable[..., str]:
+    """Invoke the handler with an event; returns the outcome."""
+
+    def invoke(sent: dict[str, Any], request_id: str = "first") -> str:
+        return str(training.lambda_handler(sent, Context(request_id))["outcome"])
+
+    return invoke
+
+
+def job_of(training: ModuleType, sent: dict[str, Any]) -> str:
+    return str(training.parse_upload(sent).job)
+
+
+# --- names ------------------------------------------------------------------------------------------
+
+texts = st.text(min_size=1, max_size=40)
+moments = st.datetimes(datetime(2020, 1, 1), datetime(2099, 1, 1), timezones=st.just(UTC))
+
+
+@given(key=texts, version=st.none() | texts, etag=texts, sequencer=st.text(max_size=20), time=moments)
+def test_a_job_name_follows_from_the_event_alone_and_is_legal(
+    training: ModuleType, key: str, version: str | None, etag: str, sequencer: str, time: datetime
+) -> None:
+    first, again = (training.Upload(BUCKET, key, etag, version, sequencer, time) for _ in range(2))
+    assert first.job == again.job
+    assert JOB_NAME.fullmatch(first.job)
+    assert len(first.job) <= 63
+
+
+@given(earlier=moments, later=moments)
+def test_job_names_sort_by_time(training: ModuleType, earlier: datetime, later: datetime) -> None:
+    names = [training.Upload(BUCKET, "k", "e", "v", "1", time).job for time in (earlier, later)]
+    seconds = [time.replace(microsecond=0) for time in (earlier, later)]
+    if seconds[0] < seconds[1]:
+        assert names[0] < names[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"key": "data/train/b.csv"}, {"version_id": "v2"}, {"sequencer": "2"}, {"bucket": "another-bucket"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_two_uploads_in_one_second_have_distinct_names(training: ModuleType, change: dict[str, str]) -> None:
+    upload = {"bucket": BUCKET, "key": "data/train/a.csv", "etag": "e", "version_id": "v1", "sequencer": "1"}
+    time = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    assert training.Upload(**upload, time=time).job != training.Upload(**upload | change, time=time).job
+
+
+def test_without_a_version_id_the_etag_tells_uploads_apart(training: ModuleType) -> None:
+    time = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    names = {training.Upload(BUCKET, "data/train/a.csv", etag, None, "", time).job for etag in ("e1", "e2")}
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("name", ["", "_full", "_unversioned", "_minimal"])
+def test_the_documented_event_shapes_are_understood(training: ModuleType, name: str) -> None:
+    upload = training.parse_upload(event(f"s3_object_created{name}"))
+    assert upload.key == "data/train/support.csv"
+    assert upload.job.startswith("training-job-20261123-120000-")
+
+
+def test_the_time_of_another_zone_is_taken_to_utc(training: ModuleType) -> None:
+    sent = event("s3_object_created") | {"time": "2026-11-23T01:30:00+02:00"}
+    assert job_of(training, sent).startswith("training-job-20261122-233000-")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("detail",), None, "detail"),
+        (("detail", "bucket"), "b", "bucket"),
+        (("detail", "bucket", "name"), 7, "name"),
+        (("detail", "object"), [], "object"),
+        (("detail", "object", "key"), "", "key"),
+        (("detail", "object", "version-id"), 3, "version-id"),
+        (("time",), 1795435200000, "time"),
+        (("time",), "yesterday", "yesterday"),
+    ],
+)
+def test_an_event_that_is_off_is_named(training: ModuleType, path: tuple[str, ...], value: object, named: str) -> None:
+    sent = event("s3_object_created")
+    holder = sent
+    for name in path[:-1]:
+        holder = holder[name]
+    holder[path[-1]] = value
+    with pytest.raises(training.EventError, match=named):
+        training.parse_upload(sent)
+
+
+def test_an_event_of_another_bucket_is_refused(training: ModuleType, run: Callable[..., str]) -> None:
+    sent = event("s3_object_created")
+    sent["detail"]["bucket"]["name"] = "somebody-elses"
+    with pytest.raises(training.EventError, match="not an upload of this stack"):
+        run(sent)
+
+
+@pytest.mark.parametrize(
+    ("key", "model"),
+    [
+        ("data/train/x.csv", "default"),
+        ("data/train/reviews/x.csv", "reviews"),
+        ("data/train/reviews/2026/x.csv", "reviews"),
+        ("data/train/a/x.csv", "a"),
+        (f"data/train/{'m' * 32}/x.csv", "m" * 32),
+    ],
+)
+def test_the_first_folder_is_the_model(training: ModuleType, key: str, model: str) -> None:
+    assert training.model_of(key) == model
+
+
+@pytest.mark.parametrize("folder", ["Reviews", "-a", "a-", "a_b", "m" * 33, "", "ü"])
+def test_an_illegal_model_folder_is_rejected_by_name(
+    run: Callable[..., str], world: World, training: ModuleType, folder: str
+) -> None:
+    assert run(world.upload(f"data/train/{folder}/x.csv")) == "rejected"
+    assert f'the folder "{folder}" is not a model name' in world.only_email().body
+    assert world.sagemaker.jobs == {}
+
+
+# --- what is not for training -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["data/train/", "data/train/reviews/", "data/train/x.csv/", "data/train/README.md"])
+def test_folders_and_other_files_are_passed_over_in_silence(run: Callable[..., str], world: World, key: str) -> None:
+    sent = world.upload(key, b"")
+    before = world.final_state()
+    assert run(sent) == "ignored"
+    assert world.emails() == []
+    assert world.final_state() == before
+
+
+BAD_UPLOADS = {
+    "empty": (b"", r"empty \(0 bytes\)"),
+    "white space": (b" \r\n\t\n", "nothing but white space"),
+    "byte order mark only": (codecs.BOM_UTF8, "nothing but white space"),
+    "header only": (b"text,label\n", "a header but no rows"),
+    "header and blank lines": (b"text,label\n\n , \n", "a header but no rows"),
+    "no label column": (b"text,class\na,b\n", 'no column "label"; the first line has: "text", "class"'),
+    "other case": (b"Text,label\na,b\n", '"Text" differs in upper or lower case'),
+    "column twice": (b"text,label,label\na,b,c\n", 'column "label" appears 2 times'),
+    "semicolons": (b"text;label\na;b\n", "separated by semicolons; separate them by commas"),
+    "tabs": (b"text\tlabel\na\tb\n", "separated by tabs"),
+    "binary": (bytes(range(256)), "binary or UTF-16"),
+    "NUL byte": (b"text,label\na\0b,c\n", "NUL byte at position 12"),
+    "UTF-16 with mark": ("text,label\na,b\n".encode("utf-16"), "encoded as UTF-16"),
+    "UTF-16 without mark": ("text,label\na,b\n".encode("utf-16-le"), "binary or UTF-16"),
+    "UTF-32": ("text,label\na,b\n".encode("utf-32"), "encoded as UTF-32"),
+    "Latin-1": ("text,label\ncafé,b\n".encode("latin-1"), "not UTF-8: byte 0xe9 at position 14"),
+    "Latin-1 after a mark": (
+        codecs.BOM_UTF8 + "text,label\ncafé,b\n".encode("latin-1"),
+        "not UTF-8: byte 0xe9 at position 17",
+    ),
+    "cut character": ("text,label\na,é".encode()[:-1], "not UTF-8"),
+    "workbook": (b"PK\x03\x04" + b"\0" * 60, "a zip archive or an Excel workbook"),
+    "gzip": (b"\x1f\x8b\x08\0" + b"\0" * 60, "gzip-compressed"),
+    "Parquet": (b"PAR1\x15\x04", "a Parquet file"),
+    "PDF": (b"%PDF-1.7\n", "a PDF"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_UPLOADS)
+def test_a_bad_upload_gives_one_email_with_the_reason_and_no_job(
+    run: Callable[..., str], world: World, name: str
+) -> None:
+    content, reason = BAD_UPLOADS[name]
+    assert run(world.upload("data/train/bad.csv", content)) == "rejected"
+    email = world.only_email()
+    assert email.subject == "Training data rejected: bad.csv"
+    assert re.search(f"Why: .*{reason}", email.body)
+    assert world.sagemaker.jobs == {}
+    assert world.keys("data/snapshots/") == []
+
+
+GOOD_UPLOADS = {
+    "byte order mark": codecs.BOM_UTF8 + CSV,
+    "accents": "text,label\ncafé 日本 🙂,ham\n".encode(),
+    "Windows line ends": CSV.replace(b"\n", b"\r\n"),
+    "quoted newline, comma and quote": b'text,label\n"a\nb, ""c""",ham\n',
+    "spaces around names": b" text , label \na,b\n",
+    "further columns in another order": b"id,label,note,text\n1,ham,,hello\n",
+    "no newline at the end": b"text,label\na,b",
+}
+
+
+@pytest.mark.parametrize("name", GOOD_UPLOADS)
+def test_a_good_upload_starts_a_job_on_exactly_its_bytes(run: Callable[..., str], world: World, name: str) -> None:
+    assert run(world.upload("data/train/good.csv", GOOD_UPLOADS[name])) == "started"
+    (job,) = world.sagemaker.jobs
+    assert world.read(f"data/snapshots/{job}/data.csv") == GOOD_UPLOADS[name]
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_a_character_cut_by_the_end_of_the_checked_part_is_no_fault(training: ModuleType, shift: int) -> None:
+    content = b"text,label\n" + b"x" * shift + "🙂".encode() * training.PREFLIGHT_BYTES
+    training.check_csv(content[: training.PREFLIGHT_BYTES], False, "text", "label")
+
+
+def test_a_quoted_row_longer_than_the_checked_part_is_no_fault(training: ModuleType) -> None:
+    content = b'text,label\n"' + b"line\n" * training.PREFLIGHT_BYTES
+    training.check_csv(content[: training.PREFLIGHT_BYTES], False, "text", "label")
+
+
+def test_only_the_first_part_of_an_upload_is_read(
+    run: Callable[..., str], world: World, training: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "PREFLIGHT_BYTES", 32)
+    assert run(world.upload("data/train/long.csv", CSV + b"\xff" * 100)) == "started"
+
+
+@given(head=st.binary(max_size=300), complete=st.booleans())
+@example(head=b'text,label\n"', complete=True)
+@example(head=b"text,label\r\r\n\x1c", complete=True)
+def test_any_bytes_are_either_accepted_or_rejected_with_a_reason(
+    training: ModuleType, head: bytes, complete: bool
+) -> None:
+    try:
+        training.check_csv(head, complete, "text", "label")
+    except training.Rejected as reason:
+        assert str(reason)
+    else:
+        assert b"text" in head
+        assert b"label" in head
+
+
+# --- the world moves on -----------------------------------------------------------------------------
+
+
+def test_an_overwritten_upload_is_still_trained_on_when_its_version_is_known(
+    run: Callable[..., str], world: World
+) -> None:
+    sent = world.upload("data/train/x.csv")
+    world.put("data/train/x.csv", b"something else")
+    assert run(sent) == "started"
+    (job,) = world.sagemaker.jobs
+    assert world.read(f"data/snapshots/{job}/data.csv") == CSV
+
+
+def test_an_overwritten_upload_without_versions_is_rejected_rather_than_taken_for_the_newer(
+    run: Callable[..., str], world: World
+) -> None:
+    sent = world.unversioned_upload("data/train/x.csv")
+    world.put("data/train/x.csv", b"text,label\nother,ham\n")
+    assert run(sent) == "rejected"
+    assert "deleted or overwritten before it could be read" in world.only_email().body
+
+
+def test_an_upload_overwritten_between_check_and_copy_is_rejected(run: Callable[..., str], world: World) -> None:
+    sent = world.unversioned_upload("data/train/x.csv")
+    world.around.interruption = Interruption(
+        "CopyObject", lambda: world.put("data/train/x.csv", b"text,label\nother,ham\n")
+    )
+    assert run(sent) == "rejected"
+    assert world.around.interruption is None
+    assert world.keys("data/snapshots/") == []
+
+
+@pytest.mark.parametrize("versioned", [True, False])
+def test_an_upload_deleted_before_it_could_be_read_is_rejected(
+    run: Callable[..., str], world: World, versioned: bool
+) -> None:
+    sent = (world.upload if versioned else world.unversioned_upload)("data/train/x.csv")
+    version = sent["detail"]["object"].get("version-id")
+    world.s3.delete_object(Bucket=BUCKET, Key="data/train/x.csv", **({"VersionId": version} if version else {}))
+    assert run(sent) == "rejected"
+    assert "deleted or overwritten" in world.only_email().body
+
+
+# --- the job ----------------------------------------------------------------------------------------
+
+
+def test_the_source_record_says_where_the_data_came_from(run: Callable[..., str], world: World) -> None:
+    sent = world.upload("data/train/reviews/a b+é.csv")
+    run(sent)
+    (job,) = world.sagemaker.jobs
+    uploaded = sent["detail"]["object"]
+    assert world.record(f"data/snapshots/{job}/source.json") == {
+        "schema": 1,
+        "job": job,
+        "model": "reviews",
+        "bucket": BUCKET,
+        "key": "data/train/reviews/a b+é.csv",
+        "version_id": uploaded["version-id"],
+        "etag": uploaded["etag"],
+        "sequencer": uploaded["sequencer"],
+        "size": len(CSV),
+        "uploaded_at": "2026-11-23T12:00:00+00:00",
+    }
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key[:30])
+def test_any_legal_key_gives_a_job_and_stays_out_of_it(run: Callable[..., str], world: World, key: str) -> None:
+    assert run(world.upload(key)) == "started"
+    ((name, job),) = world.sagemaker.jobs.items()
+    assert world.read(f"data/snapshots/{name}/data.csv") == CSV
+    assert key.rsplit("/", 1)[-1] not in json.dumps(job, default=str, ensure_ascii=False)
+    assert f"s3://{BUCKET}/{key}\n" in world.only_email().body
+
+
+def test_the_job_request_is_what_the_training_program_is_promised(
+    run: Callable[..., str], world: World, training: ModuleType
+) -> None:
+    sent = world.upload("data/train/reviews/x.csv")
+    run(sent)
+    name = job_of(training, sent)
+    job = world.sagemaker.jobs[name]
+    assert job["HyperParameters"] == {
+        "epochs": "3",
+        "learning_rate": "5e-5",
+        "seed": "42",
+        "sagemaker_program": "train.py",
+        "sagemaker_submit_directory": f"s3://{BUCKET}/code/training-0123abcd.tar.gz",
+        "sagemaker_region": "us-east-1",
+        "sagemaker_job_name": name,
+        "sagemaker_container_log_level": "20",
+    }
+    (channel,) = job["InputDataConfig"]
+    assert channel["ChannelName"] == "train"
+    assert channel["ContentType"] == "text/csv"
+    assert channel["DataSource"]["S3DataSource"]["S3Uri"] == f"s3://{BUCKET}/data/snapshots/{name}/data.csv"
+    assert job["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/models/raw/"}
+    assert job["ResourceConfig"] == {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 30}
+    assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200}
+    assert job["Environment"] == {
+        "BASE_MODEL": "distilbert-base-uncased",
+        "BASE_MODEL_REVISION": "",
+        "TEXT_COLUMN": "text",
+        "LABEL_COLUMN": "label",
+        "HUB_TOKEN_SECRET_ARN": "",
+    }
+    assert {tag["Key"]: tag["Value"] for tag in job["Tags"]} == {
+        "Project": "mlops",
+        "Stack": BUCKET,
+        "Model": "reviews",
+        "TrainingJob": name,
+    }
+
+
+def test_a_base_model_in_s3_becomes_a_channel(
+    run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASE_MODEL", "s3://weights/minilm/")
+    run(world.upload("data/train/x.csv"))
+    (job,) = world.sagemaker.jobs.values()
+    uris = {
+        channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in job["InputDataConfig"]
+    }
+    assert uris["base_model"] == "s3://weights/minilm/"
+
+
+def test_the_metric_definitions_find_every_figure_in_the_programs_last_line(training: ModuleType) -> None:
+    line = "hold-out:  accuracy 0.9812  macro_f1 0.9423  macro_precision 0.9501  macro_recall 0.9398  eval_loss 0.0712"
+    found = {item["Name"]: re.search(item["Regex"], line) for item in training.METRIC_DEFINITIONS}
+    assert {name: match and match[1] for name, match in found.items()} == {
+        "holdout:accuracy": "0.9812",
+        "holdout:macro_f1": "0.9423",
+        "holdout:macro_precision": "0.9501",
+        "holdout:macro_recall": "0.9398",
+        "holdout:eval_loss": "0.0712",
+    }
+
+
+def test_the_started_email_says_what_and_what_next(run: Callable[..., str], world: World) -> None:
+    run(world.upload("data/train/reviews/x.csv"))
+    (job,) = world.sagemaker.jobs
+    email = world.only_email()
+    assert email.subject == "Training started: reviews (x.csv)"
+    assert email.attributes == {"stage": "training", "status": "started", "model": "reviews"}
+    for fact in (f"s3://{BUCKET}/data/train/reviews/x.csv", job, "ml.m5.xlarge, at most 2 h", "What next: nothing"):
+        assert fact in email.body
+    assert f"make logs JOB={job}" in email.body
+
+
+def test_an_upload_above_the_limit_of_one_copy_is_copied_in_parts(
+    run: Callable[..., str], world: World, training: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = 5 * 1024 * 1024
+    monkeypatch.setattr(training, "COPY_OBJECT_MAX_BYTES", part)
+    monkeypatch.setattr(training, "COPY_PART_BYTES", part)
+    content = CSV + b"more,ham\n" * (part // 8)
+    assert run(world.upload("data/train/large.csv", content)) == "started"
+    (job,) = world.sagemaker.jobs
+    assert world.read(f"data/snapshots/{job}/data.csv") == content
+    assert world.around.calls.count("UploadPartCopy") == 2
+
+
+# --- refusals of SageMaker --------------------------------------------------------------------------
+
+
+def test_a_job_that_exists_already_is_this_uploads_own(
+    run: Callable[..., str], world: World, training: ModuleType
+) -> None:
+    sent = world.upload("data/train/x.csv")
+    world.around.interruption = Interruption("CreateTrainingJob", broken_connection, after_the_effect=True)
+    with pytest.raises(ClientError, match="InternalError"):
+        run(sent)
+    assert run(sent) == "started"
+    assert list(world.sagemaker.jobs) == [job_of(training, sent)]
+
+
+def test_a_quota_that_is_used_up_is_named_and_no_job_is_recorded(run: Callable[..., str], world: World) -> None:
+    world.sagemaker.training_quota = 1
+    run(world.upload("data/train/first.csv"))
+    assert run(world.upload("data/train/second.csv")) == "waiting for quota"
+    email = world.emails()[-1]
+    assert email.subject == "Training not started: default: instance quota"
+    assert email.attributes["status"] == "waiting"
+    assert '"ml.m5.xlarge for training job usage" is used up just now' in email.body
+    assert "Service Quotas" in email.body
+    assert len([key for key in world.keys("data/snapshots/") if key.endswith("started.json")]) == 1
+
+
+def test_a_quota_of_zero_is_told_as_one_that_never_frees(run: Callable[..., str], world: World) -> None:
+    world.sagemaker.training_quota = 0
+    assert run(world.upload("data/train/x.csv")) == "waiting for quota"
+    assert "is 0, so this job can never start" in world.only_email().body
+
+
+def test_another_quota_is_told_by_its_own_name(
+    training: ModuleType, run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = training.parse_upload(world.upload("data/train/x.csv"))
+    message = "The account-level service limit 'Total number of instances across training jobs' is 4 Instances, with"
+    training.tell_quota(upload, training.settings(), {"model": "default"}, message)
+    assert 'raise "Total number of instances across training jobs" in the AWS console' in world.only_email().body
+
+
+def test_any_other_refusal_raises_and_tells_nobody(
+    run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINING_ROLE_ARN", "not-an-arn-but-long-enough")
+    with pytest.raises(ClientError, match="RoleArn"):
+        run(world.upload("data/train/x.csv"))
+    assert world.emails() == []
+
+
+# --- duplicates -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [CSV, b""], ids=["good", "bad"])
+def test_a_duplicate_event_sends_no_second_email(run: Callable[..., str], world: World, content: bytes) -> None:
+    sent = world.upload("data/train/x.csv", content)
+    first = run(sent, "first")
+    assert run(sent, "second") == f"already {first}"
+    assert len(world.emails()) == 1
+
+
+def test_while_one_invocation_has_the_upload_in_hand_another_leaves_it(run: Callable[..., str], world: World) -> None:
+    sent = world.upload("data/train/x.csv")
+    world.around.interruption = Interruption("CopyObject", broken_connection)
+    with pytest.raises(ClientError):
+        run(sent, "first")
+    assert run(sent, "second") == "in hand"
+    assert world.emails() == []
+    assert run(sent, "first") == "started"
+
+
+def test_a_lease_that_expired_is_taken_over(
+    run: Callable[..., str], world: World, training: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = world.upload("data/train/x.csv")
+    world.around.interruption = Interruption("CopyObject", broken_connection)
+    with pytest.raises(ClientError):
+        run(sent, "first")
+    later = datetime.now(UTC) + timedelta(seconds=training.LEASE_SECONDS + 1)
+    monkeypatch.setattr(training, "now", lambda: later)
+    assert run(sent, "second") == "started"
+
+
+def test_the_lease_outlives_the_longest_timeout_of_a_function(training: ModuleType) -> None:
+    assert training.LEASE_SECONDS > 900
+
+
+# --- subjects ---------------------------------------------------------------------------------------
+
+
+@given(subject=st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
+@example(subject="a\r\nBcc: x\x1b[2J\x7f")
+@example(subject="é" * 300)
+def test_any_subject_is_one_that_sns_takes(
+    training: ModuleType, subject: str, monkeypatch_session: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, Any]] = []
+    publisher = type("Publisher", (), {"publish": lambda self, **request: sent.append(request)})()
+    monkeypatch_session.setattr(training, "client", lambda service: publisher)
+    training.publish("arn", f"Training started: {subject}", "body", stage="s", status="t", model="m")
+    (request,) = sent
+    assert re.fullmatch(r"[A-Z][\x20-\x7e]{0,98}", request["Subject"])
+
+
+def test_a_key_with_control_characters_is_told_like_any_other(run: Callable[..., str], world: World) -> None:
+    assert run(world.upload("data/train/a\x07\x1b[2J\nb.csv")) == "started"
+    assert world.only_email().subject == "Training started: default (a [2J b.csv)"
+
+
+def test_a_body_is_cut_at_the_limit_between_characters(training: ModuleType, world: World) -> None:
+    training.publish(training.settings().topic_arn, "Subject", "é" * 200_000, stage="s", status="t", model="m")
+    body = world.only_email().body
+    assert len(body.encode()) <= training.MESSAGE_MAX_BYTES
+    assert set(body) == {"é"}
+
+
+def test_every_log_line_carries_the_job(
+    run: Callable[..., str], world: World, training: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    sent = world.upload("data/train/x.csv")
+    run(sent)
+    run(world.upload("data/train/y.csv", b""))
+    lines = [record for record in caplog.records if record.name == "root"]
+    assert len(lines) == 3
+    assert all(JOB_NAME.fullmatch(vars(record)["training_job"]) for record in lines)

@@ -1,0 +1,294 @@
+"""The world that a handler acts on, for unit tests: S3 and SNS by moto, SageMaker by the strict fake.
+
+moto lacks some of AWS's refusals that the handlers rely on; they are added here: CopySourceIfMatch, and the rules
+for an SNS subject. Conditional PutObject and GetObject work in moto as they do on AWS.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import boto3
+from botocore.exceptions import ClientError
+from fake_sagemaker import FakeSageMaker, refusal
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.sns.models import sns_backends
+
+ROOT = Path(__file__).resolve().parents[2]
+HANDLERS = ("training_orchestrator", "model_evaluator", "deployment_orchestrator")
+BUCKET = "atml-models-bucket"
+REGION = "us-east-1"
+ENDPOINT = "mlops-endpoint"
+TOPIC_ARN = f"arn:aws:sns:{REGION}:{DEFAULT_ACCOUNT_ID}:mlops-notifications"
+ROLE_ARN = f"arn:aws:iam::{DEFAULT_ACCOUNT_ID}:role/mlops"
+
+COMMON = {"BUCKET": BUCKET, "PROJECT": "mlops", "TOPIC_ARN": TOPIC_ARN}
+ENVIRONMENT = {
+    "training_orchestrator": COMMON
+    | {
+        "TRAINING_ROLE_ARN": ROLE_ARN,
+        "TRAINING_IMAGE": "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13.0-cpu-amzn2023-sagemaker",
+        "TRAINING_SOURCE_URI": f"s3://{BUCKET}/code/training-0123abcd.tar.gz",
+        "TRAINING_INSTANCE_TYPE": "ml.m5.xlarge",
+        "TRAINING_VOLUME_GB": "30",
+        "TRAINING_MAX_RUNTIME_SECONDS": "7200",
+        "HYPERPARAMETERS": '{"epochs": "3", "learning_rate": "5e-5", "seed": "42"}',
+        "BASE_MODEL": "distilbert-base-uncased",
+        "BASE_MODEL_REVISION": "",
+        "TEXT_COLUMN": "text",
+        "LABEL_COLUMN": "label",
+        "HUB_TOKEN_SECRET_ARN": "",
+    },
+    "model_evaluator": COMMON
+    | {
+        "THRESHOLDS": '{"accuracy": {"min": 0.8}, "eval_loss": {"max": 0.5}}',
+        "MODEL_THRESHOLDS": '{"strict": {"accuracy": {"min": 0.99}}}',
+    },
+    "deployment_orchestrator": COMMON
+    | {
+        "ENDPOINT_NAME": ENDPOINT,
+        "MODEL_ROLE_ARN": ROLE_ARN,
+        "INFERENCE_IMAGE": "763104351884.dkr.ecr.us-east-1.amazonaws.com/huggingface-pytorch-inference:2.6.0",
+        "ENDPOINT_TYPE": "serverless",
+        "SERVERLESS_MEMORY_MB": "3072",
+        "SERVERLESS_MAX_CONCURRENCY": "5",
+        "ENDPOINT_INSTANCE_TYPE": "ml.m5.large",
+        "ENDPOINT_INSTANCE_COUNT": "1",
+    },
+}
+GOOD_METRICS = {"accuracy": 0.9, "eval_loss": 0.3, "train_examples": 80, "holdout_examples": 20}
+CSV = b"text,label\nhello,ham\nwin a prize,spam\n"
+
+
+def load_handler(name: str) -> ModuleType:
+    """A handler under a name of its own: all three files are called handler.py, and lambda is a keyword."""
+    spec = importlib.util.spec_from_file_location(f"{name}_handler", ROOT / "lambda" / name / "handler.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up while the file runs.
+    __import__("sys").modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def event(name: str) -> dict[str, Any]:
+    """A sample event by its file's name, after the samples in AWS's documentation."""
+    return dict(json.loads((ROOT / "tests" / "events" / f"{name}.json").read_text()))
+
+
+def tar_gz(members: Iterable[tuple[str, bytes]], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
+    """A .tar.gz of regular files, in the order given."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=tar_format) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+class Killed(BaseException):
+    """The function's process ends here: no handler's except clause sees it."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What of Lambda's context object the handlers use."""
+
+    aws_request_id: str
+    remaining_milliseconds: int = 300_000
+
+    def get_remaining_time_in_millis(self) -> int:
+        return self.remaining_milliseconds
+
+
+@dataclass(frozen=True)
+class Email:
+    subject: str
+    body: str
+    attributes: dict[str, str]
+
+
+@dataclass
+class Interruption:
+    """What happens at one call that a handler makes to AWS, the n-th (from 0) or the first of a name: before it or
+    after its effect."""
+
+    call: int | str
+    action: Callable[[], object]
+    after_the_effect: bool = False
+
+
+@dataclass
+class Around:
+    """Stands around every call that a handler makes to AWS: counts it and interrupts it."""
+
+    calls: list[str] = field(default_factory=list)
+    interruption: Interruption | None = None
+
+    def __call__(self, operation: str) -> Callable[[], None]:
+        names = (len(self.calls), operation)
+        self.calls.append(operation)
+        self._interrupt(names, after_the_effect=False)
+        return lambda: self._interrupt(names, after_the_effect=True)
+
+    def _interrupt(self, names: tuple[int, str], after_the_effect: bool) -> None:
+        due = self.interruption
+        if due is not None and due.call in names and due.after_the_effect == after_the_effect:
+            self.interruption = None
+            due.action()
+
+
+class Clients:
+    """boto3 clients for moto, made once: the handlers' own are watched, the test's are not."""
+
+    def __init__(self) -> None:
+        self.plain_s3 = boto3.client("s3", region_name=REGION)
+        self.plain_sns = boto3.client("sns", region_name=REGION)
+        self.s3 = boto3.client("s3", region_name=REGION)
+        self.sns = boto3.client("sns", region_name=REGION)
+        self.around = Around()
+        for client in (self.s3, self.sns):
+            events = client.meta.events
+            events.register_first("provide-client-params.*.*", self._keep_parameters)
+            events.register_first("before-call.*.*", self._before)
+            events.register_last("after-call.*.*", self._after)
+
+    def _keep_parameters(self, params: dict[str, Any], context: dict[str, Any], **_: object) -> None:
+        context["parameters"] = params
+
+    def _before(self, model: Any, context: dict[str, Any], **_: object) -> None:
+        context["after"] = self.around(model.name)
+        self._refuse_as_aws(model.name, context["parameters"])
+
+    def _refuse_as_aws(self, operation: str, params: dict[str, Any]) -> None:
+        """What AWS refuses and moto does not."""
+        if operation in ("CopyObject", "UploadPartCopy") and "CopySourceIfMatch" in params:
+            source = self.plain_s3.head_object(**params["CopySource"])
+            if source["ETag"].strip('"') != params["CopySourceIfMatch"].strip('"'):
+                raise refusal(operation, "PreconditionFailed", "At least one of the pre-conditions did not hold")
+        if operation == "Publish":
+            subject = params["Subject"]
+            if not (subject.isascii() and subject.isprintable() and subject.strip() and len(subject) < 100):
+                raise refusal(operation, "InvalidParameter", f"Invalid parameter: Subject: {subject!r}")
+
+    def _after(self, context: dict[str, Any], **_: object) -> None:
+        context["after"]()
+
+
+class World:
+    """A fresh account with the stack's bucket (versioned) and topic; what a test does to it and sees of it."""
+
+    def __init__(self, clients: Clients) -> None:
+        clients.around = self.around = Around()
+        self._clients = clients
+        self.s3 = clients.plain_s3
+        self.sagemaker = FakeSageMaker(REGION, DEFAULT_ACCOUNT_ID, self.around)
+        self.s3.create_bucket(Bucket=BUCKET)
+        self.s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+        clients.plain_sns.create_topic(Name=TOPIC_ARN.rsplit(":", 1)[-1])
+        self._uploads = 0
+
+    def client(self, service: str) -> Any:
+        """Stands in for the handlers' client()."""
+        return {"s3": self._clients.s3, "sns": self._clients.sns, "sagemaker": self.sagemaker}[service]
+
+    # --- objects ------------------------------------------------------------------------------------
+
+    def put(self, key: str, body: bytes | dict[str, Any]) -> str:
+        """Write an object and return its ETag without quotes."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return str(self.s3.put_object(Bucket=BUCKET, Key=key, Body=data)["ETag"].strip('"'))
+
+    def read(self, key: str) -> bytes:
+        return bytes(self.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+
+    def record(self, key: str) -> dict[str, Any]:
+        return dict(json.loads(self.read(key)))
+
+    def keys(self, prefix: str = "") -> list[str]:
+        return [item["Key"] for item in self.s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])]
+
+    def versions(self, key: str) -> int:
+        """How many times the object was written."""
+        versions = self.s3.list_object_versions(Bucket=BUCKET, Prefix=key).get("Versions", [])
+        return sum(version["Key"] == key for version in versions)
+
+    # --- events -------------------------------------------------------------------------------------
+
+    def upload(self, key: str, body: bytes = CSV) -> dict[str, Any]:
+        """Upload a file and return the event that S3 sends."""
+        answer = self.s3.put_object(Bucket=BUCKET, Key=key, Body=body)
+        self._uploads += 1
+        sent = event("s3_object_created")
+        sent["detail"]["object"] = {
+            "key": key,
+            "size": len(body),
+            "etag": answer["ETag"].strip('"'),
+            "version-id": answer["VersionId"],
+            "sequencer": f"{self._uploads:018X}",
+        }
+        return sent
+
+    def unversioned_upload(self, key: str, body: bytes = CSV) -> dict[str, Any]:
+        sent = self.upload(key, body)
+        del sent["detail"]["object"]["version-id"]
+        return sent
+
+    def job_event(self, job: str, status: str = "Completed") -> dict[str, Any]:
+        sent = event("sagemaker_training_job_completed")
+        sent["detail"] |= {"TrainingJobName": job, "TrainingJobStatus": status}
+        return sent
+
+    def endpoint_event(self, name: str = ENDPOINT, status: str = "IN_SERVICE") -> dict[str, Any]:
+        sent = event("sagemaker_endpoint_in_service")
+        sent["detail"] |= {"EndpointName": name, "EndpointStatus": status}
+        return sent
+
+    # --- what the handlers did ----------------------------------------------------------------------
+
+    def emails(self) -> list[Email]:
+        """Everything published so far, in order."""
+        topic = sns_backends[DEFAULT_ACCOUNT_ID][REGION].topics[TOPIC_ARN]
+        return [
+            Email(subject, body, {name: value["Value"] for name, value in attributes.items()})
+            for _, body, subject, attributes, _ in topic.sent_notifications
+        ]
+
+    def only_email(self) -> Email:
+        emails = self.emails()
+        assert len(emails) == 1, [email.subject for email in emails]
+        return emails[0]
+
+    def final_state(self) -> dict[str, Any]:
+        """All that lasts, without what differs between two equal runs: times, request ids and leases."""
+        objects: dict[str, Any] = {}
+        for key in self.keys():
+            if key.startswith("claims/"):
+                continue
+            body = self.read(key)
+            objects[key] = body
+            if key.endswith(".json"):
+                volatile = ("at", "by", "started_at", "decided_at", "rejected_at")
+                objects[key] = {name: value for name, value in json.loads(body).items() if name not in volatile}
+            if key.startswith("models/approved/"):
+                objects[key] = (body, self.versions(key))
+        return {"objects": objects, "sagemaker": self.sagemaker.state()}
+
+
+def broken_connection() -> None:
+    """AWS failed after the SDK's own retries."""
+    raise ClientError({"Error": {"Code": "InternalError", "Message": "We encountered an internal error"}}, "AnyCall")
+
+
+def killed() -> None:
+    raise Killed
