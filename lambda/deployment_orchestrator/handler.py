@@ -59,6 +59,8 @@ SETTLED = ("InService", "UpdateRollbackFailed")
 NOT_AGAIN = ("rolled back", "failed", "withdrawn")
 
 log = logging.getLogger()
+# It logs where it found credentials and endpoints, at INFO.
+logging.getLogger("botocore").setLevel(logging.WARNING)
 
 
 class ConfigError(ValueError):
@@ -470,8 +472,8 @@ def tell(config: Settings, record: Mapping[str, Any], outcome: str, reason: str 
     nexts = {
         "started": "nothing to do. The next email says how it ended, commonly in 5 to 10 minutes.",
         "confirmed": f"try it:\n\n  {predict}\n\nor, with the AWS CLI:\n\n  {cli}",
-        "rolled back": f"{unaffected} This model is not tried again. {logs}; then upload a corrected CSV.",
-        "failed": f"{unaffected} This model is not tried again. {logs}; then upload a corrected CSV.",
+        "rolled back": f"{unaffected} This model is not tried again. {logs}; mend the cause, then upload the CSV again.",
+        "failed": f"{unaffected} This model is not tried again. {logs}; mend the cause, then upload the CSV again.",
         "waiting": f"{unaffected} Remove the cause; the next upload or endpoint event tries again.",
     }
     why = f"Why: {reason}\n\n" if reason else ""
@@ -638,15 +640,17 @@ def deploy(
     return "started"
 
 
-def delete_failed(endpoint_name: str) -> None:
+def delete_failed(config: Settings, endpoint: Mapping[str, Any]) -> str:
     """Delete a failed endpoint: nothing else can be done with it (DescribeEndpoint reference, EndpointStatus)."""
     try:
-        client("sagemaker").delete_endpoint(EndpointName=endpoint_name)
+        if not is_ours(config, endpoint):
+            return "failed endpoint of somebody else"
+        client("sagemaker").delete_endpoint(EndpointName=endpoint["EndpointName"])
     except ClientError as error:
         # A duplicate event's invocation was faster.
-        gone = is_missing(error) or message(error).startswith("Cannot update in-progress endpoint")
-        if not gone:
+        if not is_missing(error) and not message(error).startswith("Cannot update in-progress endpoint"):
             raise
+    return "failed endpoint deleted"
 
 
 def reconcile(config: Settings, model: str, request_id: str) -> str:
@@ -674,10 +678,7 @@ def reconcile(config: Settings, model: str, request_id: str) -> str:
     if any(record.state in OPEN for record in records.values()):
         return "under way"
     if endpoint is not None and endpoint["EndpointStatus"] == "Failed":
-        if not is_ours(config, endpoint):
-            return "failed endpoint of somebody else"
-        delete_failed(name)
-        return "failed endpoint deleted"
+        return delete_failed(config, endpoint)
     for artifact in considered:
         config_name = requests(config, artifact)[1]["EndpointConfigName"]
         known = records.get(config_name)

@@ -54,6 +54,8 @@ SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
 
 log = logging.getLogger()
+# It logs where it found credentials and endpoints, at INFO.
+logging.getLogger("botocore").setLevel(logging.WARNING)
 
 
 class ConfigError(ValueError):

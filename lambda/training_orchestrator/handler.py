@@ -71,6 +71,8 @@ WIDE_ENCODINGS = (
 
 csv.field_size_limit(PREFLIGHT_BYTES + 1)
 log = logging.getLogger()
+# It logs where it found credentials and endpoints, at INFO.
+logging.getLogger("botocore").setLevel(logging.WARNING)
 
 
 class ConfigError(ValueError):

@@ -39,6 +39,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import boto3
+
 from invocations import DEFAULT_MAX_AGE_SECONDS, DEFAULT_RETRIES, Attempt, Invocation, InvocationQueue
 
 MINISTACK_VERSION = "1.5.33"

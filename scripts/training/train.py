@@ -365,7 +365,8 @@ def run(settings: Settings) -> None:
     classifier = load_base_model(settings, labels)
     trainer, seconds = fine_tune(settings, classifier, encode(train, labels, classifier.tokenizer))
 
-    result: Any = trainer.predict(encode(holdout, labels, classifier.tokenizer), metric_key_prefix="eval")
+    held_out_items: Any = encode(holdout, labels, classifier.tokenizer)  # a list is not the type that it asks for
+    result: Any = trainer.predict(held_out_items, metric_key_prefix="eval")
     eval_loss = float(result.metrics["eval_loss"])
     _require_finite("loss on the hold-out", eval_loss, settings.learning_rate)
     figures = classification_metrics(result.label_ids.tolist(), result.predictions.argmax(-1).tolist())

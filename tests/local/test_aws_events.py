@@ -11,6 +11,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+
 from launcher import ACCOUNT, REGION, LocalAws, eventually, function_arn, local_aws, package
 
 FAILING = """

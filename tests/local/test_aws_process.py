@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from launcher import AWS_PY, WAIT_SECONDS, LocalAws, eventually, local_aws
 
 SLEEPING = """

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+
 from launcher import ACCOUNT, LocalAws, local_aws
 
 COPY_LIMIT = 1000  # bytes

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
+
 from sagemaker_fixtures import (  # noqa: F401  fixtures
     BROKEN_INFERENCE,
     IMAGE,

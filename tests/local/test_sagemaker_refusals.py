@@ -6,6 +6,7 @@ import urllib.request
 from typing import Any
 
 import pytest
+
 from sagemaker_fixtures import (  # noqa: F401  fixtures
     IMAGE,
     ROLE,

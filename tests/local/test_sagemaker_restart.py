@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from sagemaker_fixtures import (  # noqa: F401  fixtures
     INFERENCE,
     Receiver,
@@ -126,6 +127,20 @@ def test_update_in_flight_rolls_back_after_a_kill(start: Start, receiver: Receiv
     statuses = ["CREATING", "IN_SERVICE", "UPDATING", "ROLLING_BACK", "IN_SERVICE"]
     wait_for("events", lambda: len(receiver.of("Endpoint", "updated")) >= len(statuses))
     assert [detail["EndpointStatus"] for detail in receiver.of("Endpoint", "updated")] == statuses
+
+
+def test_rollback_to_a_model_that_is_gone_ends_as_failed(start: Start, tmp_path: Path) -> None:  # noqa: F811
+    server = start()
+    server.serve("lost", server.config("lost-old"))
+    server.config("lost-new", waiting_inference(tmp_path))
+    server.api.update_endpoint(EndpointName="lost", EndpointConfigName="lost-new")
+    wait_for("new server loads", (tmp_path / "loads").exists)
+    server.kill()
+    server.s3.delete_object(Bucket=server.bucket, Key="models/lost-old.tar.gz")
+    server.start()
+    endpoint = server.wait_endpoint("lost", "Failed")
+    assert endpoint["EndpointConfigName"] == "lost-old"
+    assert endpoint["FailureReason"].startswith("Failed to download model data")
 
 
 def test_creation_in_flight_starts_over_after_a_kill(start: Start, tmp_path: Path) -> None:  # noqa: F811

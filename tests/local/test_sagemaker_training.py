@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sagemaker_fixtures import (  # noqa: F401  fixtures
     LocalSageMaker,
     Receiver,
@@ -66,7 +67,7 @@ def test_program_runs_under_the_container_contract(server: LocalSageMaker) -> No
         "Completed",
     ]
     assert all("EndTime" in step for step in job["SecondaryStatusTransitions"])
-    assert job["CreationTime"] < job["TrainingStartTime"] < job["TrainingEndTime"]
+    assert job["CreationTime"] <= job["TrainingStartTime"] < job["TrainingEndTime"]
     assert job["BillableTimeInSeconds"] >= 1
     metrics = {metric["MetricName"]: metric["Value"] for metric in job["FinalMetricDataList"]}
     assert metrics == {"accuracy": pytest.approx(0.9)}

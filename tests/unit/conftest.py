@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 from moto import mock_aws
+
 from world import ENVIRONMENT, HANDLERS, REGION, Clients, World, load_handler
 
 
@@ -66,10 +67,3 @@ def make_world(
 @pytest.fixture
 def world(make_world: Callable[[], World]) -> World:
     return make_world()
-
-
-@pytest.fixture(scope="session")
-def monkeypatch_session() -> Iterator[pytest.MonkeyPatch]:
-    """For property tests, which must not have fixtures of a single test."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch

@@ -96,9 +96,11 @@ class FakeSageMaker:
 
         def call(**request: Any) -> dict[str, Any]:
             after = self._around(operation)
-            check_request(operation, request)
-            answer: dict[str, Any] = effect(self, request)
-            after()
+            try:
+                check_request(operation, request)
+                answer: dict[str, Any] = effect(self, request)
+            finally:
+                after()
             return answer
 
         return call
@@ -179,9 +181,9 @@ class FakeSageMaker:
         if self.training_quota is not None and running >= self.training_quota:
             quota = f"{request['ResourceConfig']['InstanceType']} for training job usage"
             text = (
-                f"The account-level service limit '{quota}' is {self.training_quota} Instances, with current utilization "
-                f"of {running} Instances and a request delta of 1 Instances. Please use AWS Service Quotas to request an "
-                f"increase for this quota."
+                f"The account-level service limit '{quota}' is {self.training_quota} Instances, with current "
+                f"utilization of {running} Instances and a request delta of 1 Instances. Please use AWS Service Quotas "
+                f"to request an increase for this quota."
             )
             raise refusal(operation, "ResourceLimitExceeded", text)
         status = {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Starting"}

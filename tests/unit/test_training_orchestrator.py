@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from world import BUCKET, CSV, Context, Interruption, World, broken_connection, event
 
 JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
@@ -242,14 +244,9 @@ def test_only_the_first_part_of_an_upload_is_read(
 @given(head=st.binary(max_size=300), complete=st.booleans())
 @example(head=b'text,label\n"', complete=True)
 @example(head=b"text,label\r\r\n\x1c", complete=True)
-def test_any_bytes_are_either_accepted_or_rejected_with_a_reason(
-    training: ModuleType, head: bytes, complete: bool
-) -> None:
-    try:
+def test_any_bytes_are_either_rejected_or_have_the_columns(training: ModuleType, head: bytes, complete: bool) -> None:
+    with contextlib.suppress(training.Rejected):
         training.check_csv(head, complete, "text", "label")
-    except training.Rejected as reason:
-        assert str(reason)
-    else:
         assert b"text" in head
         assert b"label" in head
 
@@ -508,15 +505,13 @@ def test_the_lease_outlives_the_longest_timeout_of_a_function(training: ModuleTy
 @given(subject=st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
 @example(subject="a\r\nBcc: x\x1b[2J\x7f")
 @example(subject="é" * 300)
-def test_any_subject_is_one_that_sns_takes(
-    training: ModuleType, subject: str, monkeypatch_session: pytest.MonkeyPatch
-) -> None:
+def test_any_subject_is_one_that_sns_takes(training: ModuleType, subject: str) -> None:
     sent: list[dict[str, Any]] = []
-    publisher = type("Publisher", (), {"publish": lambda self, **request: sent.append(request)})()
-    monkeypatch_session.setattr(training, "client", lambda service: publisher)
-    training.publish("arn", f"Training started: {subject}", "body", stage="s", status="t", model="m")
-    (request,) = sent
-    assert re.fullmatch(r"[A-Z][\x20-\x7e]{0,98}", request["Subject"])
+    publisher = SimpleNamespace(publish=lambda **request: sent.append(request))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "client", lambda service: publisher)
+        training.publish("arn", f"Training started: {subject}", "body", stage="s", status="t", model="m")
+    assert re.fullmatch(r"[A-Z][\x20-\x7e]{0,98}", sent[0]["Subject"])
 
 
 def test_a_key_with_control_characters_is_told_like_any_other(run: Callable[..., str], world: World) -> None:

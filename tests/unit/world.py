@@ -6,9 +6,11 @@ for an SNS subject. Conditional PutObject and GetObject work in moto as they do 
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,9 +20,11 @@ from typing import Any
 
 import boto3
 from botocore.exceptions import ClientError
-from fake_sagemaker import FakeSageMaker, refusal
 from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.moto_api._internal import mock_random
 from moto.sns.models import sns_backends
+
+from fake_sagemaker import FakeSageMaker, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = ("training_orchestrator", "model_evaluator", "deployment_orchestrator")
@@ -75,7 +79,7 @@ def load_handler(name: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # dataclasses look their module up while the file runs.
-    __import__("sys").modules[spec.name] = module
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -86,9 +90,12 @@ def event(name: str) -> dict[str, Any]:
 
 
 def tar_gz(members: Iterable[tuple[str, bytes]], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
-    """A .tar.gz of regular files, in the order given."""
+    """A .tar.gz of regular files, in the order given: the same bytes each time."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", format=tar_format) as archive:
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tar_format) as archive,
+    ):
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -164,7 +171,7 @@ class Clients:
             events.register_last("after-call.*.*", self._after)
 
     def _keep_parameters(self, params: dict[str, Any], context: dict[str, Any], **_: object) -> None:
-        context["parameters"] = params
+        context["parameters"] = dict(params)
 
     def _before(self, model: Any, context: dict[str, Any], **_: object) -> None:
         context["after"] = self.around(model.name)
@@ -189,6 +196,7 @@ class World:
     """A fresh account with the stack's bucket (versioned) and topic; what a test does to it and sees of it."""
 
     def __init__(self, clients: Clients) -> None:
+        mock_random.seed(1)  # version ids go into job names: the same ones in each world
         clients.around = self.around = Around()
         self._clients = clients
         self.s3 = clients.plain_s3

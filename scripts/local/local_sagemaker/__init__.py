@@ -48,7 +48,8 @@ Kill and restart
     All state is in the state folder, one JSON file per resource, replaced atomically: it survives ``kill -9``
     (not a power cut). After a restart: jobs that had not begun run; jobs that were running fail with
     InternalServerError, or run again if their RetryStrategy allows it; endpoints in service start their
-    servers again (until then InvokeEndpoint answers ServiceUnavailable); an update in flight rolls back;
+    servers again (until then InvokeEndpoint answers ServiceUnavailable); an update in flight rolls back
+    (to Failed, if the old model does not come up either);
     a creation in flight starts over; a deletion finishes; undelivered events are delivered.
     Every process that the server starts sits under a guard that kills it when the server is gone.
 

@@ -723,6 +723,8 @@ class Hosting:
                 fleet = self._bring_up(name, endpoint["Served"])
                 break
             except _Unhealthy as exc:
+                if self._rollback_failed(name, config_name, str(exc)):
+                    return
                 log.warning("endpoint %s does not come up after the restart, trying on: %s", name, exc)
             if self._shutdown.wait(delay):
                 raise _Cancelled
@@ -736,6 +738,16 @@ class Hosting:
                 log.info("endpoint %s: serving again", name)
                 return
         _stop_fleet(fleet)
+
+    def _rollback_failed(self, name: str, config_name: str, reason: str) -> bool:
+        """An endpoint that is rolling back must end somewhere: Failed, when its old servers do not come up."""
+        with self._store.lock:
+            endpoint = self._to_recover(name, config_name)
+            if endpoint is None or endpoint["EndpointStatus"] != "RollingBack":
+                return False
+            endpoint["FailureReason"] = reason
+            self._move(endpoint, "Failed")
+            return True
 
     def _to_recover(self, name: str, config_name: str) -> Record | None:
         """The endpoint, unless it was deleted, updated or recovered meanwhile. Hold the store's lock."""

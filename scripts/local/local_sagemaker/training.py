@@ -104,7 +104,6 @@ class Training:
         self._logs = logs
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._runs: dict[str, _Run] = {}
-        self._waiting = 0
         self._shutdown = threading.Event()
         self._workers = [
             threading.Thread(target=self._work, name=f"training-{number}", daemon=True)
@@ -135,9 +134,9 @@ class Training:
                 "SecondaryStatusTransitions": [],
                 "Attempts": 0,
             }
-            free = self._waiting + len(self._runs) < self._settings.parallel
-            self._move(job, "InProgress", "Starting" if free else "Pending")
-            self._enqueue(name)
+            busy = sum(other["TrainingJobStatus"] not in _TERMINAL for other in self._store.all(TRAINING_JOBS))
+            self._move(job, "InProgress", "Starting" if busy < self._settings.parallel else "Pending")
+            self._queue.put(name)
         return {"TrainingJobArn": arn}
 
     def describe(self, request: Record) -> Record:
@@ -195,10 +194,10 @@ class Training:
                 if job["TrainingJobStatus"] == "Stopping":
                     self._move(job, "Stopped", "Stopped")
                 elif "TrainingStartTime" not in job:
-                    self._enqueue(name)
+                    self._queue.put(name)
                 elif job["Attempts"] <= retries:
                     self._move(job, "InProgress", "Restarting")
-                    self._enqueue(name)
+                    self._queue.put(name)
                 else:
                     self._move(job, "Failed", "Failed", INTERNAL_ERROR)
         for worker in self._workers:
@@ -213,10 +212,6 @@ class Training:
             # A worker inside an S3 call cannot be interrupted; its job is where it was, and that is enough.
             worker.join(_SHUTDOWN_SECONDS)
 
-    def _enqueue(self, name: str) -> None:
-        self._waiting += 1
-        self._queue.put(name)
-
     def _work(self) -> None:
         while True:
             name = self._queue.get()
@@ -224,7 +219,6 @@ class Training:
                 return
             run = _Run()
             with self._store.lock:
-                self._waiting -= 1
                 job = self._store.get(TRAINING_JOBS, name)
                 if job is None or job["TrainingJobStatus"] != "InProgress":
                     continue
@@ -260,11 +254,11 @@ class Training:
             self._upload(job, folder, with_model=failure is None)
             if failure is not None:
                 raise _JobFailed(failure)
+            shutil.rmtree(folder)
             if over:
                 self._change(name, "Stopped", "MaxRuntimeExceeded")
             else:
                 self._complete(name, run)
-            shutil.rmtree(folder)
         except _JobStopped:
             self._change(name, "Stopped", "Stopped")
         except _JobFailed as exc:

@@ -104,7 +104,7 @@ data "aws_iam_policy_document" "training_orchestrator" {
 
   statement {
     sid       = "StartTraining"
-    actions   = ["sagemaker:AddTags", "sagemaker:CreateTrainingJob", "sagemaker:DescribeTrainingJob"]
+    actions   = ["sagemaker:AddTags", "sagemaker:CreateTrainingJob"]
     resources = ["${local.sagemaker_prefix}:training-job/training-job-*"]
   }
 
@@ -157,9 +157,9 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
   source_policy_documents = [data.aws_iam_policy_document.common["deployment_orchestrator"].json]
 
   statement {
-    sid       = "ReadModelAndData"
+    sid       = "ReadModel"
     actions   = ["s3:GetObject"]
-    resources = ["${local.bucket_arn}/data/snapshots/*", "${local.bucket_arn}/models/approved/*"]
+    resources = ["${local.bucket_arn}/models/approved/*"]
   }
 
   statement {
@@ -170,18 +170,13 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
 
   statement {
     sid       = "CreateModel"
-    actions   = ["sagemaker:AddTags", "sagemaker:CreateModel", "sagemaker:ListTags"]
+    actions   = ["sagemaker:AddTags", "sagemaker:CreateModel"]
     resources = ["${local.sagemaker_prefix}:model/training-job-*"]
   }
 
   statement {
-    sid = "CreateEndpointConfig"
-    actions = [
-      "sagemaker:AddTags",
-      "sagemaker:CreateEndpointConfig",
-      "sagemaker:DescribeEndpointConfig",
-      "sagemaker:ListTags",
-    ]
+    sid       = "CreateEndpointConfig"
+    actions   = ["sagemaker:AddTags", "sagemaker:CreateEndpointConfig", "sagemaker:DescribeEndpointConfig"]
     resources = ["${local.sagemaker_prefix}:endpoint-config/training-job-*"]
   }
 
