@@ -1,0 +1,126 @@
+"""The deployed pipeline as its users see it, and the data that the end-to-end tests upload."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pipeline import Target
+from tiny_model import WORDS
+
+Rows = list[tuple[str, str]]
+
+
+def make_rows(labels: tuple[str, ...], count: int, seed: int) -> Rows:
+    """Rows that even a tiny model learns: each label has words of its own among common ones."""
+    chooser = random.Random(seed)
+    rows = []
+    for index in range(count):
+        label_at = index % len(labels)
+        own = chooser.choices(WORDS[label_at], k=4)
+        common = chooser.choices(WORDS[-1], k=3)
+        words = own + common
+        chooser.shuffle(words)
+        rows.append((" ".join(words), labels[label_at]))
+    return rows
+
+
+def to_csv(rows: Rows) -> bytes:
+    lines = io.StringIO()
+    csv.writer(lines).writerows([("text", "label"), *rows])
+    return lines.getvalue().encode()
+
+
+class Pipeline:
+    """The deployed pipeline as its users see it: uploads, emails, endpoints, records."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.s3 = target.client("s3")
+        self.sagemaker = target.client("sagemaker")
+        self.sqs = target.client("sqs")
+        self.emails: list[dict[str, Any]] = []
+        self.inbox = self.sqs.create_queue(QueueName="inbox")["QueueUrl"]
+        arn = self.sqs.get_queue_attributes(QueueUrl=self.inbox, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        target.client("sns").subscribe(TopicArn=target.outputs["topic_arn"], Protocol="sqs", Endpoint=arn)
+
+    def upload(self, key: str, body: bytes) -> None:
+        self.s3.put_object(Bucket=self.target.bucket, Key=key, Body=body)
+
+    def receive(self) -> None:
+        """Take what has arrived in the inbox; waits up to a second."""
+        answer = self.sqs.receive_message(QueueUrl=self.inbox, WaitTimeSeconds=1, MaxNumberOfMessages=10)
+        for message in answer.get("Messages", []):
+            self.sqs.delete_message(QueueUrl=self.inbox, ReceiptHandle=message["ReceiptHandle"])
+            body = json.loads(message["Body"])
+            attributes = {name: value["Value"] for name, value in body["MessageAttributes"].items()}
+            self.emails.append({"subject": body["Subject"], "text": body["Message"], **attributes})
+
+    def emails_of(self, model: str) -> list[dict[str, Any]]:
+        return [email for email in self.emails if email["model"] == model]
+
+    def subjects_of(self, model: str) -> list[str]:
+        """What each email on a model begins with, in the order of arrival."""
+        return [email["subject"].split(":")[0] for email in self.emails_of(model)]
+
+    def wait_for(self, what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
+        """Wait until the condition holds and return its value; fails after the bound, naming it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.receive()
+            if value := condition():
+                return value
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}; emails: {self.emails[-5:]}"
+
+    def wait_for_email(self, model: str, beginning: str, count: int = 1) -> dict[str, Any]:
+        """The count-th email on a model whose subject begins so."""
+
+        def arrived() -> Any:
+            found = [email for email in self.emails_of(model) if email["subject"].startswith(beginning)]
+            return found[count - 1] if len(found) >= count else None
+
+        email: dict[str, Any] = self.wait_for(f"email {count} on {model}: {beginning}", arrived)
+        return email
+
+    def train_and_deploy(self, model: str, rows: Rows, name: str = "data.csv") -> None:
+        """Upload rows for a model and wait until its endpoint serves the result."""
+        before = sum(subject == "Deployment successful" for subject in self.subjects_of(model))
+        folder = "" if model == "default" else f"{model}/"
+        self.upload(f"data/train/{folder}{name}", to_csv(rows))
+        self.wait_for_email(model, "Deployment successful", before + 1)
+
+    def keys(self, prefix: str) -> list[str]:
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.target.bucket, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def json_at(self, key: str) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self.s3.get_object(Bucket=self.target.bucket, Key=key)["Body"].read())
+        return record
+
+    def source_of(self, key: str) -> dict[str, Any] | None:
+        """The snapshot's record of an upload, once it is there."""
+        for name in self.keys("data/snapshots/"):
+            if name.endswith("/source.json"):
+                record = self.json_at(name)
+                if record["key"] == key:
+                    return record
+        return None
+
+    def endpoint(self, model: str) -> dict[str, Any]:
+        answer: dict[str, Any] = self.sagemaker.describe_endpoint(EndpointName=self.target.endpoint_of(model))
+        return answer
+
+    def failed_events(self) -> list[dict[str, Any]]:
+        """The messages in the queue of failed events, left in it."""
+        answer = self.sqs.receive_message(
+            QueueUrl=self.target.outputs["failure_queue_url"],
+            VisibilityTimeout=0,
+            MaxNumberOfMessages=10,
+            MessageAttributeNames=["All"],
+        )
+        return [json.loads(message["Body"]) for message in answer.get("Messages", [])]

@@ -1,0 +1,260 @@
+"""A crash between any two calls to AWS, or a duplicate event at any moment, ends where an undisturbed run does.
+
+For each path through a handler: the path is run once undisturbed; then once for every call in it, with the process
+killed after the call's effect, with AWS failing instead of the call, and with a duplicate of the event handled in
+between. After a crash the same event comes again with the same request id, as Lambda retries.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from test_deployment_orchestrator import ARTIFACT, FIRST, PING_FAILED, SECOND, approved_key, make_foreign_endpoint
+from test_model_evaluator import JOB, WEIGHTS, complete, metrics_file, start_job
+from world import ENDPOINT, Context, Interruption, Killed, World, broken_connection, killed, tar_gz
+
+Event = dict[str, Any]
+Handlers = dict[str, ModuleType]
+
+
+@dataclass(frozen=True)
+class Path:
+    """One path through a handler: what the world looks like before, and the event that sets it off."""
+
+    handler: str
+    prepare: Callable[[World, Handlers], Event]
+    copy_in_parts: bool = False
+
+
+def upload(content: bytes) -> Callable[[World, Handlers], Event]:
+    return lambda world, _: world.upload("data/train/reviews/x.csv", content)
+
+
+def upload_over_quota(world: World, _: Handlers) -> Event:
+    world.sagemaker.training_quota = 0
+    return world.upload("data/train/x.csv")
+
+
+def completed(**metrics: object) -> Callable[[World, Handlers], Event]:
+    def prepare(world: World, _: Handlers) -> Event:
+        complete(world, None, tar_gz([metrics_file(**metrics), WEIGHTS]))
+        return world.job_event(JOB)
+
+    return prepare
+
+
+def failed_job(world: World, _: Handlers) -> Event:
+    start_job(world)
+    world.sagemaker.end_job(JOB, "Failed", reason="All rows have the label 'ham'")
+    return world.job_event(JOB, "Failed")
+
+
+def stopped_job(world: World, _: Handlers) -> Event:
+    start_job(world)
+    world.sagemaker.end_job(JOB, "Stopped", secondary="MaxRuntimeExceeded")
+    return world.job_event(JOB, "Stopped")
+
+
+def approval(job: str, artifact: bytes = ARTIFACT) -> Callable[[World, Handlers], Event]:
+    return lambda world, _: world.upload(approved_key(job), artifact)
+
+
+def rollout(job: str = FIRST) -> Callable[[World, Handlers], Event]:
+    """A model's deployment is asked for and under way."""
+
+    def prepare(world: World, handlers: Handlers) -> Event:
+        handlers["deployment_orchestrator"].lambda_handler(approval(job)(world, handlers), Context(f"rollout of {job}"))
+        return world.endpoint_event()
+
+    return prepare
+
+
+def arrival(job: str = FIRST) -> Callable[[World, Handlers], Event]:
+    """The endpoint came into service with the model."""
+
+    def prepare(world: World, handlers: Handlers) -> Event:
+        sent = rollout(job)(world, handlers)
+        world.sagemaker.come_up(ENDPOINT)
+        return sent
+
+    return prepare
+
+
+def live(world: World, handlers: Handlers) -> None:
+    """The first model is in service, and that was told."""
+    handlers["deployment_orchestrator"].lambda_handler(arrival()(world, handlers), Context("live"))
+
+
+def update(world: World, handlers: Handlers) -> Event:
+    live(world, handlers)
+    return approval(SECOND)(world, handlers)
+
+
+def update_arrived(world: World, handlers: Handlers) -> Event:
+    live(world, handlers)
+    return arrival(SECOND)(world, handlers)
+
+
+def rolled_back(world: World, handlers: Handlers) -> Event:
+    live(world, handlers)
+    sent = rollout(SECOND)(world, handlers)
+    world.sagemaker.roll_back(ENDPOINT, PING_FAILED)
+    return sent
+
+
+def failed_endpoint(world: World, handlers: Handlers) -> Event:
+    sent = rollout()(world, handlers)
+    world.sagemaker.fail(ENDPOINT, PING_FAILED)
+    return sent
+
+
+def next_in_line(world: World, handlers: Handlers) -> Event:
+    """The first model came up while the second was already approved."""
+    sent = rollout()(world, handlers)
+    approval(SECOND)(world, handlers)
+    world.sagemaker.come_up(ENDPOINT)
+    return sent
+
+
+def bad_artifact(world: World, handlers: Handlers) -> Event:
+    live(world, handlers)
+    return approval(SECOND, b"no archive")(world, handlers)
+
+
+def foreign_endpoint(world: World, handlers: Handlers) -> Event:
+    make_foreign_endpoint(world)
+    return approval(FIRST)(world, handlers)
+
+
+def endpoint_quota(world: World, handlers: Handlers) -> Event:
+    world.sagemaker.endpoint_quota_message = "The account-level service limit 'serverless' is 0"
+    return approval(FIRST)(world, handlers)
+
+
+PATHS = {
+    "start": Path("training_orchestrator", upload(b"text,label\na,b\n")),
+    "start, large": Path("training_orchestrator", upload(b"text,label\na,b\n"), copy_in_parts=True),
+    "refuse a bad upload": Path("training_orchestrator", upload(b"text;label\n")),
+    "start over quota": Path("training_orchestrator", upload_over_quota),
+    "approve": Path("model_evaluator", completed()),
+    "approve, large": Path("model_evaluator", completed(), copy_in_parts=True),
+    "reject": Path("model_evaluator", completed(accuracy=0.1)),
+    "job failed": Path("model_evaluator", failed_job),
+    "job stopped": Path("model_evaluator", stopped_job),
+    "create": Path("deployment_orchestrator", approval(FIRST)),
+    "confirm": Path("deployment_orchestrator", arrival()),
+    "update": Path("deployment_orchestrator", update),
+    "confirm update": Path("deployment_orchestrator", update_arrived),
+    "rolled back": Path("deployment_orchestrator", rolled_back),
+    "failed endpoint": Path("deployment_orchestrator", failed_endpoint),
+    "confirm, then update": Path("deployment_orchestrator", next_in_line),
+    "bad artifact": Path("deployment_orchestrator", bad_artifact),
+    "endpoint of another stack": Path("deployment_orchestrator", foreign_endpoint),
+    "endpoint quota": Path("deployment_orchestrator", endpoint_quota),
+}
+
+
+class Run:
+    """One path in a fresh world, up to its event."""
+
+    def __init__(self, path: Path, make_world: Callable[[], World], handlers: Handlers) -> None:
+        self.world = make_world()
+        self.event = path.prepare(self.world, handlers)
+        self._handler = handlers[path.handler]
+        self._emails_before = len(self.world.emails())
+        self._calls_before = len(self.world.around.calls)
+
+    def invoke(self, request_id: str = "request") -> None:
+        self._handler.lambda_handler(self.event, Context(request_id))
+
+    def interrupt(self, call: int, action: Callable[[], object], after_the_effect: bool = False) -> None:
+        """Arm the interruption of the n-th call from here (from 0)."""
+        self.world.around.interruption = Interruption(self._calls_before + call, action, after_the_effect)
+
+    @property
+    def calls(self) -> list[str]:
+        return self.world.around.calls[self._calls_before :]
+
+    @property
+    def emails(self) -> Counter[str]:
+        return Counter(email.subject for email in self.world.emails()[self._emails_before :])
+
+
+@pytest.fixture(params=PATHS)
+def start(
+    request: pytest.FixtureRequest,
+    make_world: Callable[[], World],
+    handlers: Handlers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[], Run]:
+    """Gives the path in a fresh world at each call."""
+    path = PATHS[request.param]
+    if path.copy_in_parts:
+        monkeypatch.setattr(handlers[path.handler], "COPY_OBJECT_MAX_BYTES", 0)
+    return lambda: Run(path, make_world, handlers)
+
+
+@pytest.fixture
+def undisturbed(start: Callable[[], Run]) -> tuple[dict[str, Any], Counter[str], int]:
+    """Final state, emails and number of calls of the path when nothing goes wrong."""
+    run = start()
+    run.invoke()
+    assert run.emails
+    assert set(run.emails.values()) == {1}
+    return run.world.final_state(), run.emails, len(run.calls)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "after_the_effect"),
+    [(killed, Killed, True), (broken_connection, ClientError, False)],
+    ids=["killed after it", "AWS fails instead"],
+)
+def test_a_crash_at_any_call_and_a_retry_end_as_if_nothing_had_happened(
+    start: Callable[[], Run],
+    undisturbed: tuple[dict[str, Any], Counter[str], int],
+    fault: Callable[[], None],
+    error: type[BaseException],
+    after_the_effect: bool,
+) -> None:
+    state, emails, calls = undisturbed
+    for call in range(calls):
+        run = start()
+        run.interrupt(call, fault, after_the_effect)
+        with pytest.raises(error):
+            run.invoke()
+        at = f"call {call}: {run.calls[call]}"
+        run.invoke()
+        assert run.world.final_state() == state, at
+        assert run.emails.keys() == emails.keys(), at
+        assert run.emails.total() <= emails.total() + 1, at
+
+
+def test_a_duplicate_event_handled_at_any_call_changes_nothing_and_mails_nobody_twice(
+    start: Callable[[], Run], undisturbed: tuple[dict[str, Any], Counter[str], int]
+) -> None:
+    state, emails, calls = undisturbed
+    for call in range(calls):
+        run = start()
+        run.interrupt(call, lambda run=run: run.invoke("another request"))  # type: ignore[misc]
+        run.invoke()
+        at = f"call {call}: {run.calls[call]}"
+        assert run.world.final_state() == state, at
+        assert run.emails == emails, at
+
+
+def test_a_duplicate_event_afterwards_changes_nothing_and_mails_nobody(
+    start: Callable[[], Run], undisturbed: tuple[dict[str, Any], Counter[str], int]
+) -> None:
+    state, emails, _ = undisturbed
+    run = start()
+    run.invoke()
+    run.invoke("another request")
+    assert run.world.final_state() == state
+    assert run.emails == emails
