@@ -78,6 +78,8 @@ def connect(target: str = "") -> Target:
     running = stack.running() if target in ("", "local") else None
     if running is not None:
         environment = stack.environment(running)
+        # The shell's profile is for AWS, and may not exist here.
+        os.environ.pop("AWS_PROFILE", None)
         session = boto3.Session(
             aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
@@ -160,7 +162,8 @@ def readable(line: str) -> str:
     fixed = ("timestamp", "level", "message", "logger", "requestId", "location", "stackTrace")
     extra = "  ".join(f"{key}={value}" for key, value in record.items() if key not in fixed)
     trace = "".join(record.get("stackTrace") or [])
-    return f"{record.get('level', ''):<7} {record.get('message', record.get('errorMessage', ''))}  {extra}\n{trace}".rstrip()
+    message = record.get("message", record.get("errorMessage", ""))
+    return f"{record.get('level', ''):<7} {message}  {extra}\n{trace}".rstrip()
 
 
 def show_logs(target: Target, job: str, endpoint: str, minutes: int) -> None:

@@ -6,7 +6,7 @@ variable "base_model" {
   validation {
     condition = length(var.base_model) <= 512 && anytrue([
       can(regex("^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", var.base_model)),
-      can(regex("^/[A-Za-z0-9._/-]+$", var.base_model)),
+      can(regex("^/[^[:cntrl:]]+$", var.base_model)),
       can(regex("^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[A-Za-z0-9._/=-]+$", var.base_model)),
     ])
     error_message = "base_model must be a Hub id (distilbert-base-uncased, org/name), an absolute path or s3://bucket/prefix, of at most 512 characters."

@@ -472,8 +472,8 @@ def tell(config: Settings, record: Mapping[str, Any], outcome: str, reason: str 
     nexts = {
         "started": "nothing to do. The next email says how it ended, commonly in 5 to 10 minutes.",
         "confirmed": f"try it:\n\n  {predict}\n\nor, with the AWS CLI:\n\n  {cli}",
-        "rolled back": f"{unaffected} This model is not tried again. {logs}; mend the cause, then upload the CSV again.",
-        "failed": f"{unaffected} This model is not tried again. {logs}; mend the cause, then upload the CSV again.",
+        "rolled back": f"{unaffected} This model is not tried again. {logs}; mend the cause, then upload again.",
+        "failed": f"{unaffected} This model is not tried again. {logs}; mend the cause, then upload again.",
         "waiting": f"{unaffected} Remove the cause; the next upload or endpoint event tries again.",
     }
     why = f"Why: {reason}\n\n" if reason else ""

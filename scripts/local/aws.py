@@ -347,7 +347,7 @@ def mend_function_runtime() -> None:
     def is_ours(config: dict[str, Any]) -> bool:
         return config.get("Runtime", "").startswith("python") and not config.get("Layers")
 
-    class PythonEnvironment(runtime.ProvidedWorker):  # type: ignore[name-defined,misc]
+    class PythonEnvironment(runtime.ProvidedWorker):  # type: ignore[name-defined]
         """An execution environment of a Python function."""
 
         def invoke(self, event: Any, request_id: str, **context: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ TRAINING = Path(__file__).resolve().parents[2] / "scripts" / "training"
 torch.set_num_threads(1)
 
 WORDS = dict(zip(("0", "2", "10"), tiny_model.WORDS, strict=False))
-FAST = ["--epochs", "6", "--learning_rate", "5e-3", "--batch_size", "8", "--max_length", "16"]
+FAST = ["--epochs", "12", "--learning_rate", "5e-3", "--batch_size", "8", "--max_length", "16"]
 
 
 def make_rows(labels=tuple(WORDS), per_label=30):
@@ -145,8 +145,8 @@ def test_metrics_tell_the_figures_the_counts_and_the_labels_in_index_order(train
 def test_progress_is_printed_as_it_trains(trained):
     lines = trained[1].splitlines()
     progress = [line for line in lines if line.startswith("epoch ")]
-    assert progress[0].startswith("epoch 1/6  step 2/54  loss ")
-    assert progress[-1].startswith("epoch 6/6  step 54/54  loss ")
+    assert progress[0].startswith("epoch 1/12  step 5/108  loss ")
+    assert progress[-1].startswith("epoch 12/12  step 105/108  loss ")
     assert "data: 2 rows skipped: empty label" in lines
     assert any(line.startswith("hold-out:  accuracy 1.0000  macro_f1 1.0000") for line in lines)
 

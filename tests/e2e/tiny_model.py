@@ -11,7 +11,7 @@ WORDS = (
     ("train", "bus", "ferry", "tram", "bicycle"),
     ("the", "a", "this", "that", "one", "some", "my", "your"),
 )
-MAX_TOKENS = 64
+MAX_TOKENS = 32
 
 
 def build_tiny_model(folder: Path) -> Path:

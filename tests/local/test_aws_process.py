@@ -54,7 +54,11 @@ def listening_addresses(pid: int) -> set[str]:
     """The TCP addresses a process listens on, from Linux's tables."""
     inodes = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        found = re.fullmatch(r"socket:\[(\d+)\]", str(descriptor.readlink()))
+        try:
+            target = str(descriptor.readlink())
+        except FileNotFoundError:
+            continue  # closed since the listing, so it is no listener
+        found = re.fullmatch(r"socket:\[(\d+)\]", target)
         if found:
             inodes.add(found[1])
     addresses = set()
