@@ -436,6 +436,20 @@ def test_a_new_endpoint_that_is_not_visible_yet_is_not_taken_for_deleted(
     assert subjects(world) == ["Deployment started", "Deployment successful"]
 
 
+def test_an_update_that_is_not_visible_yet_is_not_taken_for_a_rollback(
+    run: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
+) -> None:
+    stale = dict(world.sagemaker.endpoints[ENDPOINT])
+    run(approve(SECOND))
+    updating, world.sagemaker.endpoints[ENDPOINT] = world.sagemaker.endpoints[ENDPOINT], stale
+    assert run() == "under way"
+    assert record_of(world, SECOND)["state"] == "started"
+    world.sagemaker.endpoints[ENDPOINT] = updating
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "in service"
+    assert subjects(world)[2:] == ["Deployment started", "Deployment successful"]
+
+
 # --- not made, or made unseen -----------------------------------------------------------------------
 
 
