@@ -32,6 +32,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+SNAPSHOT_PREFIX = "data/snapshots/"
 APPROVED_PREFIX = "models/approved/"
 DEPLOYMENT_PREFIX = "models/deployments/"
 DEFAULT_MODEL = "default"
@@ -434,9 +435,11 @@ def capacity_text(config: Settings) -> str:
 def tell(config: Settings, record: Mapping[str, Any], outcome: str, reason: str = "") -> None:
     """The notification on what became of a deployment."""
     model, endpoint, previous = record["model"], record["endpoint"], record["previous_config"]
+    source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{record['job']}/source.json")
     rows: list[tuple[str, object]] = [
         ("model", model),
         ("endpoint", endpoint),
+        ("data", f"s3://{source['bucket']}/{source['key']}" if source else "unknown"),
         ("training job", record["job"]),
         ("endpoint config", record["config"]),
         ("artifact", f"s3://{config.bucket}/{record['artifact']['key']} ({human_bytes(record['artifact']['size'])})"),

@@ -583,7 +583,7 @@ def tell(config: Settings, decision: Mapping[str, Any]) -> None:
     elif decision["verdict"] == "rejected":
         subject = f"Model rejected: {model} ({name})"
         text = (
-            f"The training completed, but the model is not good enough to be deployed.\n\n"
+            f"The training completed, but its model is not approved, so it is not deployed.\n\n"
             f"{table([*rows, *counts])}\n{numbers}\nWhy: {reason}.\n\n{unaffected}\n"
             f"What next: look at the data (are the labels right? are there enough rows of each?) and upload a "
             f"better CSV, or change the thresholds in Terraform.\n{watch}"

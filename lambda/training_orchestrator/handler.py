@@ -520,6 +520,13 @@ def training_job_request(config: Settings, source: Mapping[str, Any], region: st
     channels = [channel("train", f"s3://{config.bucket}/{SNAPSHOT_PREFIX}{job}/data.csv") | {"ContentType": "text/csv"}]
     if config.base_model.startswith("s3://"):
         channels.append(channel("base_model", config.base_model))
+    environment = {
+        "BASE_MODEL": config.base_model,
+        "BASE_MODEL_REVISION": config.base_model_revision,
+        "TEXT_COLUMN": config.text_column,
+        "LABEL_COLUMN": config.label_column,
+        "HUB_TOKEN_SECRET_ARN": config.hub_token_secret_arn,
+    }
     tags = {"Project": config.project, "Stack": config.bucket, "Model": source["model"], "TrainingJob": job}
     return {
         "TrainingJobName": job,
@@ -545,13 +552,7 @@ def training_job_request(config: Settings, source: Mapping[str, Any], region: st
             "VolumeSizeInGB": config.training_volume_gb,
         },
         "StoppingCondition": {"MaxRuntimeInSeconds": config.training_max_runtime_seconds},
-        "Environment": {
-            "BASE_MODEL": config.base_model,
-            "BASE_MODEL_REVISION": config.base_model_revision,
-            "TEXT_COLUMN": config.text_column,
-            "LABEL_COLUMN": config.label_column,
-            "HUB_TOKEN_SECRET_ARN": config.hub_token_secret_arn,
-        },
+        "Environment": {name: value for name, value in environment.items() if value},
         "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
     }
 

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 import pipeline as commands
-from conftest import Pipeline, Rows, make_rows, to_csv
+from deployed import Pipeline, Rows, make_rows, to_csv
 
 FIRST = ("ham", "spam")
 SECOND = ("good", "bad")

@@ -351,10 +351,8 @@ def test_the_job_request_is_what_the_training_program_is_promised(
     assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200}
     assert job["Environment"] == {
         "BASE_MODEL": "distilbert-base-uncased",
-        "BASE_MODEL_REVISION": "",
         "TEXT_COLUMN": "text",
         "LABEL_COLUMN": "label",
-        "HUB_TOKEN_SECRET_ARN": "",
     }
     assert {tag["Key"]: tag["Value"] for tag in job["Tags"]} == {
         "Project": "mlops",

@@ -157,9 +157,9 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
   source_policy_documents = [data.aws_iam_policy_document.common["deployment_orchestrator"].json]
 
   statement {
-    sid       = "ReadModel"
+    sid       = "ReadModelAndItsSource"
     actions   = ["s3:GetObject"]
-    resources = ["${local.bucket_arn}/models/approved/*"]
+    resources = ["${local.bucket_arn}/data/snapshots/*", "${local.bucket_arn}/models/approved/*"]
   }
 
   statement {
