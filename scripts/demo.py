@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -188,9 +189,19 @@ def show_numbers(target: Target, model: str) -> None:
             print(f"  {name:<18} {value:.4f}" if value % 1 else f"  {name:<18} {value:g}")
 
 
-def run(timeline: Timeline, target: Target, data: Path, model: str) -> None:
+def keep_logs(target: Target, log: TrainingLog) -> None:
+    """Copy the logs of the jobs, the model servers and the functions to where they outlive the local AWS."""
+    logs = stack.state_folder() / "logs"
+    for path in (stack.state_folder() / "sagemaker" / "logs").glob("*.log"):
+        shutil.copy(path, logs)
+    for short, function in target.functions.items():
+        lines = (line for _, line in pipeline.log_events(target, f"/aws/lambda/{function}", log.since))
+        (logs / f"function-{short}.log").write_text("\n".join(lines) + "\n")
+
+
+def run(timeline: Timeline, target: Target, log: TrainingLog, data: Path, model: str) -> None:
     """Upload, follow, predict, and show what came of it. Raises DemoFailed or UsageError."""
-    inbox, log = Inbox(target), TrainingLog(target)
+    inbox = Inbox(target)
     copy = stack.state_folder() / "demo" / data.name
     held = hold_back(data, copy)
     if held:
@@ -219,13 +230,19 @@ def main() -> int:
             raise UsageError(f"DATA={data}: there is no such file")
         stack.up(report=lambda stage, text: timeline.say(text) if text else timeline.done(stage))
         started = True
-        run(timeline, pipeline.connect("local"), data, model)
+        target = pipeline.connect("local")
+        log = TrainingLog(target)
+        try:
+            run(timeline, target, log, data, model)
+        except DemoFailed:
+            keep_logs(target, log)
+            raise
         status = 0
     except (UsageError, stack.AlreadyRunning) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except (DemoFailed, stack.StackError) as error:
-        print(f"\nFAILED: {error}\nlogs: {stack.state_folder() / 'logs'}", file=sys.stderr)
+        print(f"\nFAILED: {error}\nlogs: {stack.state_folder() / 'logs'}/", file=sys.stderr)
     except KeyboardInterrupt:
         print("\ninterrupted: stopping everything", file=sys.stderr)
         keep, status = False, 130
