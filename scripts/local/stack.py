@@ -416,13 +416,16 @@ def uninterrupted() -> Iterator[None]:
 
 
 def end_orderly_on_signals() -> None:
-    """Makes SIGTERM and SIGHUP end this program as Ctrl-C does, so that `up` stops what it has started."""
+    """Makes SIGTERM and SIGHUP end this program as Ctrl-C does, so that `up` stops what it has started.
+
+    Ctrl-C itself is set, too: a shell starts what it runs in the background with it ignored.
+    """
 
     def end(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGHUP, end)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
 
 
 # --- the record of what runs ---
