@@ -42,6 +42,7 @@ LEASE_SECONDS = 20 * 60
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
+INTERNAL_ERROR_RETRIES = 2
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
@@ -552,6 +553,8 @@ def training_job_request(config: Settings, source: Mapping[str, Any], region: st
             "VolumeSizeInGB": config.training_volume_gb,
         },
         "StoppingCondition": {"MaxRuntimeInSeconds": config.training_max_runtime_seconds},
+        # SageMaker's own failures (InternalServerError) only; the runtime limit holds for all attempts together.
+        "RetryStrategy": {"MaximumRetryAttempts": INTERNAL_ERROR_RETRIES},
         "Environment": {name: value for name, value in environment.items() if value},
         "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
     }

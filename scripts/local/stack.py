@@ -210,23 +210,31 @@ def packaged_base_model() -> str:
 def start_services(stack: Stack, report: Report) -> None:
     """Starts MiniStack and the local SageMaker and waits until both answer."""
     stage = "local AWS"
-    folder = state_folder()
-    port_of = {name: stack[name].rpartition(":")[2] for name in ("gateway", "sagemaker")}
     report(stage, "starting the local AWS")
-    aws = [str(LOCAL / "aws.py"), "--port", port_of["gateway"], "--state", str(folder / "aws")]
-    sagemaker = ["-m", "local_sagemaker", "--port", port_of["sagemaker"], "--state", str(folder / "sagemaker")]
-    sagemaker += ["--aws-endpoint", stack["gateway"], "--events-url", f"{stack['gateway']}/_local/events"]
-    sagemaker += ["--region", stack["region"], "--account", stack["account"], "--python", sys.executable]
-    # PyTorch's threads would otherwise spin while they wait for each other, and slow down everything on a busy laptop.
-    variables = {"OMP_WAIT_POLICY": "PASSIVE", **environment(stack)}
-    passed = [name for name in (*HUB_VARIABLES, "OMP_WAIT_POLICY") if name in variables]
-    sagemaker += [part for name in passed for part in ("--pass-env", name)]
-    start(stack, "aws", [sys.executable, "-u", *aws], variables)
-    start(stack, "sagemaker", [sys.executable, "-u", *sagemaker], {**variables, "PYTHONPATH": str(LOCAL)})
+    for service in ("aws", "sagemaker"):
+        start_service(stack, service)
     wait_for_answer(stack, "aws", f"{stack['gateway']}/_ministack/health")
     wait_for_answer(stack, "sagemaker", f"{stack['sagemaker']}/health")
     report(stage, f"AWS on {stack['gateway']}, SageMaker on {stack['sagemaker']}")
     report(stage, "")
+
+
+def start_service(stack: Stack, name: str) -> None:
+    """Starts one of the two services, "aws" or "sagemaker", on the port that the stack has for it."""
+    state = state_folder() / name
+    port = stack["gateway" if name == "aws" else "sagemaker"].rpartition(":")[2]
+    variables = environment(stack)
+    if name == "aws":
+        command = [str(LOCAL / "aws.py"), "--port", port, "--state", str(state)]
+    else:
+        # PyTorch's threads would otherwise spin while they wait for each other, and slow down a busy laptop.
+        variables |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(LOCAL)}
+        command = ["-m", "local_sagemaker", "--port", port, "--state", str(state)]
+        command += ["--aws-endpoint", stack["gateway"], "--events-url", f"{stack['gateway']}/_local/events"]
+        command += ["--region", stack["region"], "--account", stack["account"], "--python", sys.executable]
+        passed = [name for name in (*HUB_VARIABLES, "OMP_WAIT_POLICY") if name in variables]
+        command += [part for name in passed for part in ("--pass-env", name)]
+    start(stack, name, [sys.executable, "-u", *command], variables)
 
 
 def deploy(stack: Stack, variables: Mapping[str, Any], report: Report) -> None:

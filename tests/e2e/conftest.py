@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import package
 from deployed import Pipeline
 from pipeline import connect, stack
 from tiny_model import build_tiny_model
@@ -20,11 +21,13 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """The pipeline, deployed with the project's Terraform to a local AWS of its own."""
     folder = tmp_path_factory.mktemp("e2e")
     base_model = build_tiny_model(folder / "tiny-model")
+    package.build(package.ROOT, folder / "build")
     os.environ["LOCAL_STATE"] = str(folder / "state")
     try:
         stack.up(
             variables={
                 "base_model": str(base_model),
+                "package_dir": str(folder / "build"),
                 "hyperparameters": {"epochs": "12", "learning_rate": "5e-3", "batch_size": "16", "max_length": "32"},
             }
         )
