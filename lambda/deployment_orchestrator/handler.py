@@ -657,9 +657,10 @@ def ask(endpoint_name: str, texts: Sequence[str]) -> object:
     return json.loads(answer["Body"].read())
 
 
-def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str]:
+def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] | None:
     """Ask the endpoint the golden rows of the model's decision: (what is wrong, or ""; what was checked, in words).
 
+    None when the endpoint cannot be asked: it was deleted since it was looked at, or is not to be seen yet.
     Raises what AWS raises on a failure that may pass (throttling, a cold start that takes too long, no capacity):
     Lambda's retry or the sweep asks again. A model whose own code answers with errors does not pass: the HuggingFace
     server turns every exception in it into a 400 (handler_service.py), and 5xx and timeouts that last count as well.
@@ -677,6 +678,8 @@ def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any])
         except ValueError as error:
             wrong = f"the endpoint does not answer with JSON: {error}"
         except ClientError as error:
+            if error_code(error) == "ValidationError" and "not found" in message(error):
+                return None
             if error_code(error) != "ModelError":
                 raise
             answer: Mapping[str, Any] = error.response
@@ -774,7 +777,10 @@ def settle(config: Settings, record: Record, endpoint: Mapping[str, Any] | None,
     state, reason = ended
     then, more = standing(endpoint), {"checked": "", "ended": last_modified(endpoint)}
     if state == "confirmed":
-        reason, more["checked"] = check_answers(config, record, endpoint)
+        answered = check_answers(config, record, endpoint)
+        if answered is None:
+            return False
+        reason, more["checked"] = answered
         if reason:
             before = confirmed_before(config, record)
             state = "rolled back" if before else "failed"
@@ -938,7 +944,16 @@ def deploy(
         move(config, record, request_id, state, reason=reason)
         return AGAIN if state == "failed" else state
 
-    if endpoint is not None and not is_ours(config, endpoint):
+    try:
+        foreign = endpoint is not None and not is_ours(config, endpoint)
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+        # It was deleted since it was looked at.
+        before = choice.record.data.get("replaces", "") if choice.record else ""
+        move(config, record, request_id, "waiting", replaces=before)
+        return "busy"
+    if foreign:
         return give_up(
             "waiting",
             f"an endpoint {data['endpoint']} exists that this stack did not make: "
