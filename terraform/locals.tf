@@ -33,6 +33,32 @@ locals {
     key => length(name) <= 64 ? name : "${substr(name, 0, 55)}-${substr(md5(name), 0, 8)}"
   }
 
+  # Endpoints with alarms: {model: endpoint}. Serverless ones take no deployment settings.
+  alarmed_endpoints = {
+    for model in toset(var.deployment_alarm_models) :
+    model => model == "default" ? var.endpoint_name : "${var.endpoint_name}-${model}"
+    if var.endpoint_type == "instance"
+  }
+  deployment_steps = var.deployment_strategy == "linear" ? ceil(100 / var.deployment_step_percent) : 2
+  step_size        = { Type = "CAPACITY_PERCENT", Value = var.deployment_step_percent }
+  # UpdateEndpoint's DeploymentConfig, as JSON; the function picks each endpoint's own alarms by their names.
+  deployment_policy = var.endpoint_type != "instance" || (var.deployment_strategy == "all_at_once" && length(local.alarmed_endpoints) == 0) ? "{}" : jsonencode(merge(
+    {
+      BlueGreenUpdatePolicy = {
+        TrafficRoutingConfiguration = merge(
+          { Type = upper(var.deployment_strategy), WaitIntervalInSeconds = var.deployment_wait_seconds },
+          var.deployment_strategy == "canary" ? { CanarySize = local.step_size } : {},
+          var.deployment_strategy == "linear" ? { LinearStepSize = local.step_size } : {},
+        )
+        TerminationWaitInSeconds         = var.deployment_wait_seconds
+        MaximumExecutionTimeoutInSeconds = min(28800, 3600 + var.deployment_wait_seconds * (local.deployment_steps + 1))
+      }
+    },
+    length(local.alarmed_endpoints) == 0 ? {} : {
+      AutoRollbackConfiguration = { Alarms = [for name in module.monitoring.deployment_alarm_names : { AlarmName = name }] }
+    },
+  ))
+
   # Merged, so that changing one hyperparameter keeps the others.
   hyperparameters = merge({
     batch_size       = "16"

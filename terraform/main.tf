@@ -47,14 +47,16 @@ module "iam" {
 module "monitoring" {
   source = "./modules/monitoring"
 
-  account_id = local.account_id
+  account_id        = local.account_id
+  alarmed_endpoints = values(local.alarmed_endpoints)
   functions = {
     for key, timeout in local.timeouts : key => { name = local.names[key], timeout_seconds = timeout }
   }
-  notification_emails = var.notification_emails
-  partition           = local.partition
-  queue_name          = local.names.failure_queue
-  region              = var.region
+  latency_alarm_milliseconds = var.latency_alarm_milliseconds
+  notification_emails        = var.notification_emails
+  partition                  = local.partition
+  queue_name                 = local.names.failure_queue
+  region                     = var.region
   rule_names = [
     local.names.approved_rule,
     local.names.endpoint_rule,
@@ -112,12 +114,14 @@ module "lambda_deployment_orchestrator" {
   source = "./modules/lambda_deployment_orchestrator"
 
   bucket_name                = local.bucket_name
+  deployment_policy          = local.deployment_policy
   endpoint_instance_count    = var.endpoint_instance_count
   endpoint_instance_type     = var.endpoint_instance_type
   endpoint_name              = var.endpoint_name
   endpoint_type              = var.endpoint_type
   failure_queue_arn          = module.monitoring.queue_arn
   inference_image            = local.inference_image
+  keep_models                = var.keep_models
   log_level                  = var.log_level
   log_retention_days         = var.log_retention_days
   model_role_arn             = module.iam.model_role_arn

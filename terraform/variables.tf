@@ -58,6 +58,68 @@ variable "create_bucket" {
   }
 }
 
+variable "deployment_alarm_models" {
+  type        = list(string)
+  description = "Models whose endpoints on instances get alarms (5xx, 4xx, latency): they tell people, and roll an update back that sets them off. Uploads make models, so Terraform must be told of those beside 'default'."
+  default     = ["default"]
+
+  # SageMaker takes 10 alarms per update, but a function's environment ends at 4096 bytes.
+  validation {
+    condition     = length(var.deployment_alarm_models) <= 8 && alltrue([for model in var.deployment_alarm_models : can(regex("^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$", model))])
+    error_message = "deployment_alarm_models: at most 8 names of 1 to 32 of a-z, 0-9 and dashes, beginning and ending with a letter or digit."
+  }
+}
+
+variable "deployment_step_percent" {
+  type        = number
+  description = "Share of the instances in the canary, or in each step of a linear deployment, in percent."
+  default     = 50
+
+  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_TrafficRoutingConfig.html
+  validation {
+    condition     = floor(var.deployment_step_percent) == var.deployment_step_percent && var.deployment_step_percent >= (var.deployment_strategy == "linear" ? 10 : 1) && var.deployment_step_percent <= 50
+    error_message = "deployment_step_percent must be a whole number, at most 50; at least 1 for a canary and 10 for linear steps."
+  }
+
+  validation {
+    condition     = var.deployment_strategy == "all_at_once" || var.endpoint_instance_count * var.deployment_step_percent >= 100
+    error_message = "deployment_step_percent of endpoint_instance_count is less than one instance: raise one of them."
+  }
+}
+
+variable "deployment_strategy" {
+  type        = string
+  description = "How traffic moves to a new model on instances: all_at_once, canary (a part first, then all) or linear (in equal steps). An alarm during it rolls back."
+  default     = "all_at_once"
+
+  validation {
+    condition     = contains(["all_at_once", "canary", "linear"], var.deployment_strategy)
+    error_message = "deployment_strategy must be all_at_once, canary or linear."
+  }
+
+  validation {
+    condition     = var.deployment_strategy == "all_at_once" || var.endpoint_type == "instance"
+    error_message = "deployment_strategy canary and linear need endpoint_type = \"instance\": serverless endpoints take no deployment settings."
+  }
+
+  validation {
+    condition     = var.deployment_strategy == "all_at_once" || var.endpoint_instance_count >= 2
+    error_message = "deployment_strategy canary and linear need an endpoint_instance_count of at least 2: a step is at most half of the instances."
+  }
+}
+
+variable "deployment_wait_seconds" {
+  type        = number
+  description = "Time for which the alarms are watched after each step, and after the last one before the old instances go."
+  default     = 300
+
+  # SageMaker gives a deployment at most 8 hours: steps, waits and starting the instances.
+  validation {
+    condition     = floor(var.deployment_wait_seconds) == var.deployment_wait_seconds && var.deployment_wait_seconds >= 0 && var.deployment_wait_seconds <= 2400
+    error_message = "deployment_wait_seconds must be a whole number from 0 to 2400."
+  }
+}
+
 variable "endpoint_instance_count" {
   type        = number
   description = "Instances behind each endpoint, when endpoint_type is instance."
@@ -100,7 +162,7 @@ variable "endpoint_name" {
 
 variable "endpoint_type" {
   type        = string
-  description = "serverless (billed per request) or instance (billed by the hour). An existing instance endpoint cannot become serverless in place: delete it first."
+  description = "serverless (billed per request) or instance (billed by the hour). An instance endpoint that becomes serverless is replaced: it does not answer for some minutes."
   default     = "serverless"
 
   validation {
@@ -164,6 +226,17 @@ variable "inference_image" {
   }
 }
 
+variable "keep_models" {
+  type        = number
+  description = "Confirmed models that stay ready behind an endpoint, the served one included; older ones are deleted after a success. Their artifacts in S3 stay."
+  default     = 3
+
+  validation {
+    condition     = floor(var.keep_models) == var.keep_models && var.keep_models >= 1 && var.keep_models <= 20
+    error_message = "keep_models must be a whole number from 1 to 20."
+  }
+}
+
 variable "label_column" {
   type        = string
   description = "CSV column that holds the label."
@@ -172,6 +245,17 @@ variable "label_column" {
   validation {
     condition     = can(regex("^[^[:cntrl:]]{1,256}$", var.label_column)) && trimspace(var.label_column) == var.label_column
     error_message = "label_column must be 1 to 256 characters without line breaks or surrounding spaces."
+  }
+}
+
+variable "latency_alarm_milliseconds" {
+  type        = number
+  description = "Average time a model on instances may take to answer before its alarm goes off."
+  default     = 5000
+
+  validation {
+    condition     = var.latency_alarm_milliseconds >= 1 && var.latency_alarm_milliseconds <= 60000
+    error_message = "latency_alarm_milliseconds must be from 1 to 60000: SageMaker gives a model 60 seconds."
   }
 }
 

@@ -17,7 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import pytest
+from botocore.validate import ParamValidator
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "terraform.py"
@@ -51,11 +53,13 @@ FUNCTION_VARIABLES = {
     },
     "model_evaluator": {"MODEL_THRESHOLDS", "THRESHOLDS"},
     "deployment_orchestrator": {
+        "DEPLOYMENT_POLICY",
         "ENDPOINT_INSTANCE_COUNT",
         "ENDPOINT_INSTANCE_TYPE",
         "ENDPOINT_NAME",
         "ENDPOINT_TYPE",
         "INFERENCE_IMAGE",
+        "KEEP_MODELS",
         "MODEL_ROLE_ARN",
         "SERVERLESS_MAX_CONCURRENCY",
         "SERVERLESS_MEMORY_MB",
@@ -314,3 +318,106 @@ def test_roles_are_passed_to_sagemaker_only(plan: dict[str, Any]) -> None:
         "training_orchestrator": f"arn:aws:iam::{ACCOUNT}:role/mlops-training-team-models",
         "deployment_orchestrator": f"arn:aws:iam::{ACCOUNT}:role/mlops-model-team-models",
     }
+
+
+@pytest.fixture(scope="module")
+def canary_plan(configuration: Path) -> dict[str, Any]:
+    """What `apply` would create for endpoints on four instances with a canary, by address."""
+    settings = [
+        "-var=bucket_name=" + BUCKET,
+        "-var=endpoint_type=instance",
+        "-var=endpoint_instance_count=4",
+        "-var=deployment_strategy=canary",
+        "-var=deployment_step_percent=25",
+        '-var=deployment_alarm_models=["default","reviews"]',
+    ]
+    made = terraform("plan", "-input=false", "-no-color", "-out=canary.tfplan", *settings, folder=configuration)
+    assert made.returncode == 0, made.stderr
+    shown = terraform("show", "-json", "canary.tfplan", folder=configuration)
+    assert shown.returncode == 0, shown.stderr
+    return {change["address"]: change["change"] for change in json.loads(shown.stdout)["resource_changes"]}
+
+
+def test_serverless_endpoints_get_no_deployment_settings(plan: dict[str, Any]) -> None:
+    variables = function_of(plan, "deployment_orchestrator")["environment"][0]["variables"]
+
+    assert (variables["DEPLOYMENT_POLICY"], variables["KEEP_MODELS"]) == ("{}", "3")
+    assert not [address for address in plan if "metric_alarm.endpoint" in address]
+
+
+def test_a_canary_reaches_the_function_as_sagemaker_takes_it(canary_plan: dict[str, Any]) -> None:
+    variables = function_of(canary_plan, "deployment_orchestrator")["environment"][0]["variables"]
+    policy = json.loads(variables["DEPLOYMENT_POLICY"])
+
+    shape = botocore.session.get_session().get_service_model("sagemaker").shape_for("DeploymentConfig")
+    assert not ParamValidator().validate(policy, shape).has_errors()
+    assert policy["BlueGreenUpdatePolicy"] == {
+        "TrafficRoutingConfiguration": {
+            "Type": "CANARY",
+            "CanarySize": {"Type": "CAPACITY_PERCENT", "Value": 25},
+            "WaitIntervalInSeconds": 300,
+        },
+        "TerminationWaitInSeconds": 300,
+        "MaximumExecutionTimeoutInSeconds": 4500,
+    }
+    names = [alarm["AlarmName"] for alarm in policy["AutoRollbackConfiguration"]["Alarms"]]
+    checks = ("4xx-errors", "5xx-errors", "latency")
+    assert names == sorted(f"mlops-endpoint{suffix}/{check}" for suffix in ("", "-reviews") for check in checks)
+
+
+def test_an_alarm_watches_its_endpoint_and_reaches_people(canary_plan: dict[str, Any]) -> None:
+    alarm = canary_plan['module.monitoring.aws_cloudwatch_metric_alarm.endpoint["mlops-endpoint/4xx-errors"]']["after"]
+
+    assert (alarm["namespace"], alarm["metric_name"]) == ("AWS/SageMaker", "Invocation4XXErrors")
+    assert alarm["dimensions"] == {"EndpointName": "mlops-endpoint", "VariantName": "AllTraffic"}
+    assert alarm["treat_missing_data"] == "notBreaching"
+    topic = canary_plan["module.monitoring.aws_sns_topic_policy.this"]["after"]["policy"]
+    allowed = statements(topic)["Alarms"]["Condition"]["ArnLike"]["aws:SourceArn"]
+    assert f"arn:aws:cloudwatch:us-east-1:{ACCOUNT}:alarm:mlops-endpoint-reviews/*" in allowed
+
+
+def test_only_what_carries_the_stacks_tag_may_be_cleaned_up(plan: dict[str, Any]) -> None:
+    policy = plan['module.iam.aws_iam_role_policy.function["deployment_orchestrator"]']["after"]["policy"]
+    clean_up = statements(policy)["CleanUp"]
+
+    assert set(clean_up["Action"]) == {"sagemaker:DeleteEndpointConfig", "sagemaker:DeleteModel"}
+    assert clean_up["Condition"] == {"StringEquals": {"aws:ResourceTag/Stack": BUCKET}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["deployment_strategy=canary"], 'need endpoint_type = "instance"'),
+        (["deployment_strategy=linear", "endpoint_type=instance"], "need an endpoint_instance_count of at least 2"),
+        (
+            [
+                "deployment_strategy=linear",
+                "endpoint_type=instance",
+                "endpoint_instance_count=20",
+                "deployment_step_percent=5",
+            ],
+            "10 for linear steps",
+        ),
+        (["deployment_step_percent=51"], "at most 50"),
+        (
+            [
+                "deployment_strategy=canary",
+                "endpoint_type=instance",
+                "endpoint_instance_count=3",
+                "deployment_step_percent=33",
+            ],
+            "less than one instance",
+        ),
+        (["deployment_wait_seconds=2401"], "from 0 to 2400"),
+        (["keep_models=0"], "keep_models must be"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_deployment_settings_that_aws_refuses_are_refused_by_the_plan(
+    configuration: Path, settings: list[str], named: str
+) -> None:
+    variables = [f"-var={setting}" for setting in settings]
+    answer = terraform("plan", "-input=false", "-no-color", *variables, folder=configuration)
+
+    assert answer.returncode == 1
+    assert named in " ".join(answer.stderr.replace("\u2502", " ").split())

@@ -16,11 +16,20 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from test_deployment_orchestrator import ARTIFACT, FIRST, PING_FAILED, SECOND, approved_key, make_foreign_endpoint
+from test_deployment_orchestrator import (
+    ARTIFACT,
+    FIRST,
+    PING_FAILED,
+    SECOND,
+    THIRD,
+    approved_key,
+    decide,
+    make_foreign_endpoint,
+)
 from test_model_evaluator import JOB, WEIGHTS, complete, metrics_file, start_job
 from world import ENDPOINT, Context, Interruption, Killed, World, broken_connection, killed, tar_gz
 
-READS = ("Get", "Head", "List", "Describe")
+READS = ("Get", "Head", "List", "Describe", "Invoke")
 
 Event = dict[str, Any]
 Handlers = dict[str, ModuleType]
@@ -28,11 +37,15 @@ Handlers = dict[str, ModuleType]
 
 @dataclass(frozen=True)
 class Path:
-    """One path through a handler: what the world looks like before, and the event that sets it off."""
+    """One path through a handler: what the world looks like before, and the event that sets it off.
+
+    sweeps: how many sweeps it takes after the event until nothing moves any more.
+    """
 
     handler: str
     prepare: Callable[[World, Handlers], Event]
     copy_in_parts: bool = False
+    sweeps: int = 0
 
 
 def upload(content: bytes) -> Callable[[World, Handlers], Event]:
@@ -140,6 +153,79 @@ def endpoint_quota(world: World, handlers: Handlers) -> Event:
     return approval(FIRST)(world, handlers)
 
 
+def settled(job: str, world: World, handlers: Handlers) -> None:
+    """The model is in service, and that was told."""
+    handlers["deployment_orchestrator"].lambda_handler(arrival(job)(world, handlers), Context(f"arrival of {job}"))
+
+
+def wrong_answers(world: World, handlers: Handlers) -> Event:
+    """The second model came up, and answers otherwise than it did in training."""
+    live(world, handlers)
+    decide(world, SECOND)
+    world.sagemaker.answers[SECOND] = ("spam", 0.9)
+    return arrival(SECOND)(world, handlers)
+
+
+def first_answers_wrongly(world: World, handlers: Handlers) -> Event:
+    decide(world, FIRST)
+    world.sagemaker.answers[FIRST] = ("spam", 0.9)
+    return arrival()(world, handlers)
+
+
+def right_answers(world: World, handlers: Handlers) -> Event:
+    live(world, handlers)
+    decide(world, SECOND)
+    return arrival(SECOND)(world, handlers)
+
+
+def restored(world: World, handlers: Handlers) -> Event:
+    sent = wrong_answers(world, handlers)
+    handlers["deployment_orchestrator"].lambda_handler(sent, Context("wrong answers"))
+    world.sagemaker.come_up(ENDPOINT)
+    return sent
+
+
+def failed_update(world: World, handlers: Handlers) -> Event:
+    live(world, handlers)
+    sent = rollout(SECOND)(world, handlers)
+    world.sagemaker.fail(ENDPOINT, PING_FAILED)
+    return sent
+
+
+def failed_live_endpoint(world: World, handlers: Handlers) -> Event:
+    live(world, handlers)
+    world.sagemaker.fail(ENDPOINT, "The instance failed")
+    return world.endpoint_event(status="FAILED")
+
+
+def deleted_by_hand(world: World, handlers: Handlers) -> Event:
+    live(world, handlers)
+    world.sagemaker.vanish(ENDPOINT)
+    return {"source": "sweep"}
+
+
+def approved_after_deletion(world: World, handlers: Handlers) -> Event:
+    handlers["deployment_orchestrator"].lambda_handler(deleted_by_hand(world, handlers), Context("deleted"))
+    return approval(SECOND)(world, handlers)
+
+
+def third_arrived(world: World, handlers: Handlers) -> Event:
+    """The third model came up; two are kept, so the first goes."""
+    settled(FIRST, world, handlers)
+    settled(SECOND, world, handlers)
+    return arrival(THIRD)(world, handlers)
+
+
+def from_instances_to_serverless(world: World, handlers: Handlers) -> Event:
+    deployer = handlers["deployment_orchestrator"]
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("ENDPOINT_TYPE", "instance")
+        deployer.settings.cache_clear()
+        live(world, handlers)
+    deployer.settings.cache_clear()
+    return approval(SECOND)(world, handlers)
+
+
 PATHS = {
     "start": Path("training_orchestrator", upload(b"text,label\na,b\n")),
     "start, large": Path("training_orchestrator", upload(b"text,label\na,b\n"), copy_in_parts=True),
@@ -155,7 +241,17 @@ PATHS = {
     "update": Path("deployment_orchestrator", update),
     "confirm update": Path("deployment_orchestrator", update_arrived),
     "rolled back": Path("deployment_orchestrator", rolled_back),
-    "failed endpoint": Path("deployment_orchestrator", failed_endpoint),
+    "failed endpoint": Path("deployment_orchestrator", failed_endpoint, sweeps=1),
+    "right answers": Path("deployment_orchestrator", right_answers),
+    "wrong answers": Path("deployment_orchestrator", wrong_answers),
+    "wrong answers of the first model": Path("deployment_orchestrator", first_answers_wrongly, sweeps=1),
+    "restored": Path("deployment_orchestrator", restored),
+    "failed update": Path("deployment_orchestrator", failed_update, sweeps=1),
+    "failed live endpoint": Path("deployment_orchestrator", failed_live_endpoint, sweeps=1),
+    "deleted by hand": Path("deployment_orchestrator", deleted_by_hand),
+    "approved after a deletion by hand": Path("deployment_orchestrator", approved_after_deletion),
+    "clean up": Path("deployment_orchestrator", third_arrived),
+    "replace": Path("deployment_orchestrator", from_instances_to_serverless, sweeps=1),
     "confirm, then update": Path("deployment_orchestrator", next_in_line),
     "bad artifact": Path("deployment_orchestrator", bad_artifact),
     "endpoint of another stack": Path("deployment_orchestrator", foreign_endpoint),
@@ -170,11 +266,17 @@ class Run:
         self.world = make_world()
         self.event = path.prepare(self.world, handlers)
         self._handler = handlers[path.handler]
+        self._sweeps = path.sweeps
         self._emails_before = len(self.world.emails())
         self._calls_before = len(self.world.around.calls)
 
     def invoke(self, request_id: str = "request") -> None:
         self._handler.lambda_handler(self.event, Context(request_id))
+
+    def sweep(self) -> None:
+        """The sweeps that follow, in which nothing goes wrong."""
+        for number in range(self._sweeps):
+            self._handler.lambda_handler({"source": "sweep"}, Context(f"sweep {number}"))
 
     def interrupt(self, call: int, action: Callable[[], object], after_the_effect: bool = False) -> None:
         """Arm the interruption of the n-th call from here (from 0)."""
@@ -208,9 +310,11 @@ def undisturbed(start: Callable[[], Run]) -> tuple[dict[str, Any], Counter[str],
     """Final state, emails and calls of the path when nothing goes wrong."""
     run = start()
     run.invoke()
+    calls = run.calls
+    run.sweep()
     assert run.emails
     assert set(run.emails.values()) == {1}
-    return run.world.final_state(), run.emails, run.calls
+    return run.world.final_state(), run.emails, calls
 
 
 @pytest.mark.parametrize(
@@ -227,14 +331,15 @@ def test_a_crash_at_any_call_and_a_retry_end_as_if_nothing_had_happened(
 ) -> None:
     state, emails, calls = undisturbed
     for call, operation in enumerate(calls):
-        if after_the_effect and operation.startswith(READS):
-            continue  # it has no effect: the same as a failure of the call after it
+        if operation.startswith(READS) and (after_the_effect or (call > 0 and calls[call - 1].startswith(READS))):
+            continue  # it has no effect: the same as a failure of the call after it, or before it
         run = start()
         run.interrupt(call, fault, after_the_effect)
         with pytest.raises(error):
             run.invoke()
         at = f"call {call}: {operation}"
         run.invoke()
+        run.sweep()
         assert run.world.final_state() == state, at
         assert run.emails.keys() == emails.keys(), at
         assert run.emails.total() <= emails.total() + 1, at
@@ -248,6 +353,7 @@ def test_a_duplicate_event_handled_at_any_call_changes_nothing_and_mails_nobody_
         run = start()
         run.interrupt(call, lambda run=run: run.invoke("another request"))  # type: ignore[misc]
         run.invoke()
+        run.sweep()
         at = f"call {call}: {operation}"
         assert run.world.final_state() == state, at
         assert run.emails == emails, at
@@ -260,5 +366,6 @@ def test_a_duplicate_event_afterwards_changes_nothing_and_mails_nobody(
     run = start()
     run.invoke()
     run.invoke("another request")
+    run.sweep()
     assert run.world.final_state() == state
     assert run.emails == emails

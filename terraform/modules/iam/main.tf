@@ -3,7 +3,11 @@
 locals {
   bucket_arn       = "arn:${var.partition}:s3:::${var.bucket_name}"
   sagemaker_prefix = "arn:${var.partition}:sagemaker:${var.region}:${var.account_id}"
-  logs_prefix      = "arn:${var.partition}:logs:${var.region}:${var.account_id}:log-group"
+  endpoint_alarm_arns = [
+    for prefix in ["${var.endpoint_name}/", "${var.endpoint_name}-"] :
+    "arn:${var.partition}:cloudwatch:${var.region}:${var.account_id}:alarm:${prefix}*"
+  ]
+  logs_prefix = "arn:${var.partition}:logs:${var.region}:${var.account_id}:log-group"
 
   # By name, so that the policies can be read in the plan.
   role_prefix       = "arn:${var.partition}:iam::${var.account_id}:role"
@@ -157,9 +161,14 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
   source_policy_documents = [data.aws_iam_policy_document.common["deployment_orchestrator"].json]
 
   statement {
-    sid       = "ReadModelAndItsSource"
-    actions   = ["s3:GetObject"]
-    resources = ["${local.bucket_arn}/data/snapshots/*", "${local.bucket_arn}/models/approved/*"]
+    sid     = "ReadModelAndItsSource"
+    actions = ["s3:GetObject"]
+    resources = [
+      "${local.bucket_arn}/control/*",
+      "${local.bucket_arn}/data/snapshots/*",
+      "${local.bucket_arn}/models/approved/*",
+      "${local.bucket_arn}/models/decisions/*",
+    ]
   }
 
   statement {
@@ -198,12 +207,46 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
       "sagemaker:AddTags",
       "sagemaker:DeleteEndpoint",
       "sagemaker:DescribeEndpoint",
+      "sagemaker:InvokeEndpoint",
       "sagemaker:ListTags",
     ]
     resources = [
       "${local.sagemaker_prefix}:endpoint/${var.endpoint_name}",
       "${local.sagemaker_prefix}:endpoint/${var.endpoint_name}-*",
     ]
+  }
+
+  statement {
+    sid     = "LookBeforeCleaningUp"
+    actions = ["sagemaker:DescribeModel", "sagemaker:ListTags"]
+    resources = [
+      "${local.sagemaker_prefix}:endpoint-config/training-job-*",
+      "${local.sagemaker_prefix}:model/training-job-*",
+    ]
+  }
+
+  # Stacks share the prefix of these names: only what carries this stack's tag.
+  statement {
+    sid     = "CleanUp"
+    actions = ["sagemaker:DeleteEndpointConfig", "sagemaker:DeleteModel"]
+    resources = [
+      "${local.sagemaker_prefix}:endpoint-config/training-job-*",
+      "${local.sagemaker_prefix}:model/training-job-*",
+    ]
+
+    condition {
+      test     = "StringEquals"
+      variable = "aws:ResourceTag/Stack"
+      values   = [var.bucket_name]
+    }
+  }
+
+  # SageMaker's guide asks it of "your IAM execution role" and leaves open whether that is the caller's or the model's,
+  # so both have it. https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-configuration.html
+  statement {
+    sid       = "SeeRollbackAlarms"
+    actions   = ["cloudwatch:DescribeAlarms"]
+    resources = local.endpoint_alarm_arns
   }
 
   statement {

@@ -167,6 +167,13 @@ data "aws_iam_policy_document" "model" {
     resources = ["${local.bucket_arn}/models/approved/*"]
   }
 
+  # See the deployment orchestrator's statement of this name.
+  statement {
+    sid       = "SeeRollbackAlarms"
+    actions   = ["cloudwatch:DescribeAlarms"]
+    resources = local.endpoint_alarm_arns
+  }
+
   statement {
     sid     = "WriteLog"
     actions = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"]

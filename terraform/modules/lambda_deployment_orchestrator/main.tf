@@ -19,11 +19,13 @@ resource "aws_lambda_function" "this" {
   environment {
     variables = {
       BUCKET                     = var.bucket_name
+      DEPLOYMENT_POLICY          = var.deployment_policy
       ENDPOINT_INSTANCE_COUNT    = tostring(var.endpoint_instance_count)
       ENDPOINT_INSTANCE_TYPE     = var.endpoint_instance_type
       ENDPOINT_NAME              = var.endpoint_name
       ENDPOINT_TYPE              = var.endpoint_type
       INFERENCE_IMAGE            = var.inference_image
+      KEEP_MODELS                = tostring(var.keep_models)
       MODEL_ROLE_ARN             = var.model_role_arn
       PROJECT                    = var.project
       SERVERLESS_MAX_CONCURRENCY = tostring(var.serverless_max_concurrency)

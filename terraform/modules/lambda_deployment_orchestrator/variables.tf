@@ -3,6 +3,11 @@ variable "bucket_name" {
   description = "The stack's bucket."
 }
 
+variable "deployment_policy" {
+  type        = string
+  description = "DeploymentConfig of every update on instances, as JSON; {} for none."
+}
+
 variable "endpoint_instance_count" {
   type        = number
   description = "Instances behind an endpoint of type instance."
@@ -31,6 +36,11 @@ variable "failure_queue_arn" {
 variable "inference_image" {
   type        = string
   description = "Image behind the endpoints."
+}
+
+variable "keep_models" {
+  type        = number
+  description = "Confirmed models of an endpoint that are not cleaned up."
 }
 
 variable "log_level" {

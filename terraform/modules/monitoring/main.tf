@@ -3,9 +3,26 @@ locals {
   queue_arn = "arn:${var.partition}:sqs:${var.region}:${var.account_id}:${var.queue_name}"
   # Every alarm's name begins with what it watches.
   alarm_arns = [
-    for watched in concat([for function in var.functions : function.name], [var.queue_name]) :
-    "arn:${var.partition}:cloudwatch:${var.region}:${var.account_id}:alarm:${watched}-*"
+    for prefix in concat(
+      [for function in var.functions : "${function.name}-"],
+      ["${var.queue_name}-"],
+      [for endpoint in var.alarmed_endpoints : "${endpoint}/"],
+    ) : "arn:${var.partition}:cloudwatch:${var.region}:${var.account_id}:alarm:${prefix}*"
   ]
+
+  # The HuggingFace server turns every exception in the model's code into a 400, so a broken model shows as 4xx; a
+  # quarter of all calls tells it from a few bad requests. The errors are 0 or 1 per call: their average is a share.
+  # https://docs.aws.amazon.com/sagemaker/latest/dg/monitoring-cloudwatch.html
+  endpoint_checks = {
+    "4xx-errors" = { metric = "Invocation4XXErrors", threshold = 0.25, what = "refuses more than a quarter of the calls (4xx)" }
+    "5xx-errors" = { metric = "Invocation5XXErrors", threshold = 0.05, what = "fails on more than 5 % of the calls (5xx)" }
+    latency      = { metric = "ModelLatency", threshold = var.latency_alarm_milliseconds * 1000, what = "takes longer than ${var.latency_alarm_milliseconds} ms on average" } # microseconds
+  }
+  endpoint_alarms = merge([
+    for endpoint in var.alarmed_endpoints : {
+      for name, check in local.endpoint_checks : "${endpoint}/${name}" => merge(check, { endpoint = endpoint })
+    }
+  ]...)
 }
 
 # Not encrypted with alias/aws/sns: CloudWatch alarms cannot use that key, and its policy cannot be changed. The messages
@@ -192,6 +209,24 @@ resource "aws_cloudwatch_metric_alarm" "duration" {
   period              = 300
   evaluation_periods  = 1
   threshold           = each.value.timeout_seconds * 1000 * 0.8 # milliseconds
+  comparison_operator = "GreaterThanThreshold"
+  treat_missing_data  = "notBreaching"
+  alarm_actions       = [aws_sns_topic.this.arn]
+}
+
+# The deployment orchestrator names them in every update: one that goes off while traffic moves rolls the update back.
+resource "aws_cloudwatch_metric_alarm" "endpoint" {
+  for_each = local.endpoint_alarms
+
+  alarm_name          = each.key
+  alarm_description   = "The endpoint ${each.value.endpoint} ${each.value.what}. During a deployment, SageMaker rolls it back; otherwise read the log group /aws/sagemaker/Endpoints/${each.value.endpoint}."
+  namespace           = "AWS/SageMaker"
+  metric_name         = each.value.metric
+  dimensions          = { EndpointName = each.value.endpoint, VariantName = "AllTraffic" }
+  statistic           = "Average"
+  period              = 60
+  evaluation_periods  = 1
+  threshold           = each.value.threshold
   comparison_operator = "GreaterThanThreshold"
   treat_missing_data  = "notBreaching"
   alarm_actions       = [aws_sns_topic.this.arn]

@@ -1,3 +1,8 @@
+output "deployment_alarm_names" {
+  description = "Alarms of the endpoints, each named <endpoint>/<what>."
+  value       = sort([for alarm in aws_cloudwatch_metric_alarm.endpoint : alarm.alarm_name])
+}
+
 # ARNs by name, so that the plan shows them.
 
 output "queue_arn" {

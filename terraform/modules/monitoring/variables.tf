@@ -3,12 +3,22 @@ variable "account_id" {
   description = "AWS account, for ARNs."
 }
 
+variable "alarmed_endpoints" {
+  type        = list(string)
+  description = "Endpoints on instances that get alarms."
+}
+
 variable "functions" {
   type = map(object({
     name            = string
     timeout_seconds = number
   }))
   description = "The functions to watch."
+}
+
+variable "latency_alarm_milliseconds" {
+  type        = number
+  description = "Average latency of an endpoint above which its alarm goes off."
 }
 
 variable "notification_emails" {
