@@ -193,6 +193,17 @@ def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
     return value
 
 
+def unwrap(event: Mapping[str, Any], context: Any) -> tuple[Mapping[str, Any], str]:
+    """The event proper, and the request id under which to work on it.
+
+    A failed event that is sent again comes as {"redrive_of": <request id of the invocation that failed>, "event":
+    {...}}: under that id it takes up what the dead invocation holds, as Lambda's own retries do. Raises EventError.
+    """
+    if "redrive_of" not in event:
+        return event, context.aws_request_id
+    return field(event, "event", dict), field(event, "redrive_of", str)
+
+
 # --- records and notifications (the same in each handler) ------------------------------------------
 
 
@@ -710,10 +721,11 @@ def model_of_event(event: Mapping[str, Any], config: Settings) -> str | None:
 def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     """Entry point. Returns the model and the step taken; raises when AWS fails, so that Lambda retries."""
     config = settings()
+    event, request_id = unwrap(event, context)
     model = model_of_event(event, config)
     if model is None:
         log.info("event of nothing that this stack deploys, ignored", extra={"resources": event.get("resources")})
         return {"model": "", "outcome": "ignored"}
-    outcome = reconcile(config, model, context.aws_request_id)
+    outcome = reconcile(config, model, request_id)
     log.info("endpoint handled: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
     return {"model": model, "outcome": outcome}

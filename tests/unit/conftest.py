@@ -57,6 +57,8 @@ def make_world(
             for module in handlers.values():
                 module.settings.cache_clear()
                 monkeypatch.setattr(module, "client", world.client)
+            for name in ("training_orchestrator", "model_evaluator"):
+                monkeypatch.setattr(handlers[name], "now", world.now)
             return world
 
         yield fresh
