@@ -18,6 +18,7 @@ locals {
     failure_queue           = "mlops-failures"
     model_evaluator         = "mlops-model-evaluator"
     model_role              = "mlops-model"
+    sweep_rule              = "mlops-sweep"
     topic                   = "mlops-notifications"
     training_ended_rule     = "mlops-training-ended"
     training_orchestrator   = "mlops-training-orchestrator"

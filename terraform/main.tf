@@ -60,6 +60,7 @@ module "monitoring" {
   rule_names = [
     local.names.approved_rule,
     local.names.endpoint_rule,
+    local.names.sweep_rule,
     local.names.training_ended_rule,
     local.names.uploads_rule,
   ]
@@ -78,6 +79,8 @@ module "lambda_training_orchestrator" {
   label_column                 = var.label_column
   log_level                    = var.log_level
   log_retention_days           = var.log_retention_days
+  max_concurrent_training_jobs = var.max_concurrent_training_jobs
+  max_training_jobs_per_day    = var.max_training_jobs_per_day
   name                         = local.names.training_orchestrator
   package                      = "${local.package_dir}/training_orchestrator.zip"
   project                      = var.project
@@ -158,7 +161,9 @@ module "eventbridge" {
   rule_names = {
     approved       = local.names.approved_rule
     endpoint       = local.names.endpoint_rule
+    sweep          = local.names.sweep_rule
     training_ended = local.names.training_ended_rule
     uploads        = local.names.uploads_rule
   }
+  sweep_schedule = var.sweep_schedule
 }

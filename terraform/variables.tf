@@ -285,6 +285,28 @@ variable "log_retention_days" {
   }
 }
 
+variable "max_concurrent_training_jobs" {
+  type        = number
+  description = "Training jobs of the stack that may run at the same time. Further uploads wait, and are started as jobs end."
+  default     = 2
+
+  validation {
+    condition     = floor(var.max_concurrent_training_jobs) == var.max_concurrent_training_jobs && var.max_concurrent_training_jobs >= 1 && var.max_concurrent_training_jobs <= 100
+    error_message = "max_concurrent_training_jobs must be a whole number from 1 to 100. To start none at all: make pause."
+  }
+}
+
+variable "max_training_jobs_per_day" {
+  type        = number
+  description = "Training jobs that the stack may start on one day (UTC). Further uploads wait for the next day, the newest of each model first."
+  default     = 20
+
+  validation {
+    condition     = floor(var.max_training_jobs_per_day) == var.max_training_jobs_per_day && var.max_training_jobs_per_day >= 1 && var.max_training_jobs_per_day <= 1000
+    error_message = "max_training_jobs_per_day must be a whole number from 1 to 1000. To start none at all: make pause."
+  }
+}
+
 variable "model_thresholds" {
   type = map(map(object({
     max = optional(number)
@@ -415,6 +437,18 @@ variable "snapshot_retention_days" {
   validation {
     condition     = floor(var.snapshot_retention_days) == var.snapshot_retention_days && var.snapshot_retention_days >= 30
     error_message = "snapshot_retention_days must be a whole number of at least 30: SageMaker may run a job for 28 days."
+  }
+}
+
+variable "sweep_schedule" {
+  type        = string
+  description = "How often the functions look for what an event that never came has left behind: an EventBridge rate() or cron() (UTC)."
+  default     = "rate(15 minutes)"
+
+  # https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-scheduled-rule-pattern.html
+  validation {
+    condition     = can(regex("^(rate\\((1 (minute|hour|day)|([2-9]|[1-9][0-9]{1,4}) (minutes|hours|days))\\)|cron\\([0-9A-Za-z*/,?#L -]{11,200}\\))$", var.sweep_schedule))
+    error_message = "sweep_schedule must be such as rate(15 minutes), rate(1 hour) or cron(0/30 * * * ? *): singular for 1, plural above."
   }
 }
 

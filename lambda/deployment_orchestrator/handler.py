@@ -271,6 +271,17 @@ def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
     return value
 
 
+def unwrap(event: Mapping[str, Any], context: Any) -> tuple[Mapping[str, Any], str]:
+    """The event proper, and the request id under which to work on it.
+
+    A failed event that is sent again comes as {"redrive_of": <request id of the invocation that failed>, "event":
+    {...}}: under that id it takes up what the dead invocation holds, as Lambda's own retries do. Raises EventError.
+    """
+    if "redrive_of" not in event:
+        return event, context.aws_request_id
+    return field(event, "event", dict), field(event, "redrive_of", str)
+
+
 # --- records and notifications (the same in each handler) ------------------------------------------
 
 
@@ -1294,6 +1305,7 @@ def sweep(config: Settings, request_id: str) -> str:
 def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     """Entry point. Returns the model and the step taken; raises when AWS fails, so that Lambda retries."""
     config = settings()
+    event, request_id = unwrap(event, context)
     swept = event.get("source") == "sweep"
     model = None if swept else model_of_event(event, config)
     if model is None and not swept:
@@ -1303,7 +1315,7 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
         log.info("paused: nothing is done until make resume", extra={"model": model or "all"})
         return {"model": model or "", "outcome": "paused"}
     if model is None:
-        return {"model": "", "outcome": sweep(config, context.aws_request_id)}
-    outcome = reconcile(config, model, context.aws_request_id)
+        return {"model": "", "outcome": sweep(config, request_id)}
+    outcome = reconcile(config, model, request_id)
     log.info("endpoint handled: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
     return {"model": model, "outcome": outcome}

@@ -1,6 +1,7 @@
 """Model evaluator: judges a finished training job and approves its model or does not.
 
-Trigger: EventBridge, SageMaker "Training Job State Change" to Completed, Failed or Stopped.
+Triggers: EventBridge, SageMaker "Training Job State Change" to Completed, Failed or Stopped, and a schedule
+("sweep"), which finds the jobs that ended without their event.
 It reads the metrics out of the job's archives as a stream, compares each with its threshold, copies an
 approved model inside S3 to models/approved/, tells people, and writes the decision record.
 It never unpacks an archive to disk, never holds a model in memory, and leaves other people's jobs alone.
@@ -17,10 +18,10 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 
 import boto3
@@ -31,6 +32,7 @@ SNAPSHOT_PREFIX = "data/snapshots/"
 RAW_MODEL_PREFIX = "models/raw/"
 APPROVED_PREFIX = "models/approved/"
 DECISION_PREFIX = "models/decisions/"
+PAUSED_KEY = "control/paused.json"
 JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 TERMINAL = ("Completed", "Failed", "Stopped")
 
@@ -45,6 +47,14 @@ READ_BYTES = 256 * 1024
 RESERVE_MILLISECONDS = 60_000
 # Longer than the longest function timeout (900 s), so that whoever held an expired lease is dead.
 LEASE_SECONDS = 20 * 60
+# How far back a sweep looks, by the time in the jobs' names.
+LOOK_BACK_DAYS = 7
+# What fails is tried at every occasion at first, then once in a while, then given up: about a day in all.
+EAGER_TRIES = 5
+LATER_TRIES_SECONDS = 60 * 60
+GIVE_UP_TRIES = 24
+# A sweep begins a further evaluation only with this much time left, so that the search for the metrics has enough.
+SWEEP_MILLISECONDS = 240_000
 # CopyObject refuses a larger source with InvalidRequest (S3 API reference, CopyObject).
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
@@ -52,6 +62,12 @@ COPY_THREADS = 8
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
+
+DELETED = "the training job does not exist any more: somebody deleted it in SageMaker"
+GIVEN_UP = (
+    f"its evaluation failed {GIVE_UP_TRIES} times; the reason is in the log of the model evaluator (make logs). "
+    "Once that is mended, make retrain trains again on the same data"
+)
 
 log = logging.getLogger()
 # It logs where it found credentials and endpoints, at INFO.
@@ -153,6 +169,17 @@ def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
     if not isinstance(value, kind) or not value:
         raise EventError(f"the event's field {name!r} must be a non-empty {kind.__name__}, not {value!r:.100}")
     return value
+
+
+def unwrap(event: Mapping[str, Any], context: Any) -> tuple[Mapping[str, Any], str]:
+    """The event proper, and the request id under which to work on it.
+
+    A failed event that is sent again comes as {"redrive_of": <request id of the invocation that failed>, "event":
+    {...}}: under that id it takes up what the dead invocation holds, as Lambda's own retries do. Raises EventError.
+    """
+    if "redrive_of" not in event:
+        return event, context.aws_request_id
+    return field(event, "event", dict), field(event, "redrive_of", str)
 
 
 def parse_thresholds(name: str, value: object) -> Thresholds:
@@ -443,6 +470,34 @@ def copy_object(
 # --- the steps --------------------------------------------------------------------------------------
 
 
+def exists(bucket: str, key: str) -> bool:
+    """Whether the object is there (404 and not 403 takes s3:ListBucket)."""
+    try:
+        client("s3").head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error_code(error) in ("404", "NoSuchKey"):
+            return False
+        raise
+    return True
+
+
+def age(at: str) -> float:
+    """Seconds since a time in a record."""
+    return (now() - datetime.fromisoformat(at)).total_seconds()
+
+
+def list_keys(bucket: str, prefix: str, start_after: str) -> Iterator[str]:
+    """The keys under a prefix that sort after prefix + start_after."""
+    pages = client("s3").get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=prefix + start_after):
+        yield from (item["Key"] for item in page.get("Contents", []))
+
+
+def look_back() -> str:
+    """A job's name as of LOOK_BACK_DAYS ago: names sort by time."""
+    return f"training-job-{now() - timedelta(days=LOOK_BACK_DAYS):%Y%m%d-%H%M%S}"
+
+
 def artifact_key(bucket: str, job: str, description: Mapping[str, Any]) -> str:
     """The key of the job's model.tar.gz. Raises ArchiveError when the job left none where it belongs."""
     uri = (description.get("ModelArtifacts") or {}).get("S3ModelArtifacts") or ""
@@ -599,8 +654,19 @@ def tell(config: Settings, decision: Mapping[str, Any]) -> None:
     publish(config.topic_arn, subject, text, stage=stage, status=decision["verdict"], model=model)
 
 
-def handle(job: str, config: Settings, request_id: str, out_of_time: Callable[[], bool]) -> str:
-    """Decide on one job; returns the outcome in a word.
+def describe(job: str) -> dict[str, Any] | None:
+    """The training job as SageMaker has it; None when it has none of that name."""
+    try:
+        answer: dict[str, Any] = client("sagemaker").describe_training_job(TrainingJobName=job)
+    except ClientError as error:
+        if error_code(error) == "ValidationException" and "not found" in str(error):
+            return None
+        raise
+    return answer
+
+
+def handle(job: str, config: Settings, request_id: str, out_of_time: Callable[[], bool], given_up: bool = False) -> str:
+    """Decide on one job; returns the outcome in a word. given_up: it could not be evaluated, and that is the verdict.
 
     The order is what makes a crash harmless: do it, tell people, write the record that says so.
     """
@@ -610,7 +676,15 @@ def handle(job: str, config: Settings, request_id: str, out_of_time: Callable[[]
     decision_key = f"{DECISION_PREFIX}{job}.json"
     if read_json(config.bucket, decision_key)[0] is not None:
         return "already decided"
-    description = client("sagemaker").describe_training_job(TrainingJobName=job)
+    description = describe(job)
+    if description is None:
+        # A job that was started a moment ago may not be seen yet.
+        started, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/started.json")
+        if started is None or age(started["started_at"]) < LEASE_SECONDS:
+            return "not ended"
+        description = {"TrainingJobStatus": "Failed", "FailureReason": DELETED}
+    if given_up:
+        description = {"TrainingJobStatus": "Failed", "FailureReason": GIVEN_UP}
     if description["TrainingJobStatus"] not in TERMINAL:
         return "not ended"
     if not claim(config.bucket, "evaluate", job, request_id):
@@ -623,16 +697,58 @@ def handle(job: str, config: Settings, request_id: str, out_of_time: Callable[[]
     return str(decision["verdict"])
 
 
+def undecided(bucket: str) -> list[str]:
+    """The jobs that were started and have no decision, oldest first, as far back as a sweep looks."""
+    since = look_back()
+    snapshots = [key.removeprefix(SNAPSHOT_PREFIX) for key in list_keys(bucket, SNAPSHOT_PREFIX, since)]
+    decisions = [key.removeprefix(DECISION_PREFIX) for key in list_keys(bucket, DECISION_PREFIX, since)]
+    started = {key.removesuffix("/started.json") for key in snapshots if key.endswith("/started.json")}
+    return sorted(job for job in started - {key.removesuffix(".json") for key in decisions} if JOB_NAME.fullmatch(job))
+
+
+def sweep(config: Settings, request_id: str, milliseconds_left: Callable[[], int]) -> str:
+    """Decide on the jobs that ended and whose event was lost, or could not be handled; returns the outcome in words.
+
+    Tries are counted before they are made, so that one that kills the function counts too; those that were tried
+    more often come later, and keep nobody waiting.
+    """
+    if exists(config.bucket, PAUSED_KEY):
+        return "paused"
+    ended = []
+    for job in undecided(config.bucket):
+        description = describe(job)
+        if description is None or description["TrainingJobStatus"] in TERMINAL:
+            record, _ = read_json(config.bucket, f"claims/tries/{job}.json")
+            ended.append((record["tries"] if record else 0, record["at"] if record else "", job))
+    outcomes: list[str] = []
+    for tries, at, job in sorted(ended):
+        if tries >= EAGER_TRIES and age(at) < LATER_TRIES_SECONDS:
+            continue
+        if outcomes and milliseconds_left() < SWEEP_MILLISECONDS:
+            break
+        tried = {"schema": SCHEMA, "tries": tries + 1, "at": now().isoformat()}
+        put_json(config.bucket, f"claims/tries/{job}.json", tried)
+        outcome = handle(
+            job, config, request_id, lambda: milliseconds_left() < RESERVE_MILLISECONDS, tries >= GIVE_UP_TRIES
+        )
+        log.info("training job handled by the sweep: %s", outcome, extra={"training_job": job})
+        outcomes.append(outcome)
+    return ", ".join(outcomes) or "nothing undecided"
+
+
 def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     """Entry point. Returns the job's name and the outcome; raises when AWS fails, so that Lambda retries."""
     config = settings()
+    event, request_id = unwrap(event, context)
+    if event.get("source") == "sweep":
+        return {"training_job": "", "outcome": sweep(config, request_id, context.get_remaining_time_in_millis)}
     job = field(field(event, "detail", dict), "TrainingJobName", str)
     outcome = "not ours"
     if JOB_NAME.fullmatch(job):
         outcome = handle(
             job,
             config,
-            context.aws_request_id,
+            request_id,
             lambda: context.get_remaining_time_in_millis() < RESERVE_MILLISECONDS,
         )
     log.info("training job handled: %s", outcome, extra={"training_job": job})

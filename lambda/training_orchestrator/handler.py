@@ -1,27 +1,38 @@
 """Training orchestrator: turns an uploaded CSV into one SageMaker training job.
 
-Trigger: EventBridge, S3 "Object Created" under data/train/.
-It checks the first part of the upload, copies the exact version to a snapshot, starts a training
-job whose name follows from the event alone, tells people, records that it did, and returns.
-It never waits for the job, never reads a whole upload, and never writes under data/train/.
+Triggers: EventBridge, S3 "Object Created" under data/train/, SageMaker "Training Job State Change" to an end,
+and a schedule ("sweep").
+It checks the first part of an upload and copies the exact version to a snapshot. Whatever the event, it then
+starts waiting snapshots, oldest first, while the spend guards leave room; each start is told and recorded.
+It never waits for a job, never reads a whole upload, and never writes under data/train/.
+
+Who holds a slot, how many started today, and what people were told of the line is one small object, the ledger
+(slots/training.json). Every change is a conditional write of the whole, so the guards hold exactly, whoever comes
+at the same time; a slot is also the lease on starting its job:
+
+  {"jobs": {job: {"state": held | ended | failed, "by": request id, "at": time, "tries": number}},
+   "day": {"date", "jobs": started on it}, "line": {"oldest": job, "capped": by the daily limit} or null,
+   "told": {what is waited for: {"by", "at", "done"}}, "never": {"instance_type", "at"} or null: a quota of 0}
 """
 
 from __future__ import annotations
 
 import codecs
+import copy
 import csv
 import functools
 import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -31,13 +42,27 @@ UPLOAD_PREFIX = "data/train/"
 SNAPSHOT_PREFIX = "data/snapshots/"
 REJECTED_PREFIX = "data/rejected/"
 RAW_MODEL_PREFIX = "models/raw/"
+LEDGER_KEY = "slots/training.json"
+PAUSED_KEY = "control/paused.json"
 DEFAULT_MODEL = "default"
 MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+TERMINAL = ("Completed", "Failed", "Stopped")
 
 SCHEMA = 1
 PREFLIGHT_BYTES = 1024 * 1024
 # Longer than the longest function timeout (900 s), so that whoever held an expired lease is dead.
 LEASE_SECONDS = 20 * 60
+# How far back a sweep looks, by the time in the jobs' names.
+LOOK_BACK_DAYS = 7
+# What fails is tried at every occasion at first, then once in a while, then given up: about a day in all.
+EAGER_TRIES = 5
+LATER_TRIES_SECONDS = 60 * 60
+GIVE_UP_TRIES = 24
+# A quota of 0 is asked about again once a day, and a line that still waits is told of again at most as often.
+DAY_SECONDS = 24 * 60 * 60
+# Lost races for the ledger in a row before the invocation fails and Lambda tries it again.
+LEDGER_TRIES = 200
 # CopyObject refuses a larger source with InvalidRequest (S3 API reference, CopyObject).
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
@@ -46,6 +71,22 @@ INTERNAL_ERROR_RETRIES = 2
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
+
+# What a line of uploads can wait for.
+A_SLOT = "a slot"
+THE_NEXT_DAY = "the next day"
+QUOTA = "quota"
+QUOTA_ABOVE_0 = "a quota above 0"
+RESUME = "resume"
+
+EMPTY_LEDGER: dict[str, Any] = {
+    "schema": SCHEMA,
+    "jobs": {},
+    "day": {"date": "", "jobs": []},
+    "line": None,
+    "told": {},
+    "never": None,
+}
 
 # The training program prints one line "hold-out:  accuracy 0.9812  macro_f1 ..." at its end; SageMaker charts it.
 METRIC_DEFINITIONS = [
@@ -71,6 +112,7 @@ WIDE_ENCODINGS = (
 )
 
 csv.field_size_limit(PREFLIGHT_BYTES + 1)
+Result = TypeVar("Result")
 log = logging.getLogger()
 # It logs where it found credentials and endpoints, at INFO.
 logging.getLogger("botocore").setLevel(logging.WARNING)
@@ -88,6 +130,10 @@ class Rejected(Exception):
     """The upload cannot be trained on; the text is the reason for the person who uploaded it."""
 
 
+class LedgerBusyError(RuntimeError):
+    """The ledger could not be changed: other invocations were always faster."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the function reads from its environment, once."""
@@ -101,6 +147,8 @@ class Settings:
     training_instance_type: str
     training_volume_gb: int
     training_max_runtime_seconds: int
+    max_concurrent_training_jobs: int
+    max_training_jobs_per_day: int
     hyperparameters: dict[str, str]
     base_model: str
     base_model_revision: str
@@ -127,6 +175,8 @@ class Settings:
             training_instance_type=required(env, "TRAINING_INSTANCE_TYPE"),
             training_volume_gb=positive_int(env, "TRAINING_VOLUME_GB"),
             training_max_runtime_seconds=positive_int(env, "TRAINING_MAX_RUNTIME_SECONDS"),
+            max_concurrent_training_jobs=positive_int(env, "MAX_CONCURRENT_TRAINING_JOBS"),
+            max_training_jobs_per_day=positive_int(env, "MAX_TRAINING_JOBS_PER_DAY"),
             hyperparameters=hyperparameters,
             base_model=required(env, "BASE_MODEL"),
             base_model_revision=optional(env, "BASE_MODEL_REVISION"),
@@ -157,6 +207,20 @@ class Upload:
     @property
     def uri(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is to be done with the line next.
+
+    job: whose turn it is, None when it is nobody's; give_up: it was tried often enough; waits_for: what holds the
+    line up, "" when nothing does; quota_was_0: the ledger says that an earlier job met a quota of 0.
+    """
+
+    job: str | None
+    give_up: bool = False
+    waits_for: str = ""
+    quota_was_0: bool = False
 
 
 # --- settings ---------------------------------------------------------------------------------------
@@ -244,6 +308,17 @@ def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
     if not isinstance(value, kind) or not value:
         raise EventError(f"the event's field {name!r} must be a non-empty {kind.__name__}, not {value!r:.100}")
     return value
+
+
+def unwrap(event: Mapping[str, Any], context: Any) -> tuple[Mapping[str, Any], str]:
+    """The event proper, and the request id under which to work on it.
+
+    A failed event that is sent again comes as {"redrive_of": <request id of the invocation that failed>, "event":
+    {...}}: under that id it takes up what the dead invocation holds, as Lambda's own retries do. Raises EventError.
+    """
+    if "redrive_of" not in event:
+        return event, context.aws_request_id
+    return field(event, "event", dict), field(event, "redrive_of", str)
 
 
 def is_csv(key: str) -> bool:
@@ -456,15 +531,11 @@ def exists(bucket: str, key: str) -> bool:
     return True
 
 
-def snapshot(upload: Upload, config: Settings) -> dict[str, Any]:
-    """Check the upload, copy its exact version to the job's snapshot, and return the source record.
+def snapshot(upload: Upload, config: Settings) -> None:
+    """Check the upload, copy its exact version to the job's snapshot, and write the source record.
 
     source.json is written last: with it, the snapshot is whole. Raises Rejected.
     """
-    source_key = f"{SNAPSHOT_PREFIX}{upload.job}/source.json"
-    source, _ = read_json(config.bucket, source_key)
-    if source is not None:
-        return source
     model = model_of(upload.key)
     which = {"VersionId": upload.version_id} if upload.version_id else {}
     pinned = which or ({"IfMatch": f'"{upload.etag}"'} if upload.etag else {})
@@ -502,8 +573,7 @@ def snapshot(upload: Upload, config: Settings) -> dict[str, Any]:
         "size": size,
         "uploaded_at": upload.time.isoformat(),
     }
-    put_json(config.bucket, source_key, source)
-    return source
+    put_json(config.bucket, f"{SNAPSHOT_PREFIX}{upload.job}/source.json", source)
 
 
 def training_job_request(config: Settings, source: Mapping[str, Any], region: str) -> dict[str, Any]:
@@ -560,12 +630,29 @@ def training_job_request(config: Settings, source: Mapping[str, Any], region: st
     }
 
 
-def describe_upload(upload: Upload) -> list[tuple[str, object]]:
-    rows: list[tuple[str, object]] = [("data", upload.uri)]
-    if upload.version_id:
-        rows.append(("version", upload.version_id))
-    rows.append(("uploaded", f"{upload.time:%Y-%m-%d %H:%M:%S} UTC"))
+def describe_data(uri: str, version_id: str | None, uploaded: datetime) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [("data", uri)]
+    if version_id:
+        rows.append(("version", version_id))
+    rows.append(("uploaded", f"{uploaded:%Y-%m-%d %H:%M:%S} UTC"))
     return rows
+
+
+def describe_source(source: Mapping[str, Any]) -> list[tuple[str, object]]:
+    return [
+        *describe_data(
+            f"s3://{source['bucket']}/{source['key']}",
+            source["version_id"],
+            datetime.fromisoformat(source["uploaded_at"]),
+        ),
+        ("size", human_bytes(source["size"])),
+        ("model", source["model"]),
+        ("training job", source["job"]),
+    ]
+
+
+def file_name(source: Mapping[str, Any]) -> str:
+    return str(source["key"]).rsplit("/", 1)[-1]
 
 
 def reject(upload: Upload, config: Settings, reason: str) -> None:
@@ -579,7 +666,7 @@ def reject(upload: Upload, config: Settings, reason: str) -> None:
         config.topic_arn,
         f"Training data rejected: {name}",
         f"This file was not used for training, and no training job was started:\n\n"
-        f"{table(describe_upload(upload))}\n\n"
+        f"{table(describe_data(upload.uri, upload.version_id, upload.time))}\n\n"
         f"Why: {reason}.\n\n"
         f'What is needed: a CSV in UTF-8 with a header line, a column "{config.text_column}" with the text, '
         f'a column "{config.label_column}" with its label, and at least one row.\n'
@@ -602,95 +689,504 @@ def reject(upload: Upload, config: Settings, reason: str) -> None:
     put_json(config.bucket, f"{REJECTED_PREFIX}{upload.job}.json", record)
 
 
-def tell_started(upload: Upload, config: Settings, source: Mapping[str, Any]) -> None:
+def tell_started(config: Settings, source: Mapping[str, Any]) -> None:
     hours = config.training_max_runtime_seconds / 3600
     rows = [
-        *describe_upload(upload),
-        ("size", human_bytes(source["size"])),
-        ("model", source["model"]),
-        ("training job", upload.job),
+        *describe_source(source),
         ("base model", config.base_model),
         ("instance", f"{config.training_instance_type}, at most {hours:g} h"),
     ]
     publish(
         config.topic_arn,
-        f"Training started: {source['model']} ({upload.key.rsplit('/', 1)[-1]})",
+        f"Training started: {source['model']} ({file_name(source)})",
         f"A new CSV arrived, and a training job was started for it.\n\n"
         f"{table(rows)}\n\n"
         f"What next: nothing to do. The next email says whether the new model is approved; "
         f"until it is deployed, the endpoint keeps serving what it serves now.\n"
-        f"Watch it: make logs JOB={upload.job}\n",
+        f"Watch it: make logs JOB={source['job']}\n",
         stage="training",
         status="started",
         model=source["model"],
     )
 
 
-def tell_quota(upload: Upload, config: Settings, source: Mapping[str, Any], message: str) -> None:
+def quota_name(config: Settings, message: str) -> str:
+    """The quota that SageMaker's refusal names; its utilisation figures change from call to call."""
     named = re.search(r"service limit '([^']+)'", message)
-    quota = named[1] if named else f"{config.training_instance_type} for training job usage"
-    never = re.search(r"is 0 Instances\b", message) is not None
-    why = (
-        f'the account\'s quota "{quota}" is 0, so this job can never start as things are'
-        if never
-        else f'the account\'s quota "{quota}" is used up just now'
-    )
-    rows = [*describe_upload(upload), ("model", source["model"]), ("training job", upload.job)]
+    return named[1] if named else f"{config.training_instance_type} for training job usage"
+
+
+def tell_waiting(config: Settings, source: Mapping[str, Any], waits_for: str, in_line: int, message: str) -> None:
+    """Tell that the line waits. source: one upload of it; in_line: how many there are; message: SageMaker's refusal."""
+    quota = quota_name(config, message)
+    jobs, jobs_a_day = config.max_concurrent_training_jobs, config.max_training_jobs_per_day
+    reasons = {
+        A_SLOT: f"{jobs} training job(s) run already, as many as max_concurrent_training_jobs allows",
+        THE_NEXT_DAY: f"{jobs_a_day} training job(s) were started today, as many as max_training_jobs_per_day allows",
+        QUOTA: f'the account\'s quota "{quota}" is used up just now.\nSageMaker said: {message}',
+        RESUME: "the pipeline is paused",
+    }
+    nexts = {
+        A_SLOT: "nothing to do. It is started as soon as a job has ended and its turn has come, in order of upload.",
+        THE_NEXT_DAY: "nothing to do. The line goes on after midnight UTC. Of several waiting uploads of one model "
+        "the newest goes first, the others after it.",
+        QUOTA: "nothing to do if other jobs use the quota: the line goes on as they end. Otherwise raise "
+        f'"{quota}" in the AWS console under Service Quotas, Amazon SageMaker.',
+        RESUME: "make resume, when training may cost money again. The line then goes on in order of upload.",
+    }
+    also = f" and {in_line - 1} more" if in_line > 1 else ""
     publish(
         config.topic_arn,
-        f"Training not started: {source['model']}: instance quota",
-        f"No training job was started for this file:\n\n{table(rows)}\n\n"
-        f"Why: {why}.\nSageMaker said: {message}\n\n"
-        f'What next: raise "{quota}" in the AWS console under Service Quotas, Amazon SageMaker '
-        f"(or set training_instance_type to a type that the account may use, and apply), "
-        f"then upload the file again. Its data is kept under {SNAPSHOT_PREFIX}{upload.job}/.\n",
+        f"Training waiting: {source['model']} ({file_name(source)}){also}",
+        f"No training job is started for this upload yet. Its data is kept, and it keeps its place in the line.\n\n"
+        f"{table([*describe_source(source), ('waiting in all', f'{in_line} upload(s)')])}\n\n"
+        f"Why: {reasons[waits_for]}.\n\n"
+        f"What next: {nexts[waits_for]}\n"
+        f"Uploads that join the line in the next {LEASE_SECONDS // 60} minutes are not told one by one: "
+        f"make status shows them.\n",
         stage="training",
         status="waiting",
         model=source["model"],
     )
 
 
-def handle(upload: Upload, config: Settings, request_id: str) -> str:
+def tell_quota_of_0(config: Settings, source: Mapping[str, Any], message: str) -> None:
+    quota = quota_name(config, message)
+    publish(
+        config.topic_arn,
+        f"Training not started: {source['model']}: instance quota is 0",
+        f"No training job can be started for this upload as things are:\n\n{table(describe_source(source))}\n\n"
+        f'Why: the account\'s quota "{quota}" is 0. That never frees by itself.\nSageMaker said: {message}\n\n'
+        f'What next: raise "{quota}" in the AWS console under Service Quotas, Amazon SageMaker, or set '
+        f"training_instance_type to a type that the account may use, and apply. The upload keeps its place: it is "
+        f"tried again within a day, and with the next upload or changed type.\n",
+        stage="training",
+        status="waiting",
+        model=source["model"],
+    )
+
+
+def tell_given_up(config: Settings, source: Mapping[str, Any]) -> None:
+    publish(
+        config.topic_arn,
+        f"Training given up: {source['model']} ({file_name(source)})",
+        f"A training job for this upload could not be started, and it is not tried any more:\n\n"
+        f"{table(describe_source(source))}\n\n"
+        f"Why: AWS failed or refused {GIVE_UP_TRIES} times. The reason is in the log of the training orchestrator: "
+        f"make logs\n\n"
+        f"What next: mend the cause, then make retrain JOB={source['job']}. The data is kept. "
+        f"The model in service is not affected.\n",
+        stage="training",
+        status="given-up",
+        model=source["model"],
+    )
+
+
+# --- the ledger: slots, the day, the line -----------------------------------------------------------
+
+
+def update_ledger(bucket: str, change: Callable[[dict[str, Any]], Result]) -> Result:
+    """Change the ledger and return what change returns; where it alters nothing, nothing is written.
+
+    change alters the ledger in place and does nothing else: it is called anew after each lost race.
+    Raises LedgerBusyError when LEDGER_TRIES races in a row were lost.
+    """
+    for _ in range(LEDGER_TRIES):
+        found, etag = read_json(bucket, LEDGER_KEY)
+        ledger = copy.deepcopy(EMPTY_LEDGER if found is None else found)
+        result = change(ledger)
+        if ledger == (EMPTY_LEDGER if found is None else found):
+            return result
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        if put_json(bucket, LEDGER_KEY, ledger, **condition):
+            return result
+    raise LedgerBusyError(f"{LEDGER_KEY}: {LEDGER_TRIES} changes in a row were overtaken by others")
+
+
+def age(at: str) -> float:
+    """Seconds since a time in a record."""
+    return (now() - datetime.fromisoformat(at)).total_seconds()
+
+
+def in_hand(entry: Mapping[str, Any] | None, request_id: str) -> bool:
+    """Whether another invocation, which may still be alive, is starting the job, or started it."""
+    return (
+        entry is not None
+        and entry["state"] != "failed"
+        and entry["by"] != request_id
+        and age(entry["at"]) < LEASE_SECONDS
+    )
+
+
+def take_turn(
+    ledger: dict[str, Any],
+    line: Sequence[str],
+    config: Settings,
+    request_id: str,
+    own: str | None,
+    model_of_job: Callable[[str], str],
+) -> Turn:
+    """Give a slot to the job of the line whose turn it is, if there is room for one.
+
+    line: the waiting jobs, oldest first. own: the upload that this invocation is about; it is tried whatever became
+    of it before. Those that failed go last. Once the daily limit held the line up, each model's newest goes first.
+    """
+    jobs: dict[str, Any] = ledger["jobs"]
+
+    def tries(job: str) -> int:
+        return int(jobs[job]["tries"]) if job in jobs else 0
+
+    def due(job: str) -> bool:
+        return job == own or tries(job) < EAGER_TRIES or age(jobs[job]["at"]) > LATER_TRIES_SECONDS
+
+    never = ledger["never"]
+    today = f"{now():%Y-%m-%d}"
+    started_today = ledger["day"]["jobs"] if ledger["day"]["date"] == today else []
+    quota_is_0 = never and never["instance_type"] == config.training_instance_type and age(never["at"]) < DAY_SECONDS
+    day_is_full = len(started_today) >= config.max_training_jobs_per_day
+    slots_are_full = sum(entry["state"] == "held" for entry in jobs.values()) >= config.max_concurrent_training_jobs
+
+    waits_for = ""
+    candidates = []
+    for job in sorted(
+        (job for job in line if not in_hand(jobs.get(job), request_id)), key=lambda job: (tries(job), job)
+    ):
+        if tries(job) >= GIVE_UP_TRIES and job != own:
+            return Turn(job, give_up=True)
+        if not due(job):
+            continue
+        if job in jobs and jobs[job]["state"] != "failed":
+            candidates.append(job)  # it has its slot; whoever was starting it is dead
+        elif quota_is_0 and job != own:
+            waits_for = waits_for or QUOTA_ABOVE_0
+        elif day_is_full and job not in started_today:
+            waits_for = waits_for or THE_NEXT_DAY
+        elif slots_are_full:
+            waits_for = waits_for or A_SLOT
+        else:
+            candidates.append(job)
+    if not candidates:
+        return Turn(None, waits_for=waits_for)
+    job = candidates[0]
+    if ledger["line"] and ledger["line"]["capped"]:
+        newest_first = sorted(candidates, key=lambda job: (-tries(job), job), reverse=True)
+        job = next(other for other in newest_first if model_of_job(other) == model_of_job(job))
+    resumed = job in jobs and jobs[job]["state"] != "failed"
+    state = jobs[job]["state"] if resumed else "held"
+    jobs[job] = {"state": state, "by": request_id, "at": now().isoformat(), "tries": tries(job) + 1}
+    if not resumed and job not in started_today:
+        ledger["day"] = {"date": today, "jobs": [*started_today, job]}
+    return Turn(job, quota_was_0=never is not None)
+
+
+def give_back(ledger: dict[str, Any], job: str, failed: bool) -> None:
+    """Take back a slot and the day's share of a job that was certainly not started. failed: the try counts."""
+    entry = ledger["jobs"].pop(job)
+    if failed:
+        ledger["jobs"][job] = entry | {"state": "failed", "at": now().isoformat()}
+    ledger["day"]["jobs"] = [other for other in ledger["day"]["jobs"] if other != job]
+
+
+def close_slots(ledger: dict[str, Any], ended: Sequence[str], missing: Sequence[str]) -> None:
+    """Free the slots of jobs that ended, and of those that never came to exist.
+
+    An ended job stays in the ledger while whoever started it may be recording that: its lease. A slot that somebody
+    took again since it was looked at is left alone.
+    """
+    jobs = ledger["jobs"]
+    for job in ended:
+        if job in jobs and jobs[job]["state"] == "held":
+            jobs[job]["state"] = "ended"
+    for job in missing:
+        if job in jobs and jobs[job]["state"] == "held" and age(jobs[job]["at"]) > LEASE_SECONDS:
+            give_back(ledger, job, failed=True)
+    kept_seconds = {"ended": LEASE_SECONDS, "failed": LOOK_BACK_DAYS * DAY_SECONDS, "held": math.inf}
+    for job in [job for job, entry in jobs.items() if age(entry["at"]) > kept_seconds[entry["state"]]]:
+        del jobs[job]
+
+
+def join_line(
+    ledger: dict[str, Any], line: Sequence[str], waits_for: str, untold: set[str], request_id: str
+) -> tuple[list[str], bool]:
+    """Note that the line waits: who of it really does, and whether people are to be told by this invocation.
+
+    They are told of a line when it begins to wait for something, and of newcomers (untold), but not of each one in
+    a crowd: at most once in LEASE_SECONDS.
+    """
+    waiting = [job for job in line if not in_hand(ledger["jobs"].get(job), request_id)]
+    if not waiting:
+        return [], False
+    before = ledger["line"] or {"oldest": waiting[0], "capped": False}
+    ledger["line"] = {
+        "oldest": min(before["oldest"], waiting[0]),
+        "capped": before["capped"] or waits_for == THE_NEXT_DAY,
+    }
+    if waits_for == QUOTA_ABOVE_0:
+        return waiting, False  # told to each one as it is refused
+    told = ledger["told"].get(waits_for)
+    if told and told["done"]:
+        due = age(told["at"]) > (DAY_SECONDS if untold.isdisjoint(waiting) else LEASE_SECONDS)
+    else:
+        due = told is None or told["by"] == request_id or age(told["at"]) > LEASE_SECONDS
+    if due:
+        ledger["told"][waits_for] = {"by": request_id, "at": now().isoformat(), "done": False}
+    return waiting, due
+
+
+def mark_told(ledger: dict[str, Any], waits_for: str, request_id: str) -> None:
+    if ledger["told"][waits_for]["by"] == request_id:
+        ledger["told"][waits_for]["done"] = True
+
+
+# --- starting what waits ----------------------------------------------------------------------------
+
+
+def list_keys(bucket: str, prefix: str, start_after: str) -> Iterator[str]:
+    """The keys under a prefix that sort after prefix + start_after."""
+    pages = client("s3").get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=prefix + start_after):
+        yield from (item["Key"] for item in page.get("Contents", []))
+
+
+def look_back() -> str:
+    """A job's name as of LOOK_BACK_DAYS ago: names sort by time."""
+    return f"training-job-{now() - timedelta(days=LOOK_BACK_DAYS):%Y%m%d-%H%M%S}"
+
+
+def pending(bucket: str, start_after: str) -> tuple[list[str], set[str]]:
+    """The jobs whose snapshot is whole and that were not started, oldest first; and which of them were not told of."""
+    found: dict[str, set[str]] = {}
+    for key in list_keys(bucket, SNAPSHOT_PREFIX, start_after):
+        job, _, name = key.removeprefix(SNAPSHOT_PREFIX).partition("/")
+        if JOB_NAME.fullmatch(job):
+            found.setdefault(job, set()).add(name)
+    line = [job for job in sorted(found) if "source.json" in found[job]]
+    line = [job for job in line if not found[job] & {"started.json", "given_up.json"}]
+    return line, {job for job in line if "waiting.json" not in found[job]}
+
+
+def read_source(bucket: str, job: str) -> dict[str, Any]:
+    """The source record of a snapshot. Raises LookupError when it is gone."""
+    source, _ = read_json(bucket, f"{SNAPSHOT_PREFIX}{job}/source.json")
+    if source is None:
+        raise LookupError(f"{SNAPSHOT_PREFIX}{job}/source.json was there a moment ago and is gone")
+    return source
+
+
+def record_waiting(bucket: str, source: Mapping[str, Any], waits_for: str) -> None:
+    record = {"schema": SCHEMA, "job": source["job"], "model": source["model"], "for": waits_for}
+    put_json(bucket, f"{SNAPSHOT_PREFIX}{source['job']}/waiting.json", record | {"at": now().isoformat()})
+
+
+def start(config: Settings, source: Mapping[str, Any]) -> tuple[str, str]:
+    """Start the job that has its slot, tell people, record it; ("", "") or what it waits for and SageMaker's refusal.
+
+    A refused job gives its slot back, but only after people were told: the slot is the lease.
+    """
+    job = source["job"]
+    sagemaker = client("sagemaker")
+    try:
+        sagemaker.create_training_job(**training_job_request(config, source, sagemaker.meta.region_name))
+    except ClientError as error:
+        message = str(error.response["Error"].get("Message", ""))
+        if error_code(error) == "ResourceLimitExceeded":
+            if re.search(r"is 0 Instances\b", message) is None:
+                update_ledger(config.bucket, lambda ledger: give_back(ledger, job, failed=False))
+                return QUOTA, message
+            waiting, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/waiting.json")
+            if waiting is None or waiting["for"] != QUOTA_ABOVE_0:
+                tell_quota_of_0(config, source, message)
+                record_waiting(config.bucket, source, QUOTA_ABOVE_0)
+
+            def refuse(ledger: dict[str, Any]) -> None:
+                give_back(ledger, job, failed=False)
+                ledger["never"] = {"instance_type": config.training_instance_type, "at": now().isoformat()}
+
+            update_ledger(config.bucket, refuse)
+            return QUOTA_ABOVE_0, message
+        # The name follows from the event: an existing job is this upload's, started by an attempt that crashed.
+        if error_code(error) != "ResourceInUse":
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+            if 400 <= status < 500:
+                # Refused, so certainly not started; after anything else the job may exist, and holds its slot.
+                update_ledger(config.bucket, lambda ledger: give_back(ledger, job, failed=True))
+            raise
+    tell_started(config, source)
+    record = {"schema": SCHEMA, "job": job, "started_at": now().isoformat()}
+    put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/started.json", record)
+    return "", ""
+
+
+def give_up(config: Settings, source: Mapping[str, Any], request_id: str) -> None:
+    """Tell that a job could not be started in GIVE_UP_TRIES tries, and record it, which takes it out of the line."""
+    if claim(config.bucket, "give-up", source["job"], request_id):
+        tell_given_up(config, source)
+        record = {"schema": SCHEMA, "job": source["job"], "tries": GIVE_UP_TRIES, "at": now().isoformat()}
+        put_json(config.bucket, f"{SNAPSHOT_PREFIX}{source['job']}/given_up.json", record)
+
+
+def start_in_turn(
+    config: Settings, line: list[str], request_id: str, own: str | None, source_of: Callable[[str], dict[str, Any]]
+) -> tuple[list[str], str, str]:
+    """Start jobs of the line while there is room, and take them out of it.
+
+    Returns the jobs that were started, what the rest waits for ("": nothing, or others have it in hand), and
+    SageMaker's refusal where it is that.
+    """
+    started: list[str] = []
+
+    def take(ledger: dict[str, Any]) -> Turn:
+        return take_turn(ledger, line, config, request_id, own, lambda job: str(source_of(job)["model"]))
+
+    while line:
+        turn = update_ledger(config.bucket, take)
+        if turn.job is None:
+            return started, turn.waits_for, ""
+        source = source_of(turn.job)
+        if turn.give_up:
+            give_up(config, source, request_id)
+            line.remove(turn.job)
+            continue
+        refused, message = start(config, source)
+        log.info("training job %s", f"waits for {refused}" if refused else "started", extra={"training_job": turn.job})
+        # The attempt of the upload that this is about tells people about it: it is still to come.
+        if refused and not (refused == QUOTA_ABOVE_0 and own in line and turn.job != own):
+            return started, refused, message
+        if not refused:
+            started.append(turn.job)
+            line.remove(turn.job)
+            if turn.quota_was_0:
+                update_ledger(config.bucket, lambda ledger: ledger.update(never=None))
+    return started, "", ""
+
+
+def wait_in_line(
+    config: Settings,
+    line: Sequence[str],
+    waits_for: str,
+    untold: set[str],
+    request_id: str,
+    source_of: Callable[[str], dict[str, Any]],
+    message: str,
+) -> list[str]:
+    """Tell people that the line waits, if that is due, and record it of the newcomers (untold); returns who waits."""
+    waiting, due = update_ledger(config.bucket, lambda ledger: join_line(ledger, line, waits_for, untold, request_id))
+    newcomers = [job for job in waiting if job in untold]
+    if due:
+        tell_waiting(config, source_of((newcomers or waiting)[0]), waits_for, len(waiting), message)
+        update_ledger(config.bucket, lambda ledger: mark_told(ledger, waits_for, request_id))
+    for job in newcomers:
+        if waits_for != QUOTA_ABOVE_0:  # recorded as it was refused
+            record_waiting(config.bucket, source_of(job), waits_for)
+    return waiting
+
+
+def start_pending(config: Settings, request_id: str, own: str | None = None, sweep: bool = False) -> str:
+    """Start what waits, in turn, while there is room; returns the outcome in words.
+
+    own: the job whose upload brought this about: the outcome is about it, and it counts as a newcomer of the line.
+    sweep: look at every slot first, since the event that a job ended may have been lost; all that nobody was told
+    of are newcomers.
+    """
+    paused = exists(config.bucket, PAUSED_KEY)
+    if paused and sweep:
+        return "paused"
+    ledger = read_json(config.bucket, LEDGER_KEY)[0] or EMPTY_LEDGER
+    if sweep:
+        free_slots(config, [job for job, entry in ledger["jobs"].items() if entry["state"] == "held"])
+    waited = ledger["line"]
+    line, untold = pending(config.bucket, min(look_back(), waited["oldest"]) if waited else look_back())
+    if own is not None and own not in line:
+        if exists(config.bucket, f"{SNAPSHOT_PREFIX}{own}/started.json"):
+            return "already started"
+        line = sorted([*line, own])  # an event sent again: its job is beyond the look-back, or was given up
+    if waited and not line:
+        update_ledger(config.bucket, lambda ledger: ledger.update(line=None))
+
+    source_of = functools.cache(functools.partial(read_source, config.bucket))
+    started: list[str] = []
+    waits_for, message = RESUME, ""
+    if not paused:
+        started, waits_for, message = start_in_turn(config, line, request_id, own, source_of)
+    waiting: list[str] = []
+    if line and waits_for:
+        untold &= set(line) if sweep else {own}
+        waiting = wait_in_line(config, line, waits_for, untold, request_id, source_of, message)
+    if own is None:
+        return f"started {len(started)}, waiting {len(waiting)}" + (f" for {waits_for}" if waiting else "")
+    if own in started:
+        return "started"
+    return f"waiting for {waits_for}" if own in waiting else "in hand"
+
+
+def free_slots(config: Settings, jobs: Sequence[str]) -> None:
+    """Free the slots of those jobs that ended, or never came to exist, as SageMaker says now."""
+    ended, missing = [], []
+    for job in jobs:
+        try:
+            description = client("sagemaker").describe_training_job(TrainingJobName=job)
+        except ClientError as error:
+            if error_code(error) != "ValidationException" or "not found" not in str(error):
+                raise
+            missing.append(job)
+            continue
+        if description["TrainingJobStatus"] in TERMINAL:
+            ended.append(job)
+    if ended or missing:
+        update_ledger(config.bucket, lambda ledger: close_slots(ledger, ended, missing))
+
+
+def handle_upload(upload: Upload, config: Settings, request_id: str) -> str:
     """Take an upload as far as it goes now; returns the outcome in a word.
 
     The order is what makes a crash harmless: do it, tell people, write the record that says so.
     """
     if not is_csv(upload.key):
         return "ignored"
-    started_key = f"{SNAPSHOT_PREFIX}{upload.job}/started.json"
-    if exists(config.bucket, started_key):
+    if exists(config.bucket, f"{SNAPSHOT_PREFIX}{upload.job}/started.json"):
         return "already started"
     if exists(config.bucket, f"{REJECTED_PREFIX}{upload.job}.json"):
         return "already rejected"
-    if not claim(config.bucket, "start", upload.job, request_id):
-        return "in hand"
-    try:
-        source = snapshot(upload, config)
-    except Rejected as reason:
-        reject(upload, config, str(reason))
-        log.warning("upload rejected: %s", reason, extra={"training_job": upload.job, "key": upload.key})
-        return "rejected"
-    sagemaker = client("sagemaker")
-    try:
-        sagemaker.create_training_job(**training_job_request(config, source, sagemaker.meta.region_name))
-    except ClientError as error:
-        if error_code(error) == "ResourceLimitExceeded":
-            tell_quota(upload, config, source, error.response["Error"]["Message"])
-            return "waiting for quota"
-        # The name follows from the event: an existing job is this upload's, started by an attempt that crashed.
-        if error_code(error) != "ResourceInUse":
-            raise
-    tell_started(upload, config, source)
-    put_json(config.bucket, started_key, {"schema": SCHEMA, "job": upload.job, "started_at": now().isoformat()})
-    return "started"
+    if not exists(config.bucket, f"{SNAPSHOT_PREFIX}{upload.job}/source.json"):
+        if not claim(config.bucket, "snapshot", upload.job, request_id):
+            return "in hand"
+        try:
+            snapshot(upload, config)
+        except Rejected as reason:
+            reject(upload, config, str(reason))
+            log.warning("upload rejected: %s", reason, extra={"training_job": upload.job, "key": upload.key})
+            return "rejected"
+    return start_pending(config, request_id, own=upload.job)
+
+
+def handle_ended(job: str, config: Settings, request_id: str) -> str:
+    """A training job ended: its slot is free for what waits. Returns the outcome in words."""
+    ledger = read_json(config.bucket, LEDGER_KEY)[0] or EMPTY_LEDGER
+    if ledger["jobs"].get(job, {}).get("state") != "held":
+        # Not ours, or freed already; a retry of an invocation that died after freeing it still starts what waits.
+        if not JOB_NAME.fullmatch(job) or not exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
+            return "not ours"
+    else:
+        free_slots(config, [job])
+    return start_pending(config, request_id)
 
 
 def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     """Entry point. Returns the job's name and the outcome; raises when AWS fails, so that Lambda retries."""
     config = settings()
+    event, request_id = unwrap(event, context)
+    if event.get("source") == "sweep":
+        outcome = start_pending(config, request_id, sweep=True)
+        log.info("sweep: %s", outcome, extra={"training_job": None})
+        return {"training_job": "", "outcome": outcome}
+    if event.get("source") == "aws.sagemaker":
+        job = field(field(event, "detail", dict), "TrainingJobName", str)
+        outcome = handle_ended(job, config, request_id)
+        log.info("end of a training job handled: %s", outcome, extra={"training_job": job})
+        return {"training_job": job, "outcome": outcome}
     upload = parse_upload(event)
     if upload.bucket != config.bucket or not upload.key.startswith(UPLOAD_PREFIX):
         raise EventError(f"not an upload of this stack: {upload.uri:.200} (see the EventBridge rule's pattern)")
-    outcome = handle(upload, config, context.aws_request_id)
+    outcome = handle_upload(upload, config, request_id)
     log.info("upload handled: %s", outcome, extra={"training_job": upload.job, "key": upload.key})
     return {"training_job": upload.job, "outcome": outcome}

@@ -43,6 +43,8 @@ FUNCTION_VARIABLES = {
         "HUB_TOKEN_SECRET_ARN",
         "HYPERPARAMETERS",
         "LABEL_COLUMN",
+        "MAX_CONCURRENT_TRAINING_JOBS",
+        "MAX_TRAINING_JOBS_PER_DAY",
         "TEXT_COLUMN",
         "TRAINING_IMAGE",
         "TRAINING_INSTANCE_TYPE",
@@ -199,6 +201,7 @@ def test_an_existing_bucket_must_be_named(configuration: Path) -> None:
 
 def test_an_existing_bucket_keeps_its_settings(configuration: Path) -> None:
     settings = ["-var=create_bucket=false", "-var=bucket_name=shared-bucket"]
+    settings.append("-var=sweep_schedule=cron(0/30 * * * ? *)")
 
     answer = terraform("plan", "-input=false", "-no-color", *settings, folder=configuration)
 
@@ -249,7 +252,7 @@ def test_rules_match_the_events_of_this_stack(plan: dict[str, Any]) -> None:
     rules = {
         address.split('"')[1]: json.loads(change["after"]["event_pattern"])
         for address, change in plan.items()
-        if ".aws_cloudwatch_event_rule.this[" in address
+        if ".aws_cloudwatch_event_rule.this[" in address and change["after"]["event_pattern"]
     }
 
     def created(prefix: str) -> dict[str, Any]:
@@ -278,14 +281,56 @@ def test_rules_match_the_events_of_this_stack(plan: dict[str, Any]) -> None:
     assert {"IN_SERVICE", "InService", "FAILED", "Failed"} <= set(endpoint["detail"]["EndpointStatus"])
 
 
+def test_the_sweep_comes_on_schedule(plan: dict[str, Any]) -> None:
+    rule = plan['module.eventbridge.aws_cloudwatch_event_rule.this["sweep"]']["after"]
+
+    assert (rule["schedule_expression"], rule["event_pattern"]) == ("rate(15 minutes)", None)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "jobs", "jobs_a_day"),
+    [("rate(1 minutes)", "0", "0"), ("rate(15 minute)", "1.5", "2.5"), ("15 minutes", "101", "1001")],
+)
+def test_guards_and_schedules_that_are_none_are_refused(
+    configuration: Path, schedule: str, jobs: str, jobs_a_day: str
+) -> None:
+    settings = {
+        "sweep_schedule": schedule,
+        "max_concurrent_training_jobs": jobs,
+        "max_training_jobs_per_day": jobs_a_day,
+    }
+
+    options = [f"-var={name}={value}" for name, value in settings.items()]
+    answer = terraform("plan", "-input=false", "-no-color", *options, folder=configuration)
+
+    assert answer.returncode == 1
+    assert [name for name in settings if f"{name} must be" not in answer.stderr] == []
+
+
 def test_every_target_retries_and_has_a_permission_of_its_own(plan: dict[str, Any]) -> None:
-    rules = {address.split('"')[1] for address in plan if ".aws_cloudwatch_event_rule.this[" in address}
-    for rule in rules:
-        target = plan[f'module.eventbridge.aws_cloudwatch_event_target.this["{rule}"]']
-        permission = plan[f'module.eventbridge.aws_lambda_permission.this["{rule}"]']
+    targets = {address.split('"')[1] for address in plan if ".aws_cloudwatch_event_target.this[" in address}
+    assert targets == {
+        "approved/deployment_orchestrator",
+        "endpoint/deployment_orchestrator",
+        "sweep/deployment_orchestrator",
+        "sweep/model_evaluator",
+        "sweep/training_orchestrator",
+        "training_ended/model_evaluator",
+        "training_ended/training_orchestrator",
+        "uploads/training_orchestrator",
+    }
+    for name in targets:
+        target = plan[f'module.eventbridge.aws_cloudwatch_event_target.this["{name}"]']
+        permission = plan[f'module.eventbridge.aws_lambda_permission.this["{name}"]']
+        is_sweep = name.startswith("sweep/")
+        assert target["after"]["input"] == ('{"source":"sweep"}' if is_sweep else None)
         assert target["after"]["retry_policy"] == [
-            {"maximum_event_age_in_seconds": 86400, "maximum_retry_attempts": 185}
+            {"maximum_event_age_in_seconds": 900, "maximum_retry_attempts": 3}
+            if is_sweep
+            else {"maximum_event_age_in_seconds": 86400, "maximum_retry_attempts": 185}
         ]
+        function = name.split("/")[1].replace("_", "-")
+        assert permission["after"]["function_name"] == f"mlops-{function}-team-models"
         assert target["after"]["dead_letter_config"] == [
             {"arn": f"arn:aws:sqs:us-east-1:{ACCOUNT}:mlops-failures-team-models"}
         ]

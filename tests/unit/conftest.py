@@ -60,6 +60,8 @@ def make_world(
             deployer = handlers["deployment_orchestrator"]
             monkeypatch.setattr(deployer, "runtime", lambda: world.sagemaker.runtime)
             monkeypatch.setattr(deployer, "CHECK_PAUSE_SECONDS", 0)
+            for name in ("training_orchestrator", "model_evaluator"):
+                monkeypatch.setattr(handlers[name], "now", world.now)
             return world
 
         yield fresh

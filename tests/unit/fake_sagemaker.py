@@ -97,6 +97,7 @@ class FakeSageMaker:
         self.meta = SimpleNamespace(region_name=region)
         self.training_quota: int | None = None
         self.endpoint_quota_message = ""
+        self.before_create: Callable[[str], None] | None = None
         self.jobs: dict[str, dict[str, Any]] = {}
         self.models: dict[str, dict[str, Any]] = {}
         self.configs: dict[str, dict[str, Any]] = {}
@@ -141,6 +142,10 @@ class FakeSageMaker:
             job["FailureReason"] = reason
         if artifact:
             job["ModelArtifacts"] = {"S3ModelArtifacts": artifact}
+
+    def running(self) -> int:
+        """How many training jobs run."""
+        return sum(job["TrainingJobStatus"] == "InProgress" for job in self.jobs.values())
 
     def come_up(self, name: str) -> None:
         """The endpoint's pending deployment succeeds."""
@@ -197,11 +202,13 @@ class FakeSageMaker:
 
     def _create_training_job(self, request: dict[str, Any]) -> dict[str, Any]:
         name, operation = request["TrainingJobName"], "CreateTrainingJob"
+        if self.before_create:
+            self.before_create(name)
         arn = f"{self._arn}training-job/{name}"
         if name in self.jobs:
             text = "Job name must be unique within an AWS account and region, and a job with this name already exists"
             raise refusal(operation, "ResourceInUse", f"{text} ({arn})")
-        running = sum(job["TrainingJobStatus"] == "InProgress" for job in self.jobs.values())
+        running = self.running()
         if self.training_quota is not None and running >= self.training_quota:
             quota = f"{request['ResourceConfig']['InstanceType']} for training job usage"
             text = (

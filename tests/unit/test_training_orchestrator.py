@@ -429,7 +429,7 @@ def test_a_quota_that_is_used_up_is_named_and_no_job_is_recorded(run: Callable[.
     run(world.upload("data/train/first.csv"))
     assert run(world.upload("data/train/second.csv")) == "waiting for quota"
     email = world.emails()[-1]
-    assert email.subject == "Training not started: default: instance quota"
+    assert email.subject == "Training waiting: default (second.csv)"
     assert email.attributes["status"] == "waiting"
     assert '"ml.m5.xlarge for training job usage" is used up just now' in email.body
     assert "Service Quotas" in email.body
@@ -438,17 +438,15 @@ def test_a_quota_that_is_used_up_is_named_and_no_job_is_recorded(run: Callable[.
 
 def test_a_quota_of_zero_is_told_as_one_that_never_frees(run: Callable[..., str], world: World) -> None:
     world.sagemaker.training_quota = 0
-    assert run(world.upload("data/train/x.csv")) == "waiting for quota"
-    assert "is 0, so this job can never start" in world.only_email().body
+    assert run(world.upload("data/train/x.csv")) == "waiting for a quota above 0"
+    assert world.only_email().subject == "Training not started: default: instance quota is 0"
+    assert "is 0. That never frees by itself" in world.only_email().body
 
 
-def test_another_quota_is_told_by_its_own_name(
-    training: ModuleType, run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upload = training.parse_upload(world.upload("data/train/x.csv"))
+def test_another_quota_is_told_by_its_own_name(training: ModuleType) -> None:
     message = "The account-level service limit 'Total number of instances across training jobs' is 4 Instances, with"
-    training.tell_quota(upload, training.settings(), {"model": "default"}, message)
-    assert 'raise "Total number of instances across training jobs" in the AWS console' in world.only_email().body
+    named = training.quota_name(training.settings(), message)
+    assert named == "Total number of instances across training jobs"
 
 
 def test_any_other_refusal_raises_and_tells_nobody(

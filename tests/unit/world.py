@@ -14,6 +14,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +46,8 @@ ENVIRONMENT = {
         "TRAINING_INSTANCE_TYPE": "ml.m5.xlarge",
         "TRAINING_VOLUME_GB": "30",
         "TRAINING_MAX_RUNTIME_SECONDS": "7200",
+        "MAX_CONCURRENT_TRAINING_JOBS": "2",
+        "MAX_TRAINING_JOBS_PER_DAY": "20",
         "HYPERPARAMETERS": '{"epochs": "3", "learning_rate": "5e-5", "seed": "42"}',
         "BASE_MODEL": "distilbert-base-uncased",
         "BASE_MODEL_REVISION": "",
@@ -71,6 +74,8 @@ ENVIRONMENT = {
         "DEPLOYMENT_POLICY": "{}",
     },
 }
+# What differs between two equal runs: times, request ids, the number of tries.
+VOLATILE = ("at", "by", "tries", "ended", "started_at", "decided_at", "rejected_at")
 GOOD_METRICS = {"accuracy": 0.9, "eval_loss": 0.3, "train_examples": 80, "holdout_examples": 20}
 CSV = b"text,label\nhello,ham\nwin a prize,spam\n"
 
@@ -208,6 +213,15 @@ class World:
         self.s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
         clients.plain_sns.create_topic(Name=TOPIC_ARN.rsplit(":", 1)[-1])
         self._uploads = 0
+        self.time = datetime(2026, 11, 23, 12, 0, 5, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        """Stands in for now() of the handlers that compare times with those of uploads."""
+        return self.time
+
+    def wait(self, **duration: float) -> None:
+        """Let time pass: wait(minutes=20)."""
+        self.time += timedelta(**duration)
 
     def client(self, service: str) -> Any:
         """Stands in for the handlers' client()."""
@@ -236,11 +250,11 @@ class World:
 
     # --- events -------------------------------------------------------------------------------------
 
-    def upload(self, key: str, body: bytes = CSV) -> dict[str, Any]:
+    def upload(self, key: str, body: bytes = CSV, time: str = "2026-11-23T12:00:00Z") -> dict[str, Any]:
         """Upload a file and return the event that S3 sends."""
         answer = self.s3.put_object(Bucket=BUCKET, Key=key, Body=body)
         self._uploads += 1
-        sent = event("s3_object_created")
+        sent = event("s3_object_created") | {"time": time}
         sent["detail"]["object"] = {
             "key": key,
             "size": len(body),
@@ -292,8 +306,9 @@ class World:
             body = versions[-1].value
             objects[key] = body
             if key.endswith(".json"):
-                volatile = ("at", "by", "started_at", "decided_at", "rejected_at", "tries", "ended")
-                objects[key] = {name: value for name, value in json.loads(body).items() if name not in volatile}
+                objects[key] = json.loads(
+                    body, object_hook=lambda record: {n: v for n, v in record.items() if n not in VOLATILE}
+                )
             if key.startswith("models/approved/"):
                 objects[key] = (body, len(versions))
         return {"objects": objects, "sagemaker": self.sagemaker.state()}

@@ -2,7 +2,7 @@ locals {
   rules = {
     uploads = {
       description = "A file arrived below data/train/: check it and start training."
-      function    = var.functions.training_orchestrator
+      functions   = ["training_orchestrator"]
       pattern = {
         source      = ["aws.s3"]
         detail-type = ["Object Created"]
@@ -13,10 +13,10 @@ locals {
       }
     }
 
-    # Stacks share the prefix of job names; the function ignores jobs of others.
+    # Stacks share the prefix of job names; the functions ignore jobs of others.
     training_ended = {
-      description = "A training job ended: judge its model."
-      function    = var.functions.model_evaluator
+      description = "A training job ended: judge its model, and start what waits for its place."
+      functions   = ["model_evaluator", "training_orchestrator"]
       pattern = {
         source      = ["aws.sagemaker"]
         detail-type = ["SageMaker Training Job State Change"]
@@ -29,7 +29,7 @@ locals {
 
     approved = {
       description = "A model was approved: deploy it."
-      function    = var.functions.deployment_orchestrator
+      functions   = ["deployment_orchestrator"]
       pattern = {
         source      = ["aws.s3"]
         detail-type = ["Object Created"]
@@ -44,7 +44,7 @@ locals {
     # https://docs.aws.amazon.com/sagemaker/latest/dg/automating-sagemaker-with-eventbridge.html
     endpoint = {
       description = "An endpoint settled or failed: say what became of the deployment."
-      function    = var.functions.deployment_orchestrator
+      functions   = ["deployment_orchestrator"]
       pattern = {
         source      = ["aws.sagemaker"]
         detail-type = ["SageMaker Endpoint State Change"]
@@ -60,28 +60,45 @@ locals {
         }
       }
     }
+
+    # SageMaker's events are best effort, and some things happen without one (a new day, a raised quota).
+    sweep = {
+      description = "Every now and then: pick up what an event that never came has left behind."
+      functions   = ["deployment_orchestrator", "model_evaluator", "training_orchestrator"]
+      pattern     = null
+    }
   }
+
+  # A rule's functions each get a target and a permission of their own.
+  targets = merge([
+    for rule, settings in local.rules : {
+      for function in settings.functions : "${rule}/${function}" => { rule = rule, function = function }
+    }
+  ]...)
 }
 
 resource "aws_cloudwatch_event_rule" "this" {
   for_each = local.rules
 
-  name          = var.rule_names[each.key]
-  description   = each.value.description
-  event_pattern = jsonencode(each.value.pattern)
+  name                = var.rule_names[each.key]
+  description         = each.value.description
+  event_pattern       = each.value.pattern == null ? null : jsonencode(each.value.pattern)
+  schedule_expression = each.key == "sweep" ? var.sweep_schedule : null
 }
 
 resource "aws_cloudwatch_event_target" "this" {
-  for_each = local.rules
+  for_each = local.targets
 
-  rule      = aws_cloudwatch_event_rule.this[each.key].name
-  target_id = "function"
-  arn       = each.value.function.arn
+  rule      = aws_cloudwatch_event_rule.this[each.value.rule].name
+  target_id = each.value.function
+  arn       = var.functions[each.value.function].arn
+  input     = each.value.rule == "sweep" ? jsonencode({ source = "sweep" }) : null
 
-  # For what EventBridge cannot hand to Lambda. Errors inside a function are Lambda's to retry.
+  # For what EventBridge cannot hand to Lambda. Errors inside a function are Lambda's to retry. A sweep that comes late
+  # is overtaken by the next one.
   retry_policy {
-    maximum_event_age_in_seconds = 86400
-    maximum_retry_attempts       = 185
+    maximum_event_age_in_seconds = each.value.rule == "sweep" ? 900 : 86400
+    maximum_retry_attempts       = each.value.rule == "sweep" ? 3 : 185
   }
 
   dead_letter_config {
@@ -93,11 +110,11 @@ resource "aws_cloudwatch_event_target" "this" {
 }
 
 resource "aws_lambda_permission" "this" {
-  for_each = local.rules
+  for_each = local.targets
 
-  statement_id  = var.rule_names[each.key]
+  statement_id  = var.rule_names[each.value.rule]
   action        = "lambda:InvokeFunction"
-  function_name = each.value.function.name
+  function_name = var.functions[each.value.function].name
   principal     = "events.amazonaws.com"
-  source_arn    = aws_cloudwatch_event_rule.this[each.key].arn
+  source_arn    = aws_cloudwatch_event_rule.this[each.value.rule].arn
 }

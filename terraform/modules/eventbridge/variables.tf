@@ -26,8 +26,14 @@ variable "rule_names" {
   type = object({
     approved       = string
     endpoint       = string
+    sweep          = string
     training_ended = string
     uploads        = string
   })
   description = "Names of the rules."
+}
+
+variable "sweep_schedule" {
+  type        = string
+  description = "Schedule expression of the sweep."
 }

@@ -94,10 +94,18 @@ data "aws_iam_policy_document" "training_orchestrator" {
     sid     = "KeepRecords"
     actions = ["s3:GetObject", "s3:PutObject"]
     resources = [
-      "${local.bucket_arn}/claims/start/*",
+      "${local.bucket_arn}/claims/give-up/*",
+      "${local.bucket_arn}/claims/snapshot/*",
       "${local.bucket_arn}/data/rejected/*",
       "${local.bucket_arn}/data/snapshots/*",
+      "${local.bucket_arn}/slots/*",
     ]
+  }
+
+  statement {
+    sid       = "SeePause"
+    actions   = ["s3:GetObject"]
+    resources = ["${local.bucket_arn}/control/paused.json"]
   }
 
   statement {
@@ -107,8 +115,8 @@ data "aws_iam_policy_document" "training_orchestrator" {
   }
 
   statement {
-    sid       = "StartTraining"
-    actions   = ["sagemaker:AddTags", "sagemaker:CreateTrainingJob"]
+    sid       = "StartTrainingAndSeeItsEnd"
+    actions   = ["sagemaker:AddTags", "sagemaker:CreateTrainingJob", "sagemaker:DescribeTrainingJob"]
     resources = ["${local.sagemaker_prefix}:training-job/training-job-*"]
   }
 
@@ -139,9 +147,16 @@ data "aws_iam_policy_document" "model_evaluator" {
     actions = ["s3:GetObject", "s3:PutObject"]
     resources = [
       "${local.bucket_arn}/claims/evaluate/*",
+      "${local.bucket_arn}/claims/tries/*",
       "${local.bucket_arn}/models/approved/*",
       "${local.bucket_arn}/models/decisions/*",
     ]
+  }
+
+  statement {
+    sid       = "SeePause"
+    actions   = ["s3:GetObject"]
+    resources = ["${local.bucket_arn}/control/paused.json"]
   }
 
   statement {

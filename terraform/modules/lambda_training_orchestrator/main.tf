@@ -24,6 +24,8 @@ resource "aws_lambda_function" "this" {
       HUB_TOKEN_SECRET_ARN         = var.hub_token_secret_arn == null ? "" : var.hub_token_secret_arn
       HYPERPARAMETERS              = jsonencode(var.hyperparameters)
       LABEL_COLUMN                 = var.label_column
+      MAX_CONCURRENT_TRAINING_JOBS = tostring(var.max_concurrent_training_jobs)
+      MAX_TRAINING_JOBS_PER_DAY    = tostring(var.max_training_jobs_per_day)
       PROJECT                      = var.project
       TEXT_COLUMN                  = var.text_column
       TOPIC_ARN                    = var.topic_arn

@@ -43,6 +43,16 @@ variable "log_retention_days" {
   description = "Days for which the log is kept."
 }
 
+variable "max_concurrent_training_jobs" {
+  type        = number
+  description = "Training jobs that may run at the same time."
+}
+
+variable "max_training_jobs_per_day" {
+  type        = number
+  description = "Training jobs that may be started on one day (UTC)."
+}
+
 variable "name" {
   type        = string
   description = "Name of the function."
