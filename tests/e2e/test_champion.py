@@ -298,7 +298,7 @@ def test_a_live_model_without_its_name_or_its_archive_is_a_mistake_that_is_named
         "SM_OUTPUT_DATA_DIR": str(tmp_path / "output"),
         name: "x",
     }
-    with pytest.raises(train.TrainingError, match="CHAMPION_JOB=.* belong together"):
+    with pytest.raises(train.TrainingError, match=r"CHAMPION_JOB=.* belong together"):
         train.Settings.read([], environment)
 
 
