@@ -104,11 +104,11 @@ def compare(
     if rows_of:
         try:
             classifier = inference.model_fn(champion.folder)
-            live = {name: _figures(classifier, rows) for name, rows in rows_of.items()}
+            live = {name: score(classifier, rows) for name, rows in rows_of.items()}
         except Exception as error:  # noqa: BLE001 - whatever ails the live model must not stop its successor
             notes.append(f"The live model cannot be loaded ({_words(error)}).")
         else:
-            new = {name: _figures(challenger, rows) for name, rows in rows_of.items()}
+            new = {name: score(challenger, rows) for name, rows in rows_of.items()}
             sets = [
                 {"name": name, "rows": len(rows), "live": live[name], "new": new[name]}
                 for name, rows in rows_of.items()
@@ -149,7 +149,7 @@ def _rows_to_compare_on(
     return {name: rows for name, rows in rows_of.items() if len(rows) >= MIN_ROWS}, notes
 
 
-def _figures(classifier: inference.Classifier, examples: Sequence[Example]) -> dict[str, float]:
+def score(classifier: inference.Classifier, examples: Sequence[Example]) -> dict[str, float]:
     """Return a model's figures on labelled texts, from the answers that its endpoint would give.
 
     Averages are over the labels that the examples have: a model with a label more is not punished for that alone.
