@@ -440,7 +440,7 @@ def compare(
     checks = []
     lost = dict(below_best)
     for judged in champion["sets"]:
-        rows = f"{judged['name']}, {judged['rows']} rows"
+        rows = f"{judged['name']} ({judged['rows']} rows)"
         for metric in sorted(gate.keys() & judged["new"].keys()):
             sign = -1 if metric in LESS_IS_BETTER else 1
             live, value = judged["live"][metric], judged["new"][metric]

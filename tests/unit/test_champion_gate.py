@@ -83,7 +83,7 @@ def test_a_loss_of_the_margin_passes_and_a_larger_one_does_not(
 ) -> None:
     (check,) = checks_of(evaluator, block(judged(name, {metric: live}, {metric: new})))
     assert check.passed is passed
-    assert (check.live, check.value, check.rows) == (live, new, f"{name}, 200 rows")
+    assert (check.live, check.value, check.rows) == (live, new, f"{name} (200 rows)")
 
 
 @given(live=st.floats(0, 1), new=st.floats(0, 1), margin=st.floats(0, 1))
@@ -126,7 +126,7 @@ def test_a_model_that_was_approved_meanwhile_counts_on_the_live_models_holdout(e
     new, live = checks_of(evaluator, champion, rivals={RIVAL: {"accuracy": 0.95}, "another": {"accuracy": 0.2}})
     assert (new.passed, live.passed) == (True, False)
     assert live.reason == (
-        f"accuracy on the {LIVE_SET}, 200 rows is 0.91; {RIVAL}, approved meanwhile, has 0.95, and at most 0.005 may "
+        f"accuracy on the {LIVE_SET} (200 rows) is 0.91; {RIVAL}, approved meanwhile, has 0.95, and at most 0.005 may "
         "be lost"
     )
 
@@ -139,7 +139,7 @@ def test_a_model_worse_than_the_live_one_is_rejected_with_both_figures(run: Run,
     assert run() == "rejected"
     decision = world.record(DECISION)
     assert decision["reason"] == (
-        f"accuracy on the {LIVE_SET}, 200 rows is 0.9; the live model has 0.95, and at most 0.005 may be lost"
+        f"accuracy on the {LIVE_SET} (200 rows) is 0.9; the live model has 0.95, and at most 0.005 may be lost"
     )
     assert decision["champion"]["job"] == LIVE
     assert decision["golden"] == []
@@ -160,7 +160,7 @@ def test_a_model_as_good_as_the_live_one_is_approved_and_both_columns_are_shown(
     (row,) = [line.split("  ") for line in lines if LIVE_SET in line and "accuracy" in line]
     assert [cell.strip() for cell in row if cell.strip()] == [
         "accuracy",
-        f"{LIVE_SET}, 200 rows",
+        f"{LIVE_SET} (200 rows)",
         "0.8975",
         "0.9",
         "at least 0.895",
