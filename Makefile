@@ -92,7 +92,7 @@ unit: .venv/.tools ## The unit tests alone: seconds, no torch, no Terraform
 	@$(RUN) -m pytest tests/unit
 
 .PHONY: slow
-slow: .venv/.training ## Twenty worse uploads after a good model, in minutes: DATA=file.csv (3,000 different texts or more)
+slow: .venv/.training ## Twenty worse uploads after a good model, in minutes: DATA=file.csv (4,000 texts or more)
 	@$(RUN) -m pytest tests -m slow -s
 
 .PHONY: lint

@@ -49,6 +49,10 @@ METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 LESS_IS_BETTER = ("eval_loss",)
 NEW_HOLDOUT = "new hold-out"
 LIVE_HOLDOUT = "hold-out of the live model"
+# Of the live model's training rows: with so many of them in the new data, that is more of the same.
+KEPT_SHARE = 0.95
+# One-sided 95 % of a normal distribution, in standard errors.
+CONFIDENCE = 1.645
 # A difference of two figures is not exact: a loss of just the margin is within it.
 ROUNDING = 1e-9
 # A pax header or a long name above this is no archive that SageMaker wrote.
@@ -330,7 +334,9 @@ def require(condition: bool, reason: str) -> None:
 def parse_champion(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     """What metrics.json says of the live model, checked; None when there was none.
 
-    {"job", "compared", "note", "sets": [{"name", "rows", "live": {metric: value}, "new": {metric: value}}]}.
+    {"job", "compared", "note", "kept": share of the live model's training rows that the new one had, or None,
+    "sets": [{"name", "rows", "live": {metric: value}, "new": {metric: value}, "error": {metric: standard error of
+    their difference}}]}.
     Raises ArchiveError when it is anything else: the project's own training program writes it.
     """
     block = metrics.get("champion")
@@ -343,6 +349,9 @@ def parse_champion(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     plain = isinstance(note, str) and len(note) <= NOTE_MAX_CHARACTERS and note.isprintable()
     require(plain, f"{where}: the note is no single line of at most {NOTE_MAX_CHARACTERS} characters")
     require(isinstance(sets, list) and len(sets) <= 2, f"{where}: the sets are no list of at most two")
+    kept = block.get("kept")
+    share = number(kept)
+    require(kept is None or (share is not None and 0 <= share <= 1), f"{where}: the share kept is {kept!r:.40}")
     found: dict[str, dict[str, Any]] = {}
     for item in sets:
         require(isinstance(item, dict), f"{where}: a set is no object")
@@ -351,9 +360,11 @@ def parse_champion(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         require(type(rows) is int and 0 < rows <= 10**9, f"{where}: {name}: the rows are {rows!r:.80}")
         live, new = (parse_figures(item.get(which), f"{where}: {name}: {which}") for which in ("live", "new"))
         require(live.keys() == new.keys(), f"{where}: {name}: the two models have different metrics")
-        found[name] = {"name": name, "rows": rows, "live": live, "new": new}
+        error = parse_figures(item["error"], f"{where}: {name}: error") if "error" in item else dict.fromkeys(live, 0.0)
+        require(error.keys() == live.keys() and min(error.values()) >= 0, f"{where}: {name}: the errors are off")
+        found[name] = {"name": name, "rows": rows, "live": live, "new": new, "error": error}
     require(compared is bool(found), f"{where}: it says compared: {compared!r:.80}, with {len(found)} sets")
-    return {"job": job, "compared": compared, "note": note, "sets": list(found.values())}
+    return {"job": job, "compared": compared, "note": note, "kept": share, "sets": list(found.values())}
 
 
 def parse_figures(value: object, where: str) -> dict[str, float]:
@@ -432,13 +443,16 @@ def compare(
     """Compare the new model with the live one: a check for each metric of the gate on each set of rows.
 
     No metric may be worse than the live model's by more than the margin. On the live model's own hold-out, which is
-    handed on from model to model, two more things count, or small losses would add up:
+    handed on from model to model, three more things count, or small losses would add up:
     below_best: {metric: what the live model is itself worse than the best before it}, which the margin covers, too;
-    rivals: {job: figures on that hold-out} of models that were approved after the live one.
+    rivals: {job: figures on that hold-out} of models that were approved after the live one;
+    and unless the new data has the live model's in it, the loss must be ruled out, not just not be seen: a few hundred
+    rows do not tell apart models that differ by a point.
     Returns the checks, and what the new model is worse than the best of them: the next one's below_best.
     """
     checks = []
     lost = dict(below_best)
+    more_of_the_same = (champion["kept"] or 0.0) >= KEPT_SHARE
     for judged in champion["sets"]:
         rows = f"{judged['name']} ({judged['rows']} rows)"
         for metric in sorted(gate.keys() & judged["new"].keys()):
@@ -459,6 +473,10 @@ def compare(
                         bound = best - sign * margin
                         said = f"{job}, approved meanwhile, has {best:.6g}, and at most {margin:g} may be lost"
                 lost[metric] = max(sign * (best - value), 0.0)
+                chance = 0.0 if more_of_the_same else CONFIDENCE * judged["error"][metric]
+                if chance:
+                    bound += sign * chance
+                    said += f", and {chance:.6g} could be chance, as the new data has not the live model's in it"
             passed = sign * value >= sign * bound - ROUNDING
             reason = f"{metric} on the {rows} is {value:.6g}; {said}"
             checks.append(Check(metric, "min" if sign == 1 else "max", bound, value, passed, reason, rows, live))
@@ -735,7 +753,7 @@ def evaluate(
         job = (description.get("Environment") or {}).get("CHAMPION_JOB")
         if champion is None and job:
             note = f"The training program wrote no comparison into {METRICS_FILE}."
-            champion = {"job": job, "compared": False, "note": note, "sets": []}
+            champion = {"job": job, "compared": False, "note": note, "kept": None, "sets": []}
         elif champion is not None and job and champion["job"] != job:
             raise ArchiveError(f"{METRICS_FILE} compares with {champion['job']}, not with the live model {job}")
     except ArchiveError as error:
@@ -805,7 +823,8 @@ def tell(config: Settings, decision: Mapping[str, Any]) -> None:
         if name in decision["metrics"]
     ]
     anyway = (
-        "If it is to replace the live model although that one does better: raise champion_margin in Terraform, "
+        "A CSV with the live model's rows and the new ones together makes a better model most surely.\n"
+        "If this one is to replace the live model although that one does better: raise champion_margin in Terraform, "
         f"deploy, and upload the data again; or upload it for a model of its own, to {UPLOAD_PREFIX}<name>/.\n"
         if any(check["live"] is not None and not check["passed"] for check in decision["checks"])
         else ""

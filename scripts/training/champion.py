@@ -3,15 +3,21 @@
 Figures of different hold-outs say nothing about which model is better, and a small or stale upload brings a hold-out
 as small and stale as itself. So every model's archive carries holdout.csv, the rows that it and the models before it
 were judged on; nobody trains on them, and the next model must do as well on them as the live one.
+
+A few hundred rows do not tell two models apart to half a point: which of them answers a few rows better is chance. So
+the differences come with their standard errors, and with the share of the live model's training rows that the new one
+had as well: more of the same is expected to be no worse, anything else has to show it.
 """
 
 import json
 import math
+import random
+import statistics
 import tarfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import inference
 from dataset import DataError, Example, listed_names, one_label_per_text, read_channel, read_csv, spread
@@ -26,6 +32,14 @@ LIVE_HOLDOUT = "hold-out of the live model"
 LEAST_PROBABILITY = 1e-7
 NOTE_MAX_CHARACTERS = 1000
 LABEL_CHARACTERS = 40  # of a label in a note
+RESAMPLES = 200  # of the rows: a standard error to a twentieth of itself
+
+
+class Answer(NamedTuple):
+    """What a model made of one labelled text."""
+
+    label: str
+    loss: float  # negative natural logarithm of the true label's probability
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Champion:
     folder: Path  # its unpacked archive
     labels: tuple[str, ...] = ()
     holdout: tuple[Example, ...] = ()  # what it was judged on, each text once
-    trained_on: frozenset[str] | None = None  # texts; None when they are not known
+    trained_on: frozenset[Example] | None = None  # None when that is not known
     problem: str = ""  # why it is not compared with; a sentence
 
     @property
@@ -77,7 +91,8 @@ def read_champion(
         examples, _ = read_channel(data, *columns)
     except DataError:
         return champion  # the columns' names are a setting, and may have been others then
-    return replace(champion, trained_on=frozenset(example.text for example in examples) - champion.held_out)
+    held_out = champion.held_out
+    return replace(champion, trained_on=frozenset(example for example in examples if example.text not in held_out))
 
 
 def carry_forward(champion: Champion | None, holdout: Sequence[Example], labels: Collection[str]) -> list[Example]:
@@ -92,31 +107,50 @@ def carry_forward(champion: Champion | None, holdout: Sequence[Example], labels:
 
 
 def compare(
-    champion: Champion, challenger: inference.Classifier, labels: Collection[str], holdout: Sequence[Example]
+    champion: Champion,
+    challenger: inference.Classifier,
+    labels: Collection[str],
+    train: Collection[Example],
+    holdout: Sequence[Example],
 ) -> dict[str, Any]:
     """Score both models on the same rows. Returns metrics.json's "champion".
 
-    labels: those of the challenger. Two sets of rows, compared apart: of the new hold-out those that neither model was
-    trained on, with labels that the live one knows; and the live model's own hold-out.
+    labels, train and holdout: those of the challenger. Two sets of rows, compared apart: of the new hold-out those
+    that neither model was trained on, with labels that the live one knows; and the live model's own hold-out.
     """
     rows_of, notes = _rows_to_compare_on(champion, labels, holdout)
     sets: list[dict[str, Any]] = []
     if rows_of:
         try:
             classifier = inference.model_fn(champion.folder)
-            live = {name: score(classifier, rows) for name, rows in rows_of.items()}
+            live = {name: answer(classifier, rows) for name, rows in rows_of.items()}
         except Exception as error:  # noqa: BLE001 - whatever ails the live model must not stop its successor
             notes.append(f"The live model cannot be loaded ({_words(error)}).")
         else:
-            new = {name: score(challenger, rows) for name, rows in rows_of.items()}
-            sets = [
-                {"name": name, "rows": len(rows), "live": live[name], "new": new[name]}
-                for name, rows in rows_of.items()
-            ]
+            for name, rows in rows_of.items():
+                new = answer(challenger, rows)
+                judged = {"name": name, "rows": len(rows), "live": figures(rows, live[name]), "new": figures(rows, new)}
+                sets.append(judged | {"error": standard_errors(rows, live[name], new)})
     note = " ".join(notes)
     if len(note) > NOTE_MAX_CHARACTERS:
         note = note[: NOTE_MAX_CHARACTERS - 1] + "…"
-    return {"job": champion.job, "compared": bool(sets), "note": note, "sets": sets}
+    return {
+        "job": champion.job,
+        "compared": bool(sets),
+        "note": note,
+        "kept": kept_share(champion, [*train, *holdout]),
+        "sets": sets,
+    }
+
+
+def kept_share(champion: Champion, examples: Collection[Example]) -> float | None:
+    """Return the share (0 to 1) of the live model's training rows that stand in the upload with the same label.
+
+    None when those are not known.
+    """
+    if not champion.trained_on:
+        return None
+    return len(champion.trained_on & set(examples)) / len(champion.trained_on)
 
 
 def _rows_to_compare_on(
@@ -130,7 +164,8 @@ def _rows_to_compare_on(
     if champion.trained_on is None:
         notes.append("The rows that the live model was trained on are gone, so only its own hold-out is compared on.")
     else:
-        unseen = [example for example in holdout if example.text not in champion.trained_on]
+        seen = {example.text for example in champion.trained_on}
+        unseen = [example for example in holdout if example.text not in seen]
         rows_of = {NEW_HOLDOUT: [example for example in unseen if example.label in champion.labels], **rows_of}
     came = [label for label in labels if label not in champion.labels]
     if came:
@@ -149,28 +184,51 @@ def _rows_to_compare_on(
     return {name: rows for name, rows in rows_of.items() if len(rows) >= MIN_ROWS}, notes
 
 
-def score(classifier: inference.Classifier, examples: Sequence[Example]) -> dict[str, float]:
-    """Return a model's figures on labelled texts, from the answers that its endpoint would give.
+def answer(classifier: inference.Classifier, examples: Sequence[Example]) -> list[Answer]:
+    """Return a model's answers to labelled texts, as its endpoint would give them.
 
-    Averages are over the labels that the examples have: a model with a label more is not punished for that alone.
-    Raises ValueError when a figure is not a finite number.
+    Raises ValueError when one of them is not a finite number.
     """
-    predicted, losses = [""] * len(examples), [0.0] * len(examples)
+    answers = [Answer("", 0.0)] * len(examples)
     parameters = {"top_k": len(classifier.model.config.id2label)}
     by_length = sorted(range(len(examples)), key=lambda row: len(examples[row].text))  # less padding
     for start in range(0, len(examples), inference.TEXTS_PER_PASS):
         rows = by_length[start : start + inference.TEXTS_PER_PASS]
         request = {"inputs": [examples[row].text for row in rows], "parameters": parameters}
-        for row, answers in zip(rows, inference.predict_fn(request, classifier), strict=True):
-            predicted[row] = answers[0]["label"]
-            scores = {answer["label"]: answer["score"] for answer in answers}
-            losses[row] = -math.log(max(scores.get(examples[row].label, 0.0), LEAST_PROBABILITY))
+        for row, ranked in zip(rows, inference.predict_fn(request, classifier), strict=True):
+            scores = {one["label"]: one["score"] for one in ranked}
+            if not all(map(math.isfinite, scores.values())):
+                raise ValueError(f"it answers {ranked[0]['score']} for a text")
+            probability = scores.get(examples[row].label, 0.0)
+            answers[row] = Answer(ranked[0]["label"], -math.log(max(probability, LEAST_PROBABILITY)))
+    return answers
+
+
+def figures(examples: Sequence[Example], answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the figures of a model's answers.
+
+    Averages are over the labels that the examples have: a model with a label more is not punished for that alone.
+    """
     expected = [example.label for example in examples]
-    figures = classification_metrics(expected, predicted, labels=set(expected))
-    figures["eval_loss"] = math.fsum(losses) / len(losses)
-    if not math.isfinite(figures["eval_loss"]):
-        raise ValueError(f"its loss is {figures['eval_loss']}")
-    return figures
+    result = classification_metrics(expected, [answer.label for answer in answers], labels=set(expected))
+    return result | {"eval_loss": math.fsum(answer.loss for answer in answers) / len(answers)}
+
+
+def standard_errors(examples: Sequence[Example], live: Sequence[Answer], new: Sequence[Answer]) -> dict[str, float]:
+    """Return by metric the standard error of the difference between two models' figures on the same rows.
+
+    By a paired bootstrap (B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 6), the same
+    each time; 0 where the models answer every row alike.
+    """
+    chance = random.Random(0)
+    differences: dict[str, list[float]] = {}
+    for _ in range(RESAMPLES):
+        rows = chance.choices(range(len(examples)), k=len(examples))
+        drawn = [examples[row] for row in rows]
+        of_live, of_new = (figures(drawn, [answers[row] for row in rows]) for answers in (live, new))
+        for metric, value in of_new.items():
+            differences.setdefault(metric, []).append(value - of_live[metric])
+    return {metric: statistics.stdev(values) for metric, values in differences.items()}
 
 
 def _listed(labels: Sequence[str]) -> str:

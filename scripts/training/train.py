@@ -441,7 +441,7 @@ def _run(settings: Settings, scratch: Path) -> None:
     comparison = None
     if champion:
         classifier.model.eval()
-        comparison = compare(champion, classifier, labels, holdout)
+        comparison = compare(champion, classifier, labels, train, holdout)
         for judged in comparison["sets"]:
             for which in ("live", "new"):
                 values = "  ".join(f"{name} {value:.4f}" for name, value in judged[which].items())

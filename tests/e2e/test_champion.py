@@ -144,7 +144,9 @@ def test_the_same_data_again_is_compared_on_the_same_rows_and_close(fit, first):
         "new hold-out": 48,
         "hold-out of the live model": 48,
     }
+    assert again.champion["kept"] == 1
     for judged in again.sets().values():
+        assert set(judged["error"].values()) == {0}
         assert list(judged["live"]) == ["accuracy", "macro_f1", "macro_precision", "macro_recall", "eval_loss"]
         assert judged["new"] == pytest.approx(judged["live"], abs=1e-6)
     assert again.sets()["new hold-out"]["new"]["accuracy"] == again.metrics["accuracy"]
@@ -166,6 +168,7 @@ def test_partly_relabelled_data_is_worse_on_the_live_models_holdout(fit, first):
     assert judged["live"]["macro_f1"] > 0.95
     assert judged["new"]["macro_f1"] < 0.5
     assert judged["new"]["eval_loss"] > judged["live"]["eval_loss"] + 0.1
+    assert worse.champion["kept"] < 0.3
 
 
 def test_relabelling_does_not_rewrite_what_models_are_judged_on(fit, first):
@@ -188,6 +191,15 @@ def test_other_rows_are_compared_on_both_holdouts_and_both_are_carried_on(fit, f
     }
     assert set(first.holdout) < set(other.holdout)
     assert len(other.holdout) == 96
+    assert other.champion["kept"] == 0
+
+
+def test_data_that_has_the_live_models_in_it_is_more_of_the_same(fit, first):
+    more = fit(make_rows() + make_rows(start=1000), live=first)
+    assert more.champion["kept"] == 1
+    assert fit(make_rows(per_label=60) + make_rows(start=1000), live=first).champion["kept"] == pytest.approx(
+        0.5, abs=0.1
+    )
 
 
 def test_rows_that_the_live_model_was_trained_on_are_not_counted_for_it(fit, tmp_path, first):
@@ -300,6 +312,24 @@ def test_a_live_model_without_its_name_or_its_archive_is_a_mistake_that_is_named
     }
     with pytest.raises(train.TrainingError, match=r"CHAMPION_JOB=.* belong together"):
         train.Settings.read([], environment)
+
+
+# ---- how sure a difference is
+
+
+def answers(labels):
+    return [champion.Answer(label, 0.1 if label == "a" else 1.0) for label in labels]
+
+
+def test_the_standard_error_is_that_of_paired_rows():
+    rows = [Example(str(at), "a") for at in range(400)]
+    live = answers("a" * 400)
+    new = answers("b" * 20 + "a" * 380)
+    errors = champion.standard_errors(rows, live, new)
+    assert errors["accuracy"] == pytest.approx((0.05 * 0.95 / 400) ** 0.5, rel=0.2)
+    assert errors["eval_loss"] == pytest.approx(0.9 * errors["accuracy"])
+    assert set(champion.standard_errors(rows, new, new).values()) == {0}
+    assert champion.standard_errors(rows, live, new) == errors
 
 
 # ---- what is carried on

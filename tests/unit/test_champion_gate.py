@@ -30,12 +30,12 @@ def run(evaluator: ModuleType, world: World) -> Run:
     return lambda: str(evaluator.lambda_handler(world.job_event(JOB), Context("first"))["outcome"])
 
 
-def judged(name: str, live: object, new: object, rows: object = 200) -> dict[str, Any]:
-    return {"name": name, "rows": rows, "live": live, "new": new}
+def judged(name: str, live: object, new: object, rows: object = 200, **error: object) -> dict[str, Any]:
+    return {"name": name, "rows": rows, "live": live, "new": new} | error
 
 
 def block(*sets: dict[str, Any], note: str = "", **changes: object) -> dict[str, Any]:
-    return {"job": LIVE, "compared": bool(sets), "note": note, "sets": list(sets)} | changes
+    return {"job": LIVE, "compared": bool(sets), "note": note, "kept": 1, "sets": list(sets)} | changes
 
 
 def comparison(live: float, new: float, name: str = LIVE_SET) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def decided(world: World, job: str, champion: object, approved: bool = True) -> 
 
 def checks_of(evaluator: ModuleType, champion: dict[str, Any], **more: Any) -> list[Any]:
     arguments = {"gate": GATE, "margin": 0.005, "below_best": {}, "rivals": {}} | more
-    checks: list[Any] = evaluator.compare(champion, **arguments)[0]
+    checks: list[Any] = evaluator.compare(evaluator.parse_champion({"champion": champion}), **arguments)[0]
     return checks
 
 
@@ -106,12 +106,14 @@ def test_only_metrics_of_the_gate_are_compared_whatever_side_their_threshold_is_
 def test_small_losses_do_not_add_up(evaluator: ModuleType) -> None:
     accuracy, below_best = 0.95, {}
     for _ in range(20):
-        checks, lost = evaluator.compare(comparison(accuracy, accuracy - 0.002), GATE, 0.005, below_best, {})
+        champion = evaluator.parse_champion({"champion": comparison(accuracy, accuracy - 0.002)})
+        checks, lost = evaluator.compare(champion, GATE, 0.005, below_best, {})
         if all(check.passed for check in checks):
             accuracy, below_best = accuracy - 0.002, lost
     assert accuracy == pytest.approx(0.946)
     assert "of which 0.004 are lost already" in checks[0].reason
-    checks, lost = evaluator.compare(comparison(accuracy, 0.96), GATE, 0.005, below_best, {})
+    champion = evaluator.parse_champion({"champion": comparison(accuracy, 0.96)})
+    checks, lost = evaluator.compare(champion, GATE, 0.005, below_best, {})
     assert checks[0].passed
     assert lost == {"accuracy": 0}
 
@@ -129,6 +131,27 @@ def test_a_model_that_was_approved_meanwhile_counts_on_the_live_models_holdout(e
         f"accuracy on the {LIVE_SET} (200 rows) is 0.91; {RIVAL}, approved meanwhile, has 0.95, and at most 0.005 may "
         "be lost"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "new", "passed"),
+    [
+        (LIVE_SET, 0.95, 0.895, True),
+        (LIVE_SET, 0.94, 0.9, False),
+        (LIVE_SET, None, 0.9, False),
+        (LIVE_SET, 0, 0.9114, False),
+        (LIVE_SET, 0, 0.9115, True),
+        (NEW_SET, 0, 0.895, True),
+    ],
+)
+def test_without_the_live_models_data_a_loss_must_be_ruled_out_on_its_holdout(
+    evaluator: ModuleType, name: str, kept: float | None, new: float, passed: bool
+) -> None:
+    figures = judged(name, {"accuracy": 0.9}, {"accuracy": new}, error={"accuracy": 0.01})
+    champion = evaluator.parse_champion({"champion": block(figures, kept=kept)})
+    (check,) = evaluator.compare(champion, GATE, 0.005, {}, {})[0]
+    assert check.passed is passed
+    assert ("0.01645 could be chance" in check.reason) is (name == LIVE_SET and kept != 0.95)
 
 
 # --- the decision -----------------------------------------------------------------------------------
@@ -155,6 +178,7 @@ def test_a_model_as_good_as_the_live_one_is_approved_and_both_columns_are_shown(
     end(world, champion)
     assert run() == "approved"
     decision = world.record(DECISION)
+    assert decision["champion"].pop("sets") == [champion.pop("sets")[0] | {"error": {"accuracy": 0}}]
     assert decision["champion"] == champion | {"margin": 0.005, "below_best": {"accuracy": pytest.approx(0.0025)}}
     lines = world.only_email().body.splitlines()
     (row,) = [line.split("  ") for line in lines if LIVE_SET in line and "accuracy" in line]
@@ -265,6 +289,13 @@ MALFORMED = {
     "text for a number": block(judged(NEW_SET, GOOD, {"accuracy": "0.9"})),
     "a truth for a number": block(judged(NEW_SET, GOOD, {"accuracy": True})),
     "huge number": block(judged(NEW_SET, GOOD, {"accuracy": 10**400})),
+    "other errors": block(judged(NEW_SET, GOOD, GOOD, error={"macro_f1": 0.1})),
+    "negative error": block(judged(NEW_SET, GOOD, GOOD, error={"accuracy": -0.1})),
+    "error no object": block(judged(NEW_SET, GOOD, GOOD, error=None)),
+    "kept more than all": block(kept=1.5),
+    "kept less than nothing": block(kept=-1),
+    "kept a text": block(kept="all"),
+    "kept NaN": block(kept=math.nan),
     "odd metric": block(judged(NEW_SET, {"a b": 1}, {"a b": 1})),
     "many metrics": block(judged(NEW_SET, *[{f"m{at}": 1 for at in range(21)}] * 2)),
 }
