@@ -91,6 +91,10 @@ test: .venv/.training package ## All tests: unit, local services, end to end wit
 unit: .venv/.tools ## The unit tests alone: seconds, no torch, no Terraform
 	@$(RUN) -m pytest tests/unit
 
+.PHONY: slow
+slow: .venv/.training ## Twenty worse uploads after a good model, in minutes: DATA=file.csv (4,000 texts or more)
+	@$(RUN) -m pytest tests -m slow -s
+
 .PHONY: lint
 lint: .venv/.tools
 	@$(RUN) -m ruff check .

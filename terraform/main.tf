@@ -100,6 +100,7 @@ module "lambda_model_evaluator" {
   source = "./modules/lambda_model_evaluator"
 
   bucket_name        = local.bucket_name
+  champion_margin    = var.champion_margin
   failure_queue_arn  = module.monitoring.queue_arn
   log_level          = var.log_level
   log_retention_days = var.log_retention_days

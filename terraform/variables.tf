@@ -47,6 +47,17 @@ variable "bucket_name" {
   }
 }
 
+variable "champion_margin" {
+  type        = number
+  description = "What a new model may be worse than the live one on the same rows, in each metric of its thresholds: 0.005 is half a point of accuracy. 1 lets any loss of such a metric pass."
+  default     = 0.005
+
+  validation {
+    condition     = var.champion_margin >= 0 && var.champion_margin <= 1
+    error_message = "champion_margin must be a number from 0 to 1."
+  }
+}
+
 variable "create_bucket" {
   type        = bool
   description = "false uses an existing bucket and manages none of its settings: it must be in the same region, versioned, and send its events to EventBridge."

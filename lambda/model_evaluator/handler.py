@@ -2,8 +2,9 @@
 
 Triggers: EventBridge, SageMaker "Training Job State Change" to Completed, Failed or Stopped, and a schedule
 ("sweep"), which finds the jobs that ended without their event.
-It reads the metrics out of the job's archives as a stream, compares each with its threshold, copies an
-approved model inside S3 to models/approved/, tells people, and writes the decision record.
+It reads the metrics out of the job's archives as a stream, compares each with its threshold and with what the
+live model reaches on the same rows, copies an approved model inside S3 to models/approved/, tells people, and
+writes the decision record.
 It never unpacks an archive to disk, never holds a model in memory, and leaves other people's jobs alone.
 """
 
@@ -28,6 +29,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+UPLOAD_PREFIX = "data/train/"
 SNAPSHOT_PREFIX = "data/snapshots/"
 RAW_MODEL_PREFIX = "models/raw/"
 APPROVED_PREFIX = "models/approved/"
@@ -39,6 +41,22 @@ TERMINAL = ("Completed", "Failed", "Stopped")
 SCHEMA = 1
 METRICS_FILE = "metrics.json"
 METRICS_MAX_BYTES = 1024 * 1024
+GOLDEN_FILE = "golden.json"
+GOLDEN_MAX_BYTES = 256 * 1024
+GOLDEN_MAX_ROWS = 20
+# Of a text or a label.
+GOLDEN_MAX_CHARACTERS = 512
+NOTE_MAX_CHARACTERS = 1000
+METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+LESS_IS_BETTER = ("eval_loss",)
+NEW_HOLDOUT = "new hold-out"
+LIVE_HOLDOUT = "hold-out of the live model"
+# Of the live model's training rows: with so many of them in the new data, that is more of the same.
+KEPT_SHARE = 0.95
+# One-sided 95 % of a normal distribution, in standard errors.
+CONFIDENCE = 1.645
+# A difference of two figures is not exact: a loss of just the margin is within it.
+ROUNDING = 1e-9
 # A pax header or a long name above this is no archive that SageMaker wrote.
 TAR_EXTENSION_MAX_BYTES = 64 * 1024
 TAR_BLOCK_BYTES = 512
@@ -91,13 +109,17 @@ Thresholds = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the function reads from its environment, once. Thresholds: {metric: {"min" and/or "max": number}}."""
+    """What the function reads from its environment, once. Thresholds: {metric: {"min" and/or "max": number}}.
+
+    champion_margin: what a model may be worse than the live one, in units of each metric.
+    """
 
     bucket: str
     project: str
     topic_arn: str
     thresholds: Thresholds
     model_thresholds: dict[str, Thresholds]
+    champion_margin: float
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -111,6 +133,7 @@ class Settings:
             model_thresholds={
                 model: parse_thresholds(f"MODEL_THRESHOLDS[{model}]", gate) for model, gate in per_model.items()
             },
+            champion_margin=number_from_zero(env, "CHAMPION_MARGIN"),
         )
 
     def gate(self, model: str) -> Thresholds:
@@ -120,7 +143,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Check:
-    """One metric against one threshold; the reason is a sentence for people."""
+    """One metric against one bound: a threshold, or what the live model reaches on the same rows.
+
+    live: the live model's value, None where a threshold is checked; rows: what both were judged on.
+    The reason is a sentence for people.
+    """
 
     metric: str
     direction: str
@@ -128,6 +155,8 @@ class Check:
     value: float | None
     passed: bool
     reason: str
+    rows: str = "hold-out"
+    live: float | None = None
 
 
 # --- settings ---------------------------------------------------------------------------------------
@@ -151,6 +180,14 @@ def json_object(env: Mapping[str, str], name: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise ConfigError(f"environment variable {name} must be a JSON object, not {value!r}")
     return parsed
+
+
+def number_from_zero(env: Mapping[str, str], name: str) -> float:
+    """The variable as a number of at least zero. Raises ConfigError otherwise."""
+    value = required(env, name)
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,20})?([eE]-[0-9]{1,2})?", value):
+        raise ConfigError(f"environment variable {name} must be a number of at least 0, not {value!r}")
+    return float(value)
 
 
 @functools.cache
@@ -210,15 +247,10 @@ def read_exactly(stream: BinaryIO | gzip.GzipFile, size: int) -> bytes:
     return b"".join(parts)
 
 
-def check_time(out_of_time: Callable[[], bool]) -> None:
-    if out_of_time():
-        raise ArchiveError(f"the archive was too large to be searched for {METRICS_FILE} in time")
-
-
-def skip(stream: gzip.GzipFile, size: int, out_of_time: Callable[[], bool]) -> None:
+def skip(stream: gzip.GzipFile, size: int, check_time: Callable[[], None]) -> None:
     """Read and forget size bytes. Raises ArchiveError when the stream or the time ends before."""
     while size > 0:
-        check_time(out_of_time)
+        check_time()
         part = stream.read(min(size, READ_BYTES))
         if not part:
             raise ArchiveError("the archive is cut off")
@@ -242,19 +274,25 @@ def pax_records(data: bytes) -> dict[str, str]:
     return records
 
 
-def find_metrics(body: Any, out_of_time: Callable[[], bool]) -> bytes | None:
-    """The bytes of metrics.json at the root of a gzip-compressed tar; None when there is none.
+def find_file(body: Any, wanted: str, max_bytes: int, out_of_time: Callable[[], bool]) -> bytes | None:
+    """The bytes of a file at the root of a gzip-compressed tar; None when there is none of that name.
 
     body: a readable stream of bytes. Stops at the first hit, so its cost is that of what stands before it.
     Memory is constant whatever the archive claims: the standard library's tarfile would read an extended
     header of any size into memory and keep every member, so only its parser of one 512-byte header is used.
-    Raises ArchiveError when the archive is damaged, no gzip tar, hostile, or too large for the time left.
+    Raises ArchiveError when the archive is damaged, no gzip tar, hostile, or too large for the time left, or the file
+    has more than max_bytes.
     """
+
+    def check_time() -> None:
+        if out_of_time():
+            raise ArchiveError(f"the archive was too large to be searched for {wanted} in time")
+
     long_name, long_size = "", 0
     try:
         with gzip.GzipFile(fileobj=body) as stream:
             while True:
-                check_time(out_of_time)
+                check_time()
                 block = read_exactly(stream, TAR_BLOCK_BYTES)
                 if not block.strip(b"\0"):
                     return None
@@ -278,36 +316,116 @@ def find_metrics(body: Any, out_of_time: Callable[[], bool]) -> bytes | None:
                 name = (long_name or member.name).removeprefix("./")
                 size = long_size or member.size
                 long_name, long_size = "", 0
-                if name == METRICS_FILE and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                    if size > METRICS_MAX_BYTES:
-                        raise ArchiveError(f"{METRICS_FILE} has {size} bytes; at most {METRICS_MAX_BYTES} are read")
+                if name == wanted and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                    if size > max_bytes:
+                        raise ArchiveError(f"{wanted} has {size} bytes; at most {max_bytes} are read")
                     return read_exactly(stream, size)
                 # Links, devices and folders have no content, whatever their header's size says.
                 if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.XGLTYPE, tarfile.CONTTYPE,
                                    tarfile.GNUTYPE_LONGLINK, tarfile.GNUTYPE_SPARSE):  # fmt: skip
-                    skip(stream, padded(size), out_of_time)
+                    skip(stream, padded(size), check_time)
     except (gzip.BadGzipFile, zlib.error, EOFError, tarfile.HeaderError, ValueError) as error:
         raise ArchiveError(f"the archive is no intact .tar.gz: {error}") from error
 
 
-def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise ArchiveError(f"{METRICS_FILE} has the key {name!r:.80} more than once")
-        result[name] = value
-    return result
+def parse_json(data: bytes, name: str) -> Any:
+    """The content of a JSON file, which is named in the reason. Raises ArchiveError when it is no plain JSON."""
+
+    def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise ArchiveError(f"{name} has the key {key!r:.80} more than once")
+            result[key] = value
+        return result
+
+    try:
+        return json.loads(data, object_pairs_hook=reject_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ArchiveError(f"{name} is no JSON: {error!s:.200}") from error
 
 
 def parse_metrics(data: bytes) -> dict[str, Any]:
     """The metrics as a dictionary. Raises ArchiveError when they are no plain JSON object."""
-    try:
-        metrics = json.loads(data, object_pairs_hook=reject_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"{METRICS_FILE} is no JSON: {error!s:.200}") from error
+    metrics = parse_json(data, METRICS_FILE)
     if not isinstance(metrics, dict):
         raise ArchiveError(f"{METRICS_FILE} is no JSON object but {type(metrics).__name__}")
     return metrics
+
+
+def require(condition: bool, reason: str) -> None:
+    if not condition:
+        raise ArchiveError(reason)
+
+
+def parse_champion(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What metrics.json says of the live model, checked; None when there was none.
+
+    {"job", "compared", "note", "kept": share of the live model's training rows that the new one had, or None,
+    "sets": [{"name", "rows", "live": {metric: value}, "new": {metric: value}, "error": {metric: standard error of
+    their difference}}]}.
+    Raises ArchiveError when it is anything else: the project's own training program writes it.
+    """
+    block = metrics.get("champion")
+    if block is None:
+        return None
+    where = f'{METRICS_FILE}: "champion"'
+    require(isinstance(block, dict), f"{where} is no object")
+    job, compared, note, sets = (block.get(name) for name in ("job", "compared", "note", "sets"))
+    require(isinstance(job, str) and JOB_NAME.fullmatch(job) is not None, f"{where}: the job is {job!r:.80}")
+    plain = isinstance(note, str) and len(note) <= NOTE_MAX_CHARACTERS and note.isprintable()
+    require(plain, f"{where}: the note is no single line of at most {NOTE_MAX_CHARACTERS} characters")
+    require(isinstance(sets, list) and len(sets) <= 2, f"{where}: the sets are no list of at most two")
+    kept = block.get("kept")
+    share = number(kept)
+    require(kept is None or (share is not None and 0 <= share <= 1), f"{where}: the share kept is {kept!r:.40}")
+    found: dict[str, dict[str, Any]] = {}
+    for item in sets:
+        require(isinstance(item, dict), f"{where}: a set is no object")
+        name, rows = item.get("name"), item.get("rows")
+        require(name in (NEW_HOLDOUT, LIVE_HOLDOUT) and name not in found, f"{where}: a set is named {name!r:.80}")
+        require(type(rows) is int and 0 < rows <= 10**9, f"{where}: {name}: the rows are {rows!r:.80}")
+        live, new = (parse_figures(item.get(which), f"{where}: {name}: {which}") for which in ("live", "new"))
+        require(live.keys() == new.keys(), f"{where}: {name}: the two models have different metrics")
+        error = parse_figures(item["error"], f"{where}: {name}: error") if "error" in item else dict.fromkeys(live, 0.0)
+        require(error.keys() == live.keys() and min(error.values()) >= 0, f"{where}: {name}: the errors are off")
+        found[name] = {"name": name, "rows": rows, "live": live, "new": new, "error": error}
+    require(compared is bool(found), f"{where}: it says compared: {compared!r:.80}, with {len(found)} sets")
+    return {"job": job, "compared": compared, "note": note, "kept": share, "sets": list(found.values())}
+
+
+def parse_figures(value: object, where: str) -> dict[str, float]:
+    """A few finite numbers by metric. Raises ArchiveError otherwise."""
+    require(isinstance(value, dict) and 0 < len(value) <= 20, f"{where} is no object of 1 to 20 metrics")
+    figures = {}
+    for metric, figure in value.items():  # type: ignore[attr-defined]
+        finite = number(figure)
+        if not METRIC_NAME.fullmatch(metric) or finite is None:
+            raise ArchiveError(f"{where}: {metric!r:.80} is {figure!r:.40}, not a finite number")
+        figures[metric] = finite
+    return figures
+
+
+def parse_golden(data: bytes) -> list[dict[str, Any]]:
+    """The golden rows: texts, each with the label and the score (0 to 1) that the endpoint is to answer.
+
+    Raises ArchiveError when they are anything else.
+    """
+    rows = parse_json(data, GOLDEN_FILE)
+    few = isinstance(rows, list) and 0 < len(rows) <= GOLDEN_MAX_ROWS
+    require(few, f"{GOLDEN_FILE} is no list of 1 to {GOLDEN_MAX_ROWS} rows")
+    for at, row in enumerate(rows):
+        where = f"{GOLDEN_FILE}: row {at}"
+        require(isinstance(row, dict) and row.keys() == {"text", "label", "score"}, f"{where} is no text, label, score")
+        for name in ("text", "label"):
+            value = row[name]
+            # A lone surrogate is no text: it cannot be sent as UTF-8.
+            good = isinstance(value, str) and value and not re.search("[\ud800-\udfff]", value)
+            require(bool(good), f"{where}: the {name} is no text")
+            require(len(value) <= GOLDEN_MAX_CHARACTERS, f"{where}: the {name} has {len(value)} characters")
+        score = number(row["score"])
+        require(score is not None and 0 <= score <= 1, f"{where}: the score is {row['score']!r:.40}")
+    return list(rows)
 
 
 # --- the gate ---------------------------------------------------------------------------------------
@@ -340,6 +458,56 @@ def judge(metrics: Mapping[str, Any], gate: Thresholds) -> list[Check]:
                 reason = f"{metric} is {value:.6g}; required is {wanted}"
             checks.append(Check(metric, direction, float(bound), value, passed, reason))
     return checks
+
+
+def compare(
+    champion: Mapping[str, Any],
+    gate: Thresholds,
+    margin: float,
+    below_best: Mapping[str, float],
+    rivals: Mapping[str, Mapping[str, float]],
+) -> tuple[list[Check], dict[str, float]]:
+    """Compare the new model with the live one: a check for each metric of the gate on each set of rows.
+
+    No metric may be worse than the live model's by more than the margin. On the live model's own hold-out, which is
+    handed on from model to model, three more things count, or small losses would add up:
+    below_best: {metric: what the live model is itself worse than the best before it}, which the margin covers, too;
+    rivals: {job: figures on that hold-out} of models that were approved after the live one;
+    and unless the new data has the live model's in it, the loss must be ruled out, not just not be seen: a few hundred
+    rows do not tell apart models that differ by a point.
+    Returns the checks, and what the new model is worse than the best of them: the next one's below_best.
+    """
+    checks = []
+    lost = dict(below_best)
+    more_of_the_same = (champion["kept"] or 0.0) >= KEPT_SHARE
+    for judged in champion["sets"]:
+        rows = f"{judged['name']} ({judged['rows']} rows)"
+        for metric in sorted(gate.keys() & judged["new"].keys()):
+            sign = -1 if metric in LESS_IS_BETTER else 1
+            live, value = judged["live"][metric], judged["new"][metric]
+            bound = live - sign * margin
+            said = f"the live model has {live:.6g}, and at most {margin:g} may be lost"
+            if judged["name"] == LIVE_HOLDOUT:
+                # What was lost under a larger margin than today's was meant to be.
+                before = below_best.get(metric, 0.0) if below_best.get(metric, 0.0) <= margin else 0.0
+                best = live + sign * before
+                if before:
+                    bound = best - sign * margin
+                    said += f", of which {before:.6g} are lost already since the best model before it"
+                for job, figures in rivals.items():
+                    if metric in figures and sign * figures[metric] > sign * best:
+                        best = figures[metric]
+                        bound = best - sign * margin
+                        said = f"{job}, approved meanwhile, has {best:.6g}, and at most {margin:g} may be lost"
+                lost[metric] = max(sign * (best - value), 0.0)
+                chance = 0.0 if more_of_the_same else CONFIDENCE * judged["error"][metric]
+                if chance:
+                    bound += sign * chance
+                    said += f", and {chance:.6g} could be chance, as the new data has not the live model's in it"
+            passed = sign * value >= sign * bound - ROUNDING
+            reason = f"{metric} on the {rows} is {value:.6g}; {said}"
+            checks.append(Check(metric, "min" if sign == 1 else "max", bound, value, passed, reason, rows, live))
+    return checks, lost
 
 
 def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -519,10 +687,58 @@ def read_metrics(bucket: str, model_key: str, out_of_time: Callable[[], bool]) -
                 continue
             raise
         with body:
-            data = find_metrics(body, out_of_time)
+            data = find_file(body, METRICS_FILE, METRICS_MAX_BYTES, out_of_time)
         if data is not None:
             return parse_metrics(data)
     raise ArchiveError(f"neither the output archive nor the model archive has a {METRICS_FILE} at its root")
+
+
+def read_golden(bucket: str, model_key: str, out_of_time: Callable[[], bool]) -> list[dict[str, Any]]:
+    """The job's golden rows, from the output archive. Raises ArchiveError when there are none that can be used."""
+    try:
+        body = client("s3").get_object(Bucket=bucket, Key=model_key.rsplit("/", 1)[0] + "/output.tar.gz")["Body"]
+    except ClientError as error:
+        if error_code(error) in ("NoSuchKey", "404"):
+            raise ArchiveError("the job wrote no output archive") from error
+        raise
+    with body:
+        data = find_file(body, GOLDEN_FILE, GOLDEN_MAX_BYTES, out_of_time)
+    if data is None:
+        raise ArchiveError(f"the job wrote no {GOLDEN_FILE}")
+    return parse_golden(data)
+
+
+def approved_since(bucket: str, model: str, job: str) -> list[str]:
+    """The names of the model's jobs approved so far that are newer than the given one (names sort by time)."""
+    prefix = f"{APPROVED_PREFIX}{model}/"
+    pages = client("s3").get_paginator("list_objects_v2").paginate(
+        # "~" sorts behind every key of the job itself.
+        Bucket=bucket, Prefix=prefix, StartAfter=f"{prefix}{job}/~"
+    )  # fmt: skip
+    names = {item["Key"].removeprefix(prefix).split("/")[0] for page in pages for item in page.get("Contents", [])}
+    return sorted(name for name in names if JOB_NAME.fullmatch(name))
+
+
+def champion_of(decision: Mapping[str, Any] | None) -> dict[str, Any]:
+    return ((decision or {}).get("champion")) or {}
+
+
+def read_line(config: Settings, source: Mapping[str, Any], job: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """What decisions before this one say of the live model's line: (its below_best, its rivals), see compare().
+
+    Rivals are models that were approved while this one trained: they were compared with the same live model, so on the
+    same hold-out of it, and one of them may be live by now.
+    """
+    live, _ = read_json(config.bucket, f"{DECISION_PREFIX}{job}.json")
+    rivals: dict[str, Any] = {}
+    for name in approved_since(config.bucket, source["model"], job):
+        if name == source["job"]:
+            continue
+        rival = champion_of(read_json(config.bucket, f"{DECISION_PREFIX}{name}.json")[0])
+        for judged in rival["sets"] if rival.get("job") == job else ():
+            if judged["name"] == LIVE_HOLDOUT:
+                rivals[name] = judged["new"]
+    return champion_of(live).get("below_best", {}), rivals
 
 
 def approve(config: Settings, source: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
@@ -560,6 +776,9 @@ def evaluate(
         "metrics": {},
         "thresholds": config.gate(source["model"]),
         "checks": [],
+        "champion": None,
+        "golden": [],
+        "golden_note": "",
         "approved_key": None,
     }
     status = description["TrainingJobStatus"]
@@ -585,13 +804,31 @@ def evaluate(
             raise
         decision["artifact"] = {"key": key, "size": head["ContentLength"], "etag": head["ETag"].strip('"')}
         metrics = read_metrics(config.bucket, key, out_of_time)
+        champion = parse_champion(metrics)
+        job = (description.get("Environment") or {}).get("CHAMPION_JOB")
+        if champion is None and job:
+            note = f"The training program wrote no comparison into {METRICS_FILE}."
+            champion = {"job": job, "compared": False, "note": note, "kept": None, "sets": []}
+        elif champion is not None and job and champion["job"] != job:
+            raise ArchiveError(f"{METRICS_FILE} compares with {champion['job']}, not with the live model {job}")
     except ArchiveError as error:
         return decision | {"verdict": "rejected", "reason": str(error)}
     checks = judge(metrics, decision["thresholds"])
+    if champion is not None and champion["compared"]:
+        below_best, rivals = read_line(config, source, champion["job"])
+        compared, lost = compare(champion, decision["thresholds"], config.champion_margin, below_best, rivals)
+        checks += compared
+        champion |= {"margin": config.champion_margin, "below_best": lost}
     failed = [check.reason for check in checks if not check.passed]
+    if not failed:
+        try:
+            decision["golden"] = read_golden(config.bucket, key, out_of_time)
+        except ArchiveError as error:
+            decision["golden_note"] = str(error)
     return decision | {
         "metrics": plain_metrics(metrics),
         "checks": [asdict(check) for check in checks],
+        "champion": champion,
         "verdict": "rejected" if failed else "approved",
         "reason": "; ".join(failed) or "every metric is within its threshold",
     }
@@ -599,15 +836,29 @@ def evaluate(
 
 def check_table(checks: Sequence[Mapping[str, Any]]) -> str:
     """The gate's checks as aligned lines for an email."""
-    rows = [("metric", "value", "required", "")]
+    rows = [("metric", "on", "new", "live", "required", "")]
     for check in checks:
         value = "none" if check["value"] is None else f"{check['value']:.6g}"
-        wanted = f"{'at least' if check['direction'] == 'min' else 'at most'} {check['threshold']:g}"
-        rows.append((check["metric"], value, wanted, "passed" if check["passed"] else "NOT PASSED"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        live = "" if check["live"] is None else f"{check['live']:.6g}"
+        wanted = f"{'at least' if check['direction'] == 'min' else 'at most'} {check['threshold']:.6g}"
+        verdict = "passed" if check["passed"] else "NOT PASSED"
+        rows.append((check["metric"], check["rows"], value, live, wanted, verdict))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip() for row in rows
     )
+
+
+def champion_text(champion: Mapping[str, Any] | None) -> str:
+    """What the comparison with the live model was, for an email."""
+    if champion is None:
+        return "There is no live model to compare with: the thresholds alone count."
+    if not champion["compared"]:
+        return f"Not compared with the live model {champion['job']}: the thresholds alone count. {champion['note']}"
+    return (
+        f"Compared with the live model {champion['job']}, both on the same rows, which neither was trained on. "
+        f"{champion['note']}"
+    ).rstrip()
 
 
 def tell(config: Settings, decision: Mapping[str, Any]) -> None:
@@ -619,17 +870,29 @@ def tell(config: Settings, decision: Mapping[str, Any]) -> None:
         ("training job", job),
         ("data", f"s3://{data['bucket']}/{data['key']}"),
     ]
-    numbers = f"\n{check_table(decision['checks'])}\n" if decision["checks"] else ""
+    champion = decision["champion"]
+    numbers = f"\n{check_table(decision['checks'])}\n\n{champion_text(champion)}\n" if decision["checks"] else ""
     counts = [
         (name.replace("_", " "), f"{decision['metrics'][name]:.0f}")
         for name in ("train_examples", "holdout_examples")
         if name in decision["metrics"]
     ]
+    anyway = (
+        "A CSV with the live model's rows and the new ones together makes a better model most surely.\n"
+        "If this one is to replace the live model although that one does better: raise champion_margin in Terraform, "
+        f"deploy, and upload the data again; or upload it for a model of its own, to {UPLOAD_PREFIX}<name>/.\n"
+        if any(check["live"] is not None and not check["passed"] for check in decision["checks"])
+        else ""
+    )
     unaffected = "The endpoint is not touched: it keeps serving what it serves now."
     watch = f"See the log: make logs JOB={job}\n"
     name = data["key"].rsplit("/", 1)[-1]
     if decision["verdict"] == "approved":
         rows += [*counts, ("artifact", f"{human_bytes(decision['artifact']['size'])}")]
+        if decision["golden_note"]:
+            rows.append(
+                ("golden rows", f"none, so the endpoint's answers will not be checked: {decision['golden_note']}")
+            )
         subject = f"Model approved: {model} ({name})"
         text = (
             f"The new model passed every check on rows that it was not trained on.\n\n{table(rows)}\n{numbers}\n"
@@ -641,7 +904,7 @@ def tell(config: Settings, decision: Mapping[str, Any]) -> None:
             f"The training completed, but its model is not approved, so it is not deployed.\n\n"
             f"{table([*rows, *counts])}\n{numbers}\nWhy: {reason}.\n\n{unaffected}\n"
             f"What next: look at the data (are the labels right? are there enough rows of each?) and upload a "
-            f"better CSV, or change the thresholds in Terraform.\n{watch}"
+            f"better CSV, or change the thresholds in Terraform.\n{anyway}{watch}"
         )
     else:
         ended = "failed" if decision["verdict"] == "failed" else "was stopped"

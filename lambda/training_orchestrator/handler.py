@@ -44,6 +44,8 @@ REJECTED_PREFIX = "data/rejected/"
 RAW_MODEL_PREFIX = "models/raw/"
 LEDGER_KEY = "slots/training.json"
 PAUSED_KEY = "control/paused.json"
+APPROVED_PREFIX = "models/approved/"
+DEPLOYMENT_PREFIX = "models/deployments/"
 DEFAULT_MODEL = "default"
 MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
@@ -576,8 +578,35 @@ def snapshot(upload: Upload, config: Settings) -> None:
     put_json(config.bucket, f"{SNAPSHOT_PREFIX}{upload.job}/source.json", source)
 
 
-def training_job_request(config: Settings, source: Mapping[str, Any], region: str) -> dict[str, Any]:
-    """The CreateTrainingJob request for a snapshot.
+def live_model(config: Settings, model: str) -> dict[str, str]:
+    """The live model that a new one is compared with: the newest approved job whose deployment is confirmed.
+
+    Returns {"job": name, "champion": s3:// address of its archive, "champion_data": that of what it was trained on},
+    without the last where that is gone, and {} when no model is live.
+    """
+
+    def keys(prefix: str) -> list[str]:
+        pages = client("s3").get_paginator("list_objects_v2").paginate(Bucket=config.bucket, Prefix=prefix)
+        return [str(item["Key"]) for page in pages for item in page.get("Contents", [])]
+
+    pattern = re.compile(rf"{APPROVED_PREFIX}{model}/(training-job-[0-9]{{8}}-[0-9]{{6}}-[0-9a-f]{{8}})/model\.tar\.gz")
+    for key in reversed(keys(f"{APPROVED_PREFIX}{model}/")):
+        match = pattern.fullmatch(key)
+        if match is None:
+            continue
+        job = match[1]
+        records = [read_json(config.bucket, record)[0] for record in keys(f"{DEPLOYMENT_PREFIX}{job}-")]
+        if any(record is not None and record["state"] == "confirmed" for record in records):
+            live = {"job": job, "champion": f"s3://{config.bucket}/{key}"}
+            data = f"{SNAPSHOT_PREFIX}{job}/data.csv"
+            return live | ({"champion_data": f"s3://{config.bucket}/{data}"} if exists(config.bucket, data) else {})
+    return {}
+
+
+def training_job_request(
+    config: Settings, source: Mapping[str, Any], region: str, live: Mapping[str, str]
+) -> dict[str, Any]:
+    """The CreateTrainingJob request for a snapshot; live: what live_model() found.
 
     Hyperparameters hold no text from people: the container's toolkit passes them through a shell unquoted
     (sagemaker-training-toolkit). Whatever is free text goes by Environment or the channel.
@@ -591,12 +620,14 @@ def training_job_request(config: Settings, source: Mapping[str, Any], region: st
     channels = [channel("train", f"s3://{config.bucket}/{SNAPSHOT_PREFIX}{job}/data.csv") | {"ContentType": "text/csv"}]
     if config.base_model.startswith("s3://"):
         channels.append(channel("base_model", config.base_model))
+    channels += [channel(name, live[name]) for name in ("champion", "champion_data") if name in live]
     environment = {
         "BASE_MODEL": config.base_model,
         "BASE_MODEL_REVISION": config.base_model_revision,
         "TEXT_COLUMN": config.text_column,
         "LABEL_COLUMN": config.label_column,
         "HUB_TOKEN_SECRET_ARN": config.hub_token_secret_arn,
+        "CHAMPION_JOB": live.get("job", ""),
     }
     tags = {"Project": config.project, "Stack": config.bucket, "Model": source["model"], "TrainingJob": job}
     return {
@@ -985,8 +1016,9 @@ def start(config: Settings, source: Mapping[str, Any]) -> tuple[str, str]:
     """
     job = source["job"]
     sagemaker = client("sagemaker")
+    request = training_job_request(config, source, sagemaker.meta.region_name, live_model(config, source["model"]))
     try:
-        sagemaker.create_training_job(**training_job_request(config, source, sagemaker.meta.region_name))
+        sagemaker.create_training_job(**request)
     except ClientError as error:
         message = str(error.response["Error"].get("Message", ""))
         if error_code(error) == "ResourceLimitExceeded":

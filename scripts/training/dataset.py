@@ -4,10 +4,10 @@ Standard library only, so that the rules below can be tested without a machine-l
 """
 
 import csv
+import hashlib
 import math
-import random
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,7 +105,7 @@ def _column(header: Sequence[str], name: str, path: Path) -> int:
     if count > 1:
         raise DataError(f"{path.name} has {count} columns named {name!r}. Rename all but one.")
     raise DataError(
-        f"{path.name} has no column {name!r}; its columns are {_listed(header) or 'none: the file is empty'}. "
+        f"{path.name} has no column {name!r}; its columns are {listed_names(header) or 'none: the file is empty'}. "
         "Rename the column, or set TEXT_COLUMN and LABEL_COLUMN."
     )
 
@@ -130,45 +130,96 @@ def count_conflicts(examples: Iterable[Example]) -> int:
     return sum(len(labels) > 1 for labels in labels_of_text.values())
 
 
-def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+def split(
+    examples: Sequence[Example], fraction: float, seed: int, held_out_before: Collection[str] = frozenset()
+) -> tuple[list[Example], list[Example]]:
     """Divide examples into training and hold-out, stratified by label; the same arguments give the same result.
 
     Rows with the same text (exactly, after stripping) stay together, so that no hold-out text has been trained on.
     Such a group belongs to its most frequent label. Of each label's groups the nearest whole number to `fraction`
     (0 to 1, exclusive) is held out, at least one and never all. Both parts keep the order of `examples`.
 
-    Raises DataError when there are fewer than two labels, or a label has fewer than two distinct texts.
+    Which ones is a matter of the text and the seed alone, so that a text of this upload is held out of the next one,
+    too, but for a few at the edge; texts that were `held_out_before` come first, and all of them are held out.
+
+    Raises DataError when there are fewer than two labels, a label has fewer than two distinct texts, or all of its
+    texts were held out before.
     """
     check_labels(examples)
-    labels_of_text: dict[str, Counter[str]] = {}
-    for text, label in examples:
-        labels_of_text.setdefault(text, Counter())[label] += 1
     texts_of_label: dict[str, list[str]] = {label: [] for label in sorted_labels(examples)}
-    for text, labels in labels_of_text.items():
-        texts_of_label[min(labels, key=lambda label: (-labels[label], label))].append(text)
+    for text, label in one_label_per_text(examples):
+        texts_of_label[label].append(text)
 
     too_few = {label: texts for label, texts in texts_of_label.items() if len(texts) < MIN_TEXTS_PER_LABEL}
     if too_few:
         rows = Counter(example.label for example in examples)
-        listed = _listed([f"{label!r} has {len(texts)} ({rows[label]} rows)" for label, texts in too_few.items()])
+        listed = listed_names([f"{label!r} has {len(texts)} ({rows[label]} rows)" for label, texts in too_few.items()])
         raise DataError(
             f"Too few rows for a hold-out: every label needs at least {MIN_TEXTS_PER_LABEL} different texts, one to "
             f"train on and one to hold out, and {len(too_few)} of {len(texts_of_label)} labels have fewer: {listed}. A "
             "text with several labels counts for its most frequent one. Add rows for these labels, or take them out."
         )
 
-    chance = random.Random(seed)
     held_out: set[str] = set()
-    for texts in texts_of_label.values():
-        count = min(max(round(fraction * len(texts)), 1), len(texts) - 1)
-        held_out.update(chance.sample(texts, count))
+    for label, texts in texts_of_label.items():
+        before = sum(text in held_out_before for text in texts)
+        if before == len(texts):
+            raise DataError(
+                f"No row with the label {label!r} is left to train on: its {before} texts all belong to the hold-out "
+                "that the live model is judged on, and nobody trains on those. Add other rows with this label."
+            )
+        count = max(min(max(round(fraction * len(texts)), 1), len(texts) - 1), before)
+        texts.sort(key=lambda text: (text not in held_out_before, digest(f"{seed} {text}")))
+        held_out.update(texts[:count])
     train = [example for example in examples if example.text not in held_out]
     holdout = [example for example in examples if example.text in held_out]
     return train, holdout
 
 
-def apply_holdout(train: Sequence[Example], holdout: Sequence[Example]) -> list[Example]:
-    """Return the training examples whose text does not stand in a hold-out that was given.
+def digest(text: str) -> bytes:
+    """Return the SHA-256 of a text: an order of texts that is random, the same everywhere, and knows no neighbours."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def one_label_per_text(examples: Iterable[Example]) -> list[Example]:
+    """Return each text once, with its most frequent label, in the order of first appearance."""
+    labels_of_text: dict[str, Counter[str]] = {}
+    for text, label in examples:
+        labels_of_text.setdefault(text, Counter())[label] += 1
+    return [
+        Example(text, min(labels, key=lambda label: (-labels[label], label))) for text, labels in labels_of_text.items()
+    ]
+
+
+def spread(
+    examples: Iterable[Example], rows: int, even: bool, last: Callable[[Example], bool] = lambda _: False
+) -> list[Example]:
+    """Return at most `rows` of the examples, every label among them as long as there is room, the same each time.
+
+    even: as many of each label as there are; else in the proportions of the examples.
+    last: examples that are taken only when their label has no others left.
+    """
+    of_label: dict[str, list[Example]] = defaultdict(list)
+    for example in sorted(examples, key=lambda example: (last(example), digest(example.text))):
+        of_label[example.label].append(example)
+    turns = [
+        (at if even else at / len(found), digest(example.text), example)
+        for found in of_label.values()
+        for at, example in enumerate(found)
+    ]
+    return [example for *_, example in sorted(turns)[:rows]]
+
+
+def write_csv(path: Path, examples: Iterable[Example]) -> None:
+    """Write examples as a CSV file with the columns text and label, which read_csv reads back as they are."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("text", "label"), *examples])
+
+
+def apply_holdout(
+    train: Sequence[Example], holdout: Sequence[Example], held_out_before: Collection[str] = frozenset()
+) -> list[Example]:
+    """Return the training examples whose text neither stands in a hold-out that was given nor was held out before.
 
     Raises DataError when the hold-out is empty or has a label that training does not know, or when fewer than two
     labels remain to train on.
@@ -176,13 +227,14 @@ def apply_holdout(train: Sequence[Example], holdout: Sequence[Example]) -> list[
     if not holdout:
         raise DataError("The test channel has no row with a text and a label. Give it rows, or leave the channel out.")
     held_out = {example.text for example in holdout}
-    remaining = [example for example in train if example.text not in held_out]
+    remaining = [e for e in train if e.text not in held_out and e.text not in held_out_before]
     check_labels(remaining)
     unknown = sorted({example.label for example in holdout} - {example.label for example in remaining})
     if unknown:
         raise DataError(
-            f"The test channel has labels that the training data does not have: {_listed(map(repr, unknown))}. "
-            "(Training rows whose text stands in the test channel are not used.) Correct them, or add training rows."
+            "The test channel has labels that the training data does not have: "
+            f"{listed_names(map(repr, unknown))}. (Training rows whose text stands in the test channel are not used.) "
+            "Correct them, or add training rows."
         )
     return remaining
 
@@ -199,7 +251,8 @@ def check_labels(examples: Sequence[Example]) -> None:
         )
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed_names(names: Iterable[str]) -> str:
+    """Return the first few names as a text, and how many more there are."""
     shown = list(names)
     rest = len(shown) - NAMES_IN_A_REASON
     return ", ".join(shown[:NAMES_IN_A_REASON]) + (f" and {rest} more" if rest > 0 else "")

@@ -2,26 +2,30 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 FILE_NAME = "metrics.json"
 SCHEMA = 1
 
+Label = TypeVar("Label", int, str)
 
-def classification_metrics(expected: Sequence[int], predicted: Sequence[int]) -> dict[str, float]:
+
+def classification_metrics(
+    expected: Sequence[Label], predicted: Sequence[Label], labels: Collection[Label] | None = None
+) -> dict[str, float]:
     """Return accuracy and the macro averages of precision, recall and f1, each from 0 to 1.
 
-    `expected` and `predicted` are label indices of the same rows, at least one. As in scikit-learn, the averages are
-    over the labels that occur in either, and a quotient with nothing to divide by is 0.
+    `expected` and `predicted` are labels (or their indices) of the same rows, at least one. As in scikit-learn, the
+    averages are over `labels`, by default those that occur in either, and a quotient with nothing to divide by is 0.
     """
     n_expected, n_predicted = Counter(expected), Counter(predicted)
     hits = Counter(e for e, p in zip(expected, predicted, strict=True) if e == p)
-    labels = sorted(n_expected.keys() | n_predicted.keys())
+    labels = sorted(labels or n_expected.keys() | n_predicted.keys())
     precisions = [hits[label] / n_predicted[label] if n_predicted[label] else 0.0 for label in labels]
     recalls = [hits[label] / n_expected[label] if n_expected[label] else 0.0 for label in labels]
-    f1s = [2 * hits[label] / (n_expected[label] + n_predicted[label]) for label in labels]
+    f1s = [2 * hits[label] / max(n_expected[label] + n_predicted[label], 1) for label in labels]
     return {
         "accuracy": hits.total() / len(expected),
         "macro_f1": sum(f1s) / len(f1s),
@@ -31,11 +35,16 @@ def classification_metrics(expected: Sequence[int], predicted: Sequence[int]) ->
 
 
 def write_metrics(metrics: Mapping[str, Any], *folders: Path) -> None:
-    """Write metrics.json into each folder as strict JSON.
+    """Write metrics.json into each folder, as write_json does."""
+    write_json(FILE_NAME, {"schema": SCHEMA, **metrics}, *folders)
+
+
+def write_json(name: str, content: Any, *folders: Path) -> None:
+    """Write a file of that name into each folder as strict JSON.
 
     Raises ValueError when a figure is NaN or infinite: JSON has no such numbers.
     """
-    text = json.dumps({"schema": SCHEMA, **metrics}, ensure_ascii=False, allow_nan=False, indent=2)
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2)
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+        (folder / name).write_text(text + "\n", encoding="utf-8")

@@ -6,7 +6,9 @@ arguments; all else comes from the environment, free text included (the containe
   SM_CHANNEL_TEST        the hold-out, instead of a split      SM_OUTPUT_DATA_DIR  becomes output.tar.gz
   SM_CHANNEL_BASE_MODEL  folder of the base model, which       SM_OUTPUT_DIR       its file `failure` becomes the
                          wins over BASE_MODEL                                      job's FailureReason
-  BASE_MODEL (Hub id or folder), BASE_MODEL_REVISION, HUB_TOKEN_SECRET_ARN, TEXT_COLUMN, LABEL_COLUMN
+  SM_CHANNEL_CHAMPION    the live model's model.tar.gz         SM_CHANNEL_CHAMPION_DATA  what it was trained on
+  BASE_MODEL (Hub id or folder), BASE_MODEL_REVISION, HUB_TOKEN_SECRET_ARN, TEXT_COLUMN, LABEL_COLUMN,
+  CHAMPION_JOB (the live model's training job)
 A failed run exits with 1, its reason written for the person who uploaded the data.
 """
 
@@ -23,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import transformers
@@ -31,6 +33,7 @@ from huggingface_hub.utils import disable_progress_bars
 from transformers.trainer_callback import PrinterCallback
 
 import inference
+from champion import HOLDOUT_FILE, Champion, carry_forward, compare, read_champion
 from dataset import (
     DataError,
     Example,
@@ -38,14 +41,21 @@ from dataset import (
     apply_holdout,
     check_labels,
     count_conflicts,
+    one_label_per_text,
     read_channel,
     sorted_labels,
     split,
+    spread,
+    write_csv,
 )
-from metrics import classification_metrics, write_metrics
+from metrics import classification_metrics, write_json, write_metrics
 
 DEFAULT_BASE_MODEL = "distilbert-base-uncased"
+CLEAR_LEAD = 0.1  # of the best label's probability over the next: no other machine's rounding turns that around
 EVALUATION_BATCH_SIZE = 64  # examples; without gradients more of them fit into memory than in training
+GOLDEN_FILE = "golden.json"
+GOLDEN_MAX_CHARACTERS = 512  # of a text or label
+GOLDEN_ROWS = 20
 MAX_REASON_CHARACTERS = 1000  # SageMaker keeps the first 1024 of the failure file (DescribeTrainingJob, FailureReason)
 PROGRESS_LINES = 20  # about so many per run ...
 PROGRESS_MAX_STEPS = 50  # ... but never further apart than this
@@ -75,6 +85,9 @@ class Settings:
     label_column: str
     train_dir: Path
     test_dir: Path | None
+    champion_job: str | None  # None: there is no live model
+    champion_dir: Path | None
+    champion_data_dir: Path | None
     model_dir: Path
     output_data_dir: Path
 
@@ -99,6 +112,12 @@ class Settings:
             )
         test_dir = environment.get("SM_CHANNEL_TEST")
         base_model_dir = environment.get("SM_CHANNEL_BASE_MODEL")
+        champion_job, champion_dir = environment.get("CHAMPION_JOB"), environment.get("SM_CHANNEL_CHAMPION")
+        champion_data_dir = environment.get("SM_CHANNEL_CHAMPION_DATA")
+        if bool(champion_job) != bool(champion_dir):
+            raise TrainingError(
+                f"CHAMPION_JOB={champion_job or ''} and a channel named 'champion' belong together; only one is set."
+            )
         return cls(
             **vars(hyperparameters),
             base_model=environment.get("BASE_MODEL") or DEFAULT_BASE_MODEL,
@@ -109,6 +128,9 @@ class Settings:
             label_column=environment.get("LABEL_COLUMN") or "label",
             train_dir=Path(environment["SM_CHANNEL_TRAIN"]),
             test_dir=Path(test_dir) if test_dir else None,
+            champion_job=champion_job or None,
+            champion_dir=Path(champion_dir) if champion_dir else None,
+            champion_data_dir=Path(champion_data_dir) if champion_data_dir else None,
             model_dir=Path(environment["SM_MODEL_DIR"]),
             output_data_dir=Path(environment["SM_OUTPUT_DATA_DIR"]),
         )
@@ -165,16 +187,37 @@ def _require_finite(name: str, value: float, learning_rate: float) -> None:
         )
 
 
-def read_data(settings: Settings) -> tuple[list[Example], list[Example], Skipped]:
-    """Read the channels. Returns training examples, hold-out examples and skipped rows. Raises DataError."""
+class Data(NamedTuple):
+    """What a run trains on and is judged on."""
+
+    train: list[Example]
+    holdout: list[Example]
+    skipped: Skipped
+    champion: Champion | None
+
+
+def read_data(settings: Settings, scratch: Path) -> Data:
+    """Read the channels; the live model is unpacked below the scratch folder. Raises DataError."""
     examples, skipped = read_channel(settings.train_dir, settings.text_column, settings.label_column)
     say(f"data: {len(examples)} examples with {len(sorted_labels(examples))} labels")
+    champion = None
+    if settings.champion_job and settings.champion_dir:
+        champion = read_champion(
+            settings.champion_job,
+            settings.champion_dir,
+            settings.champion_data_dir,
+            scratch / "champion",
+            (settings.text_column, settings.label_column),
+            sorted_labels(examples),
+        )
+        say(f"live model: {champion.job}, with {len(champion.holdout)} rows that nobody trains on. {champion.problem}")
+    held_out_before = champion.held_out if champion else frozenset()
     if settings.test_dir is None:
-        train, holdout = split(examples, settings.holdout_fraction, settings.seed)
+        train, holdout = split(examples, settings.holdout_fraction, settings.seed, held_out_before)
     else:
         holdout, skipped_in_test = read_channel(settings.test_dir, settings.text_column, settings.label_column)
-        train = apply_holdout(examples, holdout)
-        say(f"data: {len(examples) - len(train)} training rows left out: their text stands in the test channel")
+        train = apply_holdout(examples, holdout, held_out_before)
+        say(f"data: {len(examples) - len(train)} training rows left out: their text is one to judge models on")
         skipped = Skipped(*(a + b for a, b in zip(skipped, skipped_in_test, strict=True)))
 
     for reason, rows in skipped._asdict().items():
@@ -185,7 +228,7 @@ def read_data(settings: Settings) -> tuple[list[Example], list[Example], Skipped
     say(f"data: {len(train)} examples to train on, {len(holdout)} held out")
     if len(holdout) < ROUGH_HOLDOUT:
         say(f"data: only {len(holdout)} held out: the figures below are rough; more rows make them dependable")
-    return train, holdout, skipped
+    return Data(train, holdout, skipped, champion)
 
 
 def read_hub_token(secret_arn: str) -> str:
@@ -332,8 +375,10 @@ def save(classifier: inference.Classifier, model_dir: Path) -> None:
     shutil.copyfile(inference.__file__, model_dir / "code" / "inference.py")
 
 
-def check_saved_model(model_dir: Path, holdout: Sequence[Example], logits: Any, labels: Sequence[str]) -> None:
-    """Load the saved model as the endpoint will, and compare its answers with the trainer's.
+def check_saved_model(
+    classifier: inference.Classifier, holdout: Sequence[Example], logits: Any, labels: Sequence[str]
+) -> None:
+    """Compare the answers of the saved model, loaded as the endpoint will, with the trainer's.
 
     `logits`: float array, hold-out examples x labels. The rows compared are the most decided ones, of different
     predicted labels where there are any: not in doubt from one precision or batch to another.
@@ -342,7 +387,6 @@ def check_saved_model(model_dir: Path, holdout: Sequence[Example], logits: Any, 
     predicted, margins = logits.argmax(-1), logits.max(-1) - logits.mean(-1)
     by_decision = sorted(range(len(holdout)), key=lambda row: -margins[row])
     rows = list({int(predicted[row]): row for row in reversed(by_decision)}.values())[:SANITY_EXAMPLES]
-    classifier = inference.model_fn(model_dir)
     answers = inference.predict_fn({"inputs": [holdout[row].text for row in rows]}, classifier)
     for row, answer in zip(rows, answers, strict=True):
         if answer["label"] != labels[predicted[row]]:
@@ -353,9 +397,32 @@ def check_saved_model(model_dir: Path, holdout: Sequence[Example], logits: Any, 
     say(f"saved model: loads and answers as trained ({len(rows)} hold-out texts)")
 
 
+def golden_rows(classifier: inference.Classifier, holdout: Sequence[Example], logits: Any) -> list[dict[str, Any]]:
+    """Return hold-out texts with the saved model's answers, for the endpoint to be checked against once it serves.
+
+    `logits`: float array, hold-out examples x labels. At most GOLDEN_ROWS, of every label while there is room; where a
+    label has clearly decided texts, those.
+    """
+    best_two = torch.tensor(logits).float().softmax(-1).topk(2, dim=-1).values
+    lead = {example.text: float(best - second) for example, (best, second) in zip(holdout, best_two, strict=True)}
+    short = [example for example in one_label_per_text(holdout) if len(example.text) <= GOLDEN_MAX_CHARACTERS]
+    rows = spread(short, GOLDEN_ROWS, even=True, last=lambda example: lead[example.text] < CLEAR_LEAD)
+    answers = inference.predict_fn({"inputs": [example.text for example in rows]}, classifier)
+    return [
+        {"text": example.text, **answer}
+        for example, answer in zip(rows, answers, strict=True)
+        if len(answer["label"]) <= GOLDEN_MAX_CHARACTERS
+    ]
+
+
 def run(settings: Settings) -> None:
     """Read, split, train, evaluate, save and check. Raises DataError or TrainingError with the reason."""
-    train, holdout, skipped = read_data(settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        _run(settings, Path(scratch))
+
+
+def _run(settings: Settings, scratch: Path) -> None:
+    train, holdout, skipped, champion = read_data(settings, scratch)
     check_labels(train)
     labels = sorted_labels(train)
     counts = Counter(example.label for example in [*train, *holdout])
@@ -371,7 +438,18 @@ def run(settings: Settings) -> None:
     _require_finite("loss on the hold-out", eval_loss, settings.learning_rate)
     figures = classification_metrics(result.label_ids.tolist(), result.predictions.argmax(-1).tolist())
     figures["eval_loss"] = eval_loss
+    comparison = None
+    if champion:
+        classifier.model.eval()
+        comparison = compare(champion, classifier, labels, train, holdout)
+        for judged in comparison["sets"]:
+            for which in ("live", "new"):
+                values = "  ".join(f"{name} {value:.4f}" for name, value in judged[which].items())
+                say(f"{judged['name']}, {judged['rows']} rows, {which} model:  {values}")
+        if comparison["note"]:
+            say(f"live model: {comparison['note']}")
     say("  ".join(["hold-out:", *(f"{name} {value:.4f}" for name, value in figures.items())]))
+    folders = (settings.model_dir, settings.output_data_dir)
     write_metrics(
         {
             **figures,
@@ -384,12 +462,15 @@ def run(settings: Settings) -> None:
             "base_model_revision": settings.base_model_revision,
             "seed": settings.seed,
             "train_seconds": round(seconds, 1),
+            "champion": comparison,
         },
-        settings.model_dir,
-        settings.output_data_dir,
+        *folders,
     )
     save(classifier, settings.model_dir)
-    check_saved_model(settings.model_dir, holdout, result.predictions, labels)
+    write_csv(settings.model_dir / HOLDOUT_FILE, carry_forward(champion, holdout, labels))
+    served = inference.model_fn(settings.model_dir)
+    check_saved_model(served, holdout, result.predictions, labels)
+    write_json(GOLDEN_FILE, golden_rows(served, holdout, result.predictions), *folders)
     say(f"done: trained in {seconds:.1f} s")
 
 

@@ -75,6 +75,9 @@ def test_second_upload_updates_the_endpoint_without_an_outage(pipeline: Pipeline
         asking.join()
     assert failures == []
     assert set(answers[:3]) <= set(FIRST)
+    first, second = (email["text"] for email in pipeline.emails_of(model) if "Model approved" in email["subject"])
+    assert "There is no live model to compare with" in first
+    assert "'ham', 'spam': this is a new task" in second
     after = pipeline.endpoint(model)
     assert after["CreationTime"] == before["CreationTime"]
     assert after["EndpointConfigName"] != before["EndpointConfigName"]
@@ -91,6 +94,20 @@ def test_labels_at_random_are_rejected_and_the_endpoint_keeps_its_model(pipeline
     assert "macro_f1 is " in email["text"]
     assert pipeline.keys(f"models/approved/{model}/") == approved
     assert pipeline.endpoint(model)["EndpointConfigName"] == served
+
+
+def test_swapped_labels_pass_their_own_holdout_and_are_refused_on_the_live_models(
+    pipeline: Pipeline, model: str
+) -> None:
+    rows = make_rows(FIRST, 120, seed=40)
+    pipeline.train_and_deploy(model, rows)
+    live = pipeline.keys(f"models/approved/{model}/")
+    other = dict(zip(FIRST, reversed(FIRST), strict=True))
+    pipeline.upload(f"data/train/{model}/swapped.csv", to_csv([(text, other[label]) for text, label in rows]))
+    email = pipeline.wait_for_email(model, "Model rejected")
+    assert "Why: accuracy on the hold-out of the live model" in email["text"]
+    assert f"Compared with the live model {live[0].split('/')[3]}" in email["text"]
+    assert pipeline.keys(f"models/approved/{model}/") == live
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ def test_metrics_tell_the_figures_the_counts_and_the_labels_in_index_order(train
         "base_model": trained[0]["BASE_MODEL"],
         "base_model_revision": None,
         "seed": 42,
+        "champion": None,
     }
     assert list(figures) == ["accuracy", "macro_f1", "macro_precision", "macro_recall", "eval_loss"]
     assert figures["accuracy"] == figures["macro_f1"] == 1.0

@@ -53,7 +53,7 @@ FUNCTION_VARIABLES = {
         "TRAINING_SOURCE_URI",
         "TRAINING_VOLUME_GB",
     },
-    "model_evaluator": {"MODEL_THRESHOLDS", "THRESHOLDS"},
+    "model_evaluator": {"CHAMPION_MARGIN", "MODEL_THRESHOLDS", "THRESHOLDS"},
     "deployment_orchestrator": {
         "DEPLOYMENT_POLICY",
         "ENDPOINT_INSTANCE_COUNT",
@@ -199,6 +199,14 @@ def test_an_existing_bucket_must_be_named(configuration: Path) -> None:
     assert "create_bucket = false needs bucket_name" in answer.stderr
 
 
+@pytest.mark.parametrize("margin", ["-0.1", "1.5"])
+def test_a_margin_that_is_no_share_is_refused(configuration: Path, margin: str) -> None:
+    answer = terraform("plan", "-input=false", "-no-color", f"-var=champion_margin={margin}", folder=configuration)
+
+    assert answer.returncode == 1
+    assert "champion_margin must be a number from 0 to 1" in answer.stderr
+
+
 def test_an_existing_bucket_keeps_its_settings(configuration: Path) -> None:
     settings = ["-var=create_bucket=false", "-var=bucket_name=shared-bucket"]
     settings.append("-var=sweep_schedule=cron(0/30 * * * ? *)")
@@ -244,6 +252,7 @@ def test_settings_reach_the_functions_in_the_agreed_form(plan: dict[str, Any]) -
         "seed": "42",
     }
     assert (training["BASE_MODEL_REVISION"], training["HUB_TOKEN_SECRET_ARN"]) == ("", "")
+    assert evaluator["CHAMPION_MARGIN"] == "0.005"
     assert json.loads(evaluator["THRESHOLDS"]) == {"accuracy": {"min": 0.8}, "macro_f1": {"min": 0.7}}
     assert json.loads(evaluator["MODEL_THRESHOLDS"]) == {"spam": {"accuracy": {"min": 0.95}, "eval_loss": {"max": 0.2}}}
 
@@ -348,6 +357,16 @@ def test_a_star_resource_stands_only_where_aws_has_nothing_narrower(plan: dict[s
                     starred.update(as_list(statement["Action"]))
 
     assert starred == {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
+
+
+def test_a_training_job_may_read_the_live_model_and_what_that_was_trained_on(plan: dict[str, Any]) -> None:
+    training = statements(plan["module.iam.aws_iam_role_policy.training"]["after"]["policy"])
+    read = training["ReadDataSourceAndLiveModel"]["Resource"]
+    listed = training["ListOwnPrefixes"]["Condition"]["StringLike"]["s3:prefix"]
+
+    for prefix in ("data/snapshots/*", "models/approved/*"):
+        assert f"arn:aws:s3:::{BUCKET}/{prefix}" in read
+        assert prefix in listed
 
 
 def test_roles_are_passed_to_sagemaker_only(plan: dict[str, Any]) -> None:

@@ -65,6 +65,30 @@ def completed(**metrics: object) -> Callable[[World, Handlers], Event]:
     return prepare
 
 
+def completed_beside_a_live_model(accuracy: float) -> Callable[[World, Handlers], Event]:
+    """The job was compared with the live model, and with one that was approved meanwhile."""
+
+    def figures(value: float) -> dict[str, Any]:
+        sets = [
+            {"name": "hold-out of the live model", "rows": 50, "live": {"accuracy": 0.9}, "new": {"accuracy": value}}
+        ]
+        return {"job": FIRST, "compared": True, "note": "", "sets": sets}
+
+    def prepare(world: World, _: Handlers) -> Event:
+        rival = "training-job-20261123-110000-0123abcd"
+        world.put(f"models/approved/default/{rival}/model.tar.gz", ARTIFACT)
+        world.put(f"models/decisions/{rival}.json", {"schema": 1, "job": rival, "champion": figures(0.91)})
+        complete(world, tar_gz([metrics_file(champion=figures(accuracy))]), tar_gz([WEIGHTS]))
+        return world.job_event(JOB)
+
+    return prepare
+
+
+def upload_beside_a_live_model(world: World, handlers: Handlers) -> Event:
+    live(world, handlers)
+    return world.upload("data/train/x.csv", b"text,label\na,b\n")
+
+
 def failed_job(world: World, _: Handlers) -> Event:
     start_job(world)
     world.sagemaker.end_job(JOB, "Failed", reason="All rows have the label 'ham'")
@@ -233,6 +257,9 @@ PATHS = {
     "start over quota": Path("training_orchestrator", upload_over_quota),
     "approve": Path("model_evaluator", completed()),
     "approve, large": Path("model_evaluator", completed(), copy_in_parts=True),
+    "approve beside a live model": Path("model_evaluator", completed_beside_a_live_model(0.91)),
+    "reject beside a live model": Path("model_evaluator", completed_beside_a_live_model(0.9)),
+    "start beside a live model": Path("training_orchestrator", upload_beside_a_live_model),
     "reject": Path("model_evaluator", completed(accuracy=0.1)),
     "job failed": Path("model_evaluator", failed_job),
     "job stopped": Path("model_evaluator", stopped_job),

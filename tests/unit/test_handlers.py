@@ -144,6 +144,7 @@ MALFORMED = {
     **{variable: ["0", "-1", "1.5", "many", "٣", "1" * 10, " 7"] for variable in NUMBERS},
     **{variable: ["{", "[]", '"text"', "null"] for variable in OBJECTS},
     "ENDPOINT_TYPE": ["Serverless", "none"],
+    "CHAMPION_MARGIN": ["-0.1", "nan", "inf", "1e999", "a little", "0,005", "٣", " 0.1", "1_0", ".5"],
 }
 MALFORMED["HYPERPARAMETERS"] = [
     *MALFORMED["HYPERPARAMETERS"],

@@ -89,7 +89,7 @@ def never() -> bool:
 
 
 def find(evaluator: ModuleType, archive: bytes) -> bytes | None:
-    return evaluator.find_metrics(io.BytesIO(archive), never)  # type: ignore[no-any-return]
+    return evaluator.find_file(io.BytesIO(archive), "metrics.json", 1024**2, never)  # type: ignore[no-any-return]
 
 
 # --- reading the archives ---------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_a_bomb_takes_no_more_memory_than_a_small_archive(evaluator: ModuleType)
     peaks = []
     for stream in (io.BytesIO(bomb(2)), io.BytesIO(bomb(200))):
         tracemalloc.start()
-        assert evaluator.find_metrics(stream, never) == b"{}"
+        assert evaluator.find_file(stream, "metrics.json", 1024, never) == b"{}"
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] * 1.1
@@ -218,7 +218,7 @@ def test_a_bomb_takes_no_more_memory_than_a_small_archive(evaluator: ModuleType)
 def test_the_search_ends_when_time_runs_out(evaluator: ModuleType) -> None:
     answers = iter([False] * 5 + [True])
     with pytest.raises(evaluator.ArchiveError, match="too large to be searched"):
-        evaluator.find_metrics(io.BytesIO(bomb(10)), lambda: next(answers))
+        evaluator.find_file(io.BytesIO(bomb(10)), "metrics.json", 1024, lambda: next(answers))
 
 
 @pytest.mark.parametrize(
@@ -328,6 +328,8 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
                 "value": 0.9,
                 "passed": True,
                 "reason": "accuracy is 0.9; required is at least 0.8",
+                "rows": "hold-out",
+                "live": None,
             },
             {
                 "metric": "eval_loss",
@@ -336,8 +338,13 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
                 "value": 0.3,
                 "passed": True,
                 "reason": "eval_loss is 0.3; required is at most 0.5",
+                "rows": "hold-out",
+                "live": None,
             },
         ],
+        "champion": None,
+        "golden": [],
+        "golden_note": "the job wrote no golden.json",
         "approved_key": APPROVED,
         "verdict": "approved",
         "reason": "every metric is within its threshold",

@@ -181,6 +181,45 @@ def test_another_seed_holds_out_other_texts():
     assert dataset.split(examples, 0.2, 1)[1] != dataset.split(examples, 0.2, 2)[1]
 
 
+def test_what_is_held_out_once_stays_held_out_as_the_data_grows_or_shrinks():
+    examples = rows("ham", 1000) + rows("spam", 500)
+    held_out = set(dataset.split(examples, 0.2, 42)[1])
+    for other in (rows("ham", 2000) + rows("spam", 600), rows("ham", 500) + rows("spam", 100), examples[::-1]):
+        kept = set(dataset.split(other, 0.2, 42)[1]) & held_out
+        there = held_out & set(other)
+        assert len(kept) >= 0.9 * len(there)
+
+
+def test_a_relabelled_text_stays_on_its_side():
+    examples = rows("ham", 1000) + rows("spam", 1000)
+    swapped = [Example(e.text, "ham" if e.label == "spam" else "spam") for e in examples]
+    assert {e.text for e in dataset.split(examples, 0.2, 1)[1]} == {e.text for e in dataset.split(swapped, 0.2, 1)[1]}
+
+
+@given(splittable(), st.floats(0.01, 0.9), st.data())
+def test_texts_held_out_before_are_never_trained_on_again(data, fraction, draw):
+    examples, own_texts, has_shared = data
+    before = draw.draw(st.sets(st.sampled_from([e.text for e in examples])))
+    try:
+        train, holdout = dataset.split(examples, fraction, 42, before)
+    except DataError as error:
+        assert "all belong to the hold-out" in str(error)  # noqa: PT017 - only some examples raise
+        return
+    assert Counter(train) + Counter(holdout) == Counter(examples)
+    assert not {e.text for e in train} & ({e.text for e in holdout} | before)
+    if not has_shared:
+        for label, texts in own_texts.items():
+            held_out = {e.text for e in holdout if e.label == label}
+            known = {e.text for e in examples if e.label == label} & before
+            usual = min(max(round(fraction * texts), 1), texts - 1)
+            assert len(held_out) == max(usual, len(known))
+
+
+def test_a_label_whose_texts_were_all_held_out_before_is_named():
+    with pytest.raises(DataError, match=r"label 'spam' is left to train on: its 3 texts all belong to the hold-out"):
+        dataset.split(rows("ham", 9) + rows("spam", 3), 0.2, 42, {e.text for e in rows("spam", 3)})
+
+
 def test_texts_with_conflicting_labels_are_counted_and_stay_on_one_side():
     examples = rows("ham", 5) + rows("spam", 5) + [Example("both", "ham"), Example("both", "spam")] * 2
     assert dataset.count_conflicts(examples) == 1
@@ -204,12 +243,51 @@ def test_data_that_cannot_be_split_is_refused_with_the_reason(examples, reason):
         dataset.split(examples, 0.2, 42)
 
 
+# ---- choosing a few
+
+
+def test_a_few_rows_are_spread_over_the_labels_evenly_or_in_proportion():
+    examples = rows("ham", 900) + rows("spam", 90) + rows("rare", 1)
+    even = Counter(e.label for e in dataset.spread(examples, 20, even=True))
+    assert even == {"ham": 10, "spam": 9, "rare": 1}
+    proportional = Counter(e.label for e in dataset.spread(examples, 100, even=False))
+    assert proportional["rare"] == 1
+    assert 88 <= proportional["ham"] <= 92
+    assert dataset.spread(examples[::-1], 20, even=True) == dataset.spread(examples, 20, even=True)
+    assert set(dataset.spread(examples, 10_000, even=False)) == set(examples)
+
+
+def test_rows_that_come_last_are_taken_only_when_their_label_has_no_others():
+    chosen = dataset.spread(rows("ham", 10) + rows("spam", 10), 12, even=True, last=lambda e: e.text > "spam 2")
+    assert {e.text for e in chosen if e.label == "spam"} >= {"spam 0", "spam 1", "spam 2"}
+    first = dataset.spread(rows("spam", 10), 3, even=True, last=lambda e: e.text > "spam 2")
+    assert {e.text for e in first} == {"spam 0", "spam 1", "spam 2"}
+
+
+def test_a_text_with_several_labels_counts_once_for_its_most_frequent_one():
+    examples = [Example("a", "x"), Example("b", "y"), Example("a", "z"), Example("a", "z"), Example("b", "x")]
+    assert dataset.one_label_per_text(examples) == [Example("a", "z"), Example("b", "x")]
+
+
+@given(st.lists(st.builds(Example, text=filled_text, label=filled_text)))
+def test_written_examples_are_read_back(tmp_path_factory, examples):
+    path = tmp_path_factory.mktemp("csv") / "holdout.csv"
+    dataset.write_csv(path, examples)
+    assert read(path) == (examples, (0, 0, 0))
+
+
 # ---- a hold-out that was given
 
 
 def test_training_rows_that_stand_in_a_given_holdout_are_left_out():
     train = rows("ham", 3) + rows("spam", 3)
     assert dataset.apply_holdout(train, [Example("ham 1", "ham")]) == [e for e in train if e.text != "ham 1"]
+
+
+def test_training_rows_that_were_held_out_before_are_left_out_beside_a_given_holdout():
+    train = rows("ham", 3) + rows("spam", 3)
+    remaining = dataset.apply_holdout(train, [Example("ham 1", "ham")], {"spam 2", "elsewhere"})
+    assert remaining == [e for e in train if e.text not in ("ham 1", "spam 2")]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +315,13 @@ def test_figures_are_those_worked_out_by_hand():
         "macro_precision": pytest.approx((2 / 3 + 1 / 2 + 0 + 0) / 4),
         "macro_recall": pytest.approx((2 / 3 + 1 / 2 + 0 + 0) / 4),
     }
+
+
+def test_averages_over_given_labels_do_not_count_others():
+    figures = metrics.classification_metrics(["a", "a", "b", "b"], ["a", "c", "b", "b"], labels={"a", "b"})
+    assert figures["accuracy"] == 3 / 4
+    assert figures["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert metrics.classification_metrics(["a"], ["a"], labels={"a", "b"})["macro_f1"] == 0.5
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1))

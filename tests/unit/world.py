@@ -59,6 +59,7 @@ ENVIRONMENT = {
     | {
         "THRESHOLDS": '{"accuracy": {"min": 0.8}, "eval_loss": {"max": 0.5}}',
         "MODEL_THRESHOLDS": '{"strict": {"accuracy": {"min": 0.99}}}',
+        "CHAMPION_MARGIN": "0.005",
     },
     "deployment_orchestrator": COMMON
     | {

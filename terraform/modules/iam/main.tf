@@ -109,6 +109,12 @@ data "aws_iam_policy_document" "training_orchestrator" {
   }
 
   statement {
+    sid       = "FindLiveModel"
+    actions   = ["s3:GetObject"]
+    resources = ["${local.bucket_arn}/models/deployments/*"]
+  }
+
+  statement {
     sid       = "AbortSnapshotCopy"
     actions   = ["s3:AbortMultipartUpload"]
     resources = ["${local.bucket_arn}/data/snapshots/*"]

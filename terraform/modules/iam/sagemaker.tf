@@ -77,9 +77,13 @@ data "aws_iam_policy_document" "training" {
   source_policy_documents = [data.aws_iam_policy_document.image["training"].json]
 
   statement {
-    sid       = "ReadDataAndSource"
-    actions   = ["s3:GetObject"]
-    resources = ["${local.bucket_arn}/code/*", "${local.bucket_arn}/data/snapshots/*"]
+    sid     = "ReadDataSourceAndLiveModel"
+    actions = ["s3:GetObject"]
+    resources = [
+      "${local.bucket_arn}/code/*",
+      "${local.bucket_arn}/data/snapshots/*",
+      "${local.bucket_arn}/models/approved/*",
+    ]
   }
 
   statement {
@@ -96,7 +100,7 @@ data "aws_iam_policy_document" "training" {
     condition {
       test     = "StringLike"
       variable = "s3:prefix"
-      values   = ["code/*", "data/snapshots/*", "models/raw/*"]
+      values   = ["code/*", "data/snapshots/*", "models/approved/*", "models/raw/*"]
     }
   }
 

@@ -33,6 +33,7 @@ resource "aws_lambda_function" "this" {
   environment {
     variables = {
       BUCKET           = var.bucket_name
+      CHAMPION_MARGIN  = var.champion_margin
       MODEL_THRESHOLDS = jsonencode(local.model_thresholds)
       PROJECT          = var.project
       THRESHOLDS       = jsonencode(local.thresholds)

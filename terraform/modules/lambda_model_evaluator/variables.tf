@@ -3,6 +3,11 @@ variable "bucket_name" {
   description = "The stack's bucket."
 }
 
+variable "champion_margin" {
+  type        = number
+  description = "What a model may be worse than the live one on the same rows, in units of each metric."
+}
+
 variable "failure_queue_arn" {
   type        = string
   description = "Queue for events that still fail after the retries."

@@ -1,0 +1,379 @@
+"""The comparison with the live model: real training runs, one after the other, of a model of a few thousand weights."""
+
+import csv
+import io
+import json
+import random
+import re
+import shutil
+import tarfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import champion
+import inference
+import tiny_model
+import train
+from dataset import Example, read_csv
+
+# Two threads that wait for each other are slower than one at this size, far slower on a busy machine.
+torch.set_num_threads(1)
+
+WORDS = dict(zip(("rainy", "tasty", "moving"), tiny_model.WORDS, strict=False))
+FAST = ["--epochs", "6", "--learning_rate", "5e-3", "--batch_size", "16", "--max_length", "16"]
+JOB = "training-job-20261123-120000-0123abcd"
+
+
+def make_rows(*labels, per_label=120, start=0):
+    """Rows that can be learnt, no text twice: each label has words of its own."""
+    return [
+        (" ".join(random.Random(f"{label} {at}").choices(WORDS[label], k=5)) + f" {at}", label)
+        for label in labels or ("rainy", "tasty")
+        for at in range(start, start + per_label)
+    ]
+
+
+def relabelled(rows, share):
+    """A share of the rows with the other label."""
+    chance, other = random.Random(5), {"rainy": "tasty", "tasty": "rainy"}
+    return [(text, other[label] if chance.random() < share else label) for text, label in rows]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run that ended well: the folder of its channels and what it wrote."""
+
+    folder: Path
+
+    @property
+    def metrics(self):
+        return json.loads((self.folder / "output" / "metrics.json").read_text())
+
+    @property
+    def champion(self):
+        return self.metrics["champion"]
+
+    @property
+    def holdout(self):
+        return read_csv(self.folder / "model" / "holdout.csv", "text", "label")[0]
+
+    @property
+    def golden(self):
+        return json.loads((self.folder / "output" / "golden.json").read_text())
+
+    def sets(self):
+        return {judged["name"]: judged for judged in self.champion["sets"]}
+
+
+def write_rows(folder, rows):
+    folder.mkdir()
+    with (folder / "data.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+
+
+def pack(model_dir, path):
+    with tarfile.open(path, "w:gz") as archive:
+        for file in sorted(model_dir.iterdir()):
+            archive.add(file, file.name)
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory):
+    return tiny_model.build_tiny_model(tmp_path_factory.mktemp("base_model"))
+
+
+@pytest.fixture(scope="module")
+def fit(tmp_path_factory, base_model):
+    """Train on rows, with a live model (another run, or bytes for its archive) or without one."""
+
+    def fit(rows, live=None, live_data=True, fails=False, arguments=()):
+        folder = tmp_path_factory.mktemp("run")
+        write_rows(folder / "train", rows)
+        environment = {
+            "SM_CHANNEL_TRAIN": str(folder / "train"),
+            "SM_MODEL_DIR": str(folder / "model"),
+            "SM_OUTPUT_DATA_DIR": str(folder / "output"),
+            "SM_OUTPUT_DIR": str(folder),
+            "BASE_MODEL": str(base_model),
+        }
+        if live is not None:
+            (folder / "champion").mkdir()
+            environment |= {"SM_CHANNEL_CHAMPION": str(folder / "champion"), "CHAMPION_JOB": JOB}
+            if isinstance(live, bytes):
+                (folder / "champion" / "model.tar.gz").write_bytes(live)
+            else:
+                pack(live.folder / "model", folder / "champion" / "model.tar.gz")
+                if live_data:
+                    environment["SM_CHANNEL_CHAMPION_DATA"] = str(live.folder / "train")
+        failure = folder / "failure"
+        exit_code = train.main([*FAST, *arguments], environment)
+        if fails:
+            assert exit_code == 1
+            return failure.read_text()
+        assert exit_code == 0, failure.read_text()
+        return Run(folder)
+
+    return fit
+
+
+@pytest.fixture(scope="module")
+def first(fit):
+    return fit(make_rows())
+
+
+# ---- the first model, and the same data again
+
+
+def test_the_first_model_has_no_live_one_beside_it_and_carries_its_holdout(first):
+    assert first.champion is None
+    texts = dict(make_rows())
+    assert len(first.holdout) == first.metrics["holdout_examples"] == 48
+    assert all(texts[example.text] == example.label for example in first.holdout)
+
+
+def test_the_same_data_again_is_compared_on_the_same_rows_and_close(fit, first):
+    again = fit(make_rows(), live=first)
+    assert again.champion["job"] == JOB
+    assert again.champion["compared"] is True
+    assert again.champion["note"] == ""
+    assert {name: judged["rows"] for name, judged in again.sets().items()} == {
+        "new hold-out": 48,
+        "hold-out of the live model": 48,
+    }
+    assert again.champion["kept"] == 1
+    for judged in again.sets().values():
+        assert set(judged["error"].values()) == {0}
+        assert list(judged["live"]) == ["accuracy", "macro_f1", "macro_precision", "macro_recall", "eval_loss"]
+        assert judged["new"] == pytest.approx(judged["live"], abs=1e-6)
+    assert again.sets()["new hold-out"]["new"]["accuracy"] == again.metrics["accuracy"]
+    assert sorted(again.holdout) == sorted(first.holdout)
+
+
+def test_another_seed_does_not_train_on_what_the_live_model_was_judged_on(fit, first):
+    other = fit(make_rows(), live=first, arguments=["--seed", "7"])
+    assert other.metrics["holdout_examples"] == 48
+    assert sorted(other.holdout) == sorted(first.holdout)
+
+
+# ---- worse data
+
+
+def test_partly_relabelled_data_is_worse_on_the_live_models_holdout(fit, first):
+    worse = fit(relabelled(make_rows(), 0.8), live=first)
+    judged = worse.sets()["hold-out of the live model"]
+    assert judged["live"]["macro_f1"] > 0.95
+    assert judged["new"]["macro_f1"] < 0.5
+    assert judged["new"]["eval_loss"] > judged["live"]["eval_loss"] + 0.1
+    assert worse.champion["kept"] < 0.3
+
+
+def test_relabelling_does_not_rewrite_what_models_are_judged_on(fit, first):
+    worse = fit(relabelled(make_rows(), 0.8), live=first)
+    assert set(first.holdout) <= set(worse.holdout)
+
+
+def test_smaller_data_is_judged_on_the_live_models_whole_holdout(fit, first):
+    smaller = fit(make_rows(per_label=20), live=first)
+    assert set(smaller.sets()) == {"hold-out of the live model"}
+    assert smaller.sets()["hold-out of the live model"]["rows"] == 48
+    assert "Not compared on the new hold-out: it has" in smaller.champion["note"]
+
+
+def test_other_rows_are_compared_on_both_holdouts_and_both_are_carried_on(fit, first):
+    other = fit(make_rows(start=1000), live=first)
+    assert {name: judged["rows"] for name, judged in other.sets().items()} == {
+        "new hold-out": 48,
+        "hold-out of the live model": 48,
+    }
+    assert set(first.holdout) < set(other.holdout)
+    assert len(other.holdout) == 96
+    assert other.champion["kept"] == 0
+
+
+def test_data_that_has_the_live_models_in_it_is_more_of_the_same(fit, first):
+    more = fit(make_rows() + make_rows(start=1000), live=first)
+    assert more.champion["kept"] == 1
+    assert fit(make_rows(per_label=60) + make_rows(start=1000), live=first).champion["kept"] == pytest.approx(
+        0.5, abs=0.1
+    )
+
+
+def test_rows_that_the_live_model_was_trained_on_are_not_counted_for_it(fit, tmp_path, first):
+    # Another model's hold-out in its archive, so that the upload's hold-out is what it was trained on.
+    shutil.copytree(first.folder, tmp_path / "live")
+    carried = "".join(f'"{text}","{label}"\r\n' for text, label in make_rows(per_label=15, start=5000))
+    (tmp_path / "live" / "model" / "holdout.csv").write_text('"text","label"\r\n' + carried)
+    again = fit(make_rows(), live=Run(tmp_path / "live"))
+    assert set(again.sets()) == {"hold-out of the live model"}
+    assert "Not compared on the new hold-out: it has 0 rows" in again.champion["note"]
+
+
+def test_a_live_model_whose_data_is_gone_is_compared_on_its_own_holdout_alone(fit, first):
+    run = fit(make_rows(start=1000), live=first, live_data=False)
+    assert set(run.sets()) == {"hold-out of the live model"}
+    assert "The rows that the live model was trained on are gone" in run.champion["note"]
+
+
+def test_data_of_nothing_but_held_out_rows_is_refused_in_words(fit, first):
+    reason = fit([*first.holdout], live=first, fails=True)
+    assert "No row with the label 'rainy' is left to train on: its 24 texts all belong to the hold-out" in reason
+
+
+# ---- labels
+
+
+def test_a_label_that_came_is_left_out_of_the_comparison_and_carried_on(fit, first):
+    more = fit(make_rows("rainy", "tasty", "moving"), live=first)
+    assert more.champion["compared"] is True
+    assert "New labels: 'moving'. The live model does not know them" in more.champion["note"]
+    assert more.sets()["new hold-out"]["rows"] == 48
+    assert more.metrics["holdout_examples"] == 72
+    assert more.sets()["new hold-out"]["live"]["accuracy"] > 0.95
+    assert Counter(example.label for example in more.holdout) == {"rainy": 24, "tasty": 24, "moving": 24}
+
+
+def test_a_label_that_went_counts_as_errors_of_the_new_model_and_is_named(fit):
+    three = fit(make_rows("rainy", "tasty", "moving"))
+    two = fit(make_rows("rainy", "tasty"), live=three)
+    judged = two.sets()["hold-out of the live model"]
+    assert judged["rows"] == 72
+    assert judged["live"]["accuracy"] > 0.95
+    assert judged["new"]["accuracy"] <= 2 / 3
+    assert judged["new"]["eval_loss"] > judged["live"]["eval_loss"] + 4
+    assert "Labels that the new model does not know: 'moving'." in two.champion["note"]
+    assert "give the data another model name" in two.champion["note"]
+    assert "moving" not in {example.label for example in two.holdout}
+
+
+def test_entirely_other_labels_are_a_new_task(fit, first):
+    other = fit([(text, label.upper()) for text, label in make_rows()], live=first)
+    assert other.champion["compared"] is False
+    assert other.champion["sets"] == []
+    assert "none of these labels, only 'rainy', 'tasty': this is a new task" in other.champion["note"]
+    assert {example.label for example in other.holdout} == {"RAINY", "TASTY"}
+
+
+# ---- a live model that is broken
+
+
+def archive_of(members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+CONFIG = b'{"id2label": {"0": "rainy", "1": "tasty"}, "model_type": "bert"}'
+
+
+@pytest.mark.parametrize(
+    ("archive", "reason"),
+    [
+        (b"no archive", "cannot be read \\(ReadError"),
+        (archive_of({"a.txt": b"x"}), "cannot be read \\(FileNotFoundError"),
+        (archive_of({"config.json": CONFIG})[:-30], "cannot be read"),
+        (archive_of({"config.json": b"{}"}), "cannot be read \\(KeyError"),
+        (archive_of({"config.json": b"[]"}), "cannot be read \\(TypeError"),
+        (archive_of({"../../escaped": b"x", "config.json": CONFIG}), "cannot be read \\(OutsideDestinationError"),
+        (archive_of({"config.json": CONFIG, "holdout.csv": b"a,b\n"}), "cannot be read \\(DataError"),
+    ],
+    ids=["no archive", "another archive", "cut off", "no labels", "a list", "outside", "another hold-out"],
+)
+def test_a_live_model_that_cannot_be_read_is_not_compared_with_and_said(fit, archive, reason):
+    run = fit(make_rows(per_label=40), live=archive)
+    assert run.champion["compared"] is False
+    assert run.champion["sets"] == []
+    assert re.search(reason, run.champion["note"])
+
+
+def test_a_live_model_that_does_not_load_is_not_compared_with_but_its_holdout_stays_untouched(fit, tmp_path, first):
+    shutil.copytree(first.folder, tmp_path / "live")
+    (tmp_path / "live" / "model" / "model.safetensors").write_bytes(b"broken")
+    run = fit(make_rows(start=1000), live=Run(tmp_path / "live"))
+    assert run.champion["compared"] is False
+    assert "The live model cannot be loaded" in run.champion["note"]
+    assert set(first.holdout) < set(run.holdout)
+
+
+@pytest.mark.parametrize("name", ["CHAMPION_JOB", "SM_CHANNEL_CHAMPION"])
+def test_a_live_model_without_its_name_or_its_archive_is_a_mistake_that_is_named(tmp_path, name):
+    environment = {
+        "SM_CHANNEL_TRAIN": str(tmp_path),
+        "SM_MODEL_DIR": str(tmp_path / "model"),
+        "SM_OUTPUT_DATA_DIR": str(tmp_path / "output"),
+        name: "x",
+    }
+    with pytest.raises(train.TrainingError, match=r"CHAMPION_JOB=.* belong together"):
+        train.Settings.read([], environment)
+
+
+# ---- how sure a difference is
+
+
+def answers(labels):
+    return [champion.Answer(label, 0.1 if label == "a" else 1.0) for label in labels]
+
+
+def test_the_standard_error_is_that_of_paired_rows():
+    rows = [Example(str(at), "a") for at in range(400)]
+    live = answers("a" * 400)
+    new = answers("b" * 20 + "a" * 380)
+    errors = champion.standard_errors(rows, live, new)
+    assert errors["accuracy"] == pytest.approx((0.05 * 0.95 / 400) ** 0.5, rel=0.2)
+    assert errors["eval_loss"] == pytest.approx(0.9 * errors["accuracy"])
+    assert set(champion.standard_errors(rows, new, new).values()) == {0}
+    assert champion.standard_errors(rows, live, new) == errors
+
+
+# ---- what is carried on
+
+
+def examples(label, count, start=0):
+    return [Example(f"{label} {at}", label) for at in range(start, start + count)]
+
+
+def test_what_is_carried_on_is_bounded_keeps_every_label_and_does_not_depend_on_the_order(monkeypatch):
+    monkeypatch.setattr(champion, "HOLDOUT_MAX_ROWS", 100)
+    live = champion.Champion(JOB, Path(), ("a", "b"), tuple(examples("a", 300) + examples("b", 1)))
+    new = examples("a", 300, start=300) + examples("c", 2)
+    carried = champion.carry_forward(live, new, ["a", "b", "c"])
+    assert len(carried) == 100
+    assert {example.label for example in carried} == {"a", "b", "c"}
+    assert sorted(champion.carry_forward(live, new[::-1], ["c", "b", "a"])) == sorted(carried)
+
+
+def test_the_label_of_the_live_models_holdout_counts_unless_the_new_model_does_not_know_it():
+    live = champion.Champion(JOB, Path(), ("a", "b"), (Example("x", "a"), Example("y", "b")))
+    new = [Example("x", "c"), Example("y", "c")]
+    assert champion.carry_forward(live, new, ["a", "c"]) == [Example("x", "a"), Example("y", "c")]
+
+
+# ---- golden rows
+
+
+def test_golden_rows_are_the_saved_models_own_answers_to_twenty_holdout_texts_of_every_label(first):
+    golden = first.golden
+    assert golden == json.loads((first.folder / "model" / "golden.json").read_text())
+    assert len(golden) == 20
+    assert {row["text"] for row in golden} <= {example.text for example in first.holdout}
+    assert Counter(dict(make_rows())[row["text"]] for row in golden) == {"rainy": 10, "tasty": 10}
+    model = inference.model_fn(first.folder / "model")
+    for row in golden:
+        (answer,) = inference.predict_fn({"inputs": row["text"]}, model)
+        assert answer["label"] == row["label"]
+        assert answer["score"] == pytest.approx(row["score"], abs=1e-4)
+
+
+def test_golden_rows_leave_out_long_texts_and_prefer_decided_ones(first):
+    model = inference.model_fn(first.folder / "model")
+    rows = [Example("rain " * 200, "rainy"), *(Example(f"rain {at}", "rainy") for at in range(30))]
+    logits = torch.tensor([[9.0, 0.0]] + [[5.0, 0.0] if at < 20 else [0.05, 0.0] for at in range(30)]).numpy()
+    golden = train.golden_rows(model, rows, logits)
+    assert {row["text"] for row in golden} == {f"rain {at}" for at in range(20)}

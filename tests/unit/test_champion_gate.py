@@ -1,0 +1,406 @@
+"""The evaluator's comparison with the live model, and the golden rows: what the decision and the email make of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from test_model_evaluator import ARTIFACT, DECISION, JOB, OUTPUT, WEIGHTS, complete, metrics_file, start_job
+from world import BUCKET, Context, World, tar_gz
+
+LIVE = "training-job-20261101-080000-aaaaaaaa"
+RIVAL = "training-job-20261122-080000-bbbbbbbb"
+NEW_SET, LIVE_SET = "new hold-out", "hold-out of the live model"
+GATE = {"accuracy": {"min": 0.8}, "eval_loss": {"max": 0.5}}
+GOLDEN = [{"text": f"text {at}", "label": "ham", "score": 0.75} for at in range(20)]
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(evaluator: ModuleType, world: World) -> Run:
+    """Invoke the handler for the job; returns the outcome."""
+    return lambda: str(evaluator.lambda_handler(world.job_event(JOB), Context("first"))["outcome"])
+
+
+def judged(name: str, live: object, new: object, rows: object = 200, **error: object) -> dict[str, Any]:
+    return {"name": name, "rows": rows, "live": live, "new": new} | error
+
+
+def block(*sets: dict[str, Any], note: str = "", **changes: object) -> dict[str, Any]:
+    return {"job": LIVE, "compared": bool(sets), "note": note, "kept": 1, "sets": list(sets)} | changes
+
+
+def comparison(live: float, new: float, name: str = LIVE_SET) -> dict[str, Any]:
+    return block(judged(name, {"accuracy": live}, {"accuracy": new}))
+
+
+def end(world: World, champion: object, golden: object = GOLDEN, **metrics: object) -> None:
+    """The job completed, with this in its output archive."""
+    files = [metrics_file(champion=champion, **metrics)]
+    if golden is not None:
+        files.append(("golden.json", golden if isinstance(golden, bytes) else json.dumps(golden).encode()))
+    complete(world, tar_gz(files), tar_gz([WEIGHTS]))
+
+
+def decided(world: World, job: str, champion: object, approved: bool = True) -> None:
+    """An earlier decision on another job."""
+    world.put(f"models/decisions/{job}.json", {"schema": 1, "job": job, "champion": champion})
+    if approved:
+        world.put(f"models/approved/default/{job}/model.tar.gz", b"model")
+
+
+# --- the margin -------------------------------------------------------------------------------------
+
+
+def checks_of(evaluator: ModuleType, champion: dict[str, Any], **more: Any) -> list[Any]:
+    arguments = {"gate": GATE, "margin": 0.005, "below_best": {}, "rivals": {}} | more
+    checks: list[Any] = evaluator.compare(evaluator.parse_champion({"champion": champion}), **arguments)[0]
+    return checks
+
+
+@pytest.mark.parametrize(
+    ("metric", "live", "new", "passed"),
+    [
+        ("accuracy", 0.905, 0.9, True),
+        ("accuracy", 0.905, 0.8999, False),
+        ("accuracy", 0.905, 0.99, True),
+        ("eval_loss", 0.3, 0.305, True),
+        ("eval_loss", 0.3, 0.3051, False),
+        ("eval_loss", 0.3, 0.01, True),
+    ],
+)
+@pytest.mark.parametrize("name", [NEW_SET, LIVE_SET])
+def test_a_loss_of_the_margin_passes_and_a_larger_one_does_not(
+    evaluator: ModuleType, name: str, metric: str, live: float, new: float, passed: bool
+) -> None:
+    (check,) = checks_of(evaluator, block(judged(name, {metric: live}, {metric: new})))
+    assert check.passed is passed
+    assert (check.live, check.value, check.rows) == (live, new, f"{name} (200 rows)")
+
+
+@given(live=st.floats(0, 1), new=st.floats(0, 1), margin=st.floats(0, 1))
+def test_the_comparison_is_the_margin_to_a_rounding(
+    evaluator: ModuleType, live: float, new: float, margin: float
+) -> None:
+    (check,) = checks_of(evaluator, comparison(live, new), margin=margin)
+    if abs(new - (live - margin)) > 1e-8:
+        assert check.passed is (new >= live - margin)
+
+
+def test_only_metrics_of_the_gate_are_compared_whatever_side_their_threshold_is_on(evaluator: ModuleType) -> None:
+    figures = {"accuracy": 0.9, "macro_f1": 0.9}
+    worse = {"accuracy": 0.99, "macro_f1": 0.1}
+    gate = {"accuracy": {"min": 0.5, "max": 0.995}, "train_examples": {"min": 100}}
+    (check,) = checks_of(evaluator, block(judged(NEW_SET, figures, worse)), gate=gate)
+    assert (check.metric, check.direction, check.passed) == ("accuracy", "min", True)
+
+
+def test_small_losses_do_not_add_up(evaluator: ModuleType) -> None:
+    accuracy, below_best = 0.95, {}
+    for _ in range(20):
+        champion = evaluator.parse_champion({"champion": comparison(accuracy, accuracy - 0.002)})
+        checks, lost = evaluator.compare(champion, GATE, 0.005, below_best, {})
+        if all(check.passed for check in checks):
+            accuracy, below_best = accuracy - 0.002, lost
+    assert accuracy == pytest.approx(0.946)
+    assert "of which 0.004 are lost already" in checks[0].reason
+    champion = evaluator.parse_champion({"champion": comparison(accuracy, 0.96)})
+    checks, lost = evaluator.compare(champion, GATE, 0.005, below_best, {})
+    assert checks[0].passed
+    assert lost == {"accuracy": 0}
+
+
+def test_what_was_lost_under_a_larger_margin_was_meant_to_be(evaluator: ModuleType) -> None:
+    (check,) = checks_of(evaluator, comparison(0.8, 0.796), below_best={"accuracy": 0.1})
+    assert check.passed
+
+
+def test_a_model_that_was_approved_meanwhile_counts_on_the_live_models_holdout(evaluator: ModuleType) -> None:
+    champion = block(*(judged(name, {"accuracy": 0.9}, {"accuracy": 0.91}) for name in (NEW_SET, LIVE_SET)))
+    new, live = checks_of(evaluator, champion, rivals={RIVAL: {"accuracy": 0.95}, "another": {"accuracy": 0.2}})
+    assert (new.passed, live.passed) == (True, False)
+    assert live.reason == (
+        f"accuracy on the {LIVE_SET} (200 rows) is 0.91; {RIVAL}, approved meanwhile, has 0.95, and at most 0.005 may "
+        "be lost"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "new", "passed"),
+    [
+        (LIVE_SET, 0.95, 0.895, True),
+        (LIVE_SET, 0.94, 0.9, False),
+        (LIVE_SET, None, 0.9, False),
+        (LIVE_SET, 0, 0.9114, False),
+        (LIVE_SET, 0, 0.9115, True),
+        (NEW_SET, 0, 0.895, True),
+    ],
+)
+def test_without_the_live_models_data_a_loss_must_be_ruled_out_on_its_holdout(
+    evaluator: ModuleType, name: str, kept: float | None, new: float, passed: bool
+) -> None:
+    figures = judged(name, {"accuracy": 0.9}, {"accuracy": new}, error={"accuracy": 0.01})
+    champion = evaluator.parse_champion({"champion": block(figures, kept=kept)})
+    (check,) = evaluator.compare(champion, GATE, 0.005, {}, {})[0]
+    assert check.passed is passed
+    assert ("0.01645 could be chance" in check.reason) is (name == LIVE_SET and kept != 0.95)
+
+
+# --- the decision -----------------------------------------------------------------------------------
+
+
+def test_a_model_worse_than_the_live_one_is_rejected_with_both_figures(run: Run, world: World) -> None:
+    end(world, comparison(0.95, 0.9))
+    assert run() == "rejected"
+    decision = world.record(DECISION)
+    assert decision["reason"] == (
+        f"accuracy on the {LIVE_SET} (200 rows) is 0.9; the live model has 0.95, and at most 0.005 may be lost"
+    )
+    assert decision["champion"]["job"] == LIVE
+    assert decision["golden"] == []
+    assert world.keys("models/approved/") == []
+    email = world.only_email()
+    assert f"Compared with the live model {LIVE}, both on the same rows" in email.body
+    assert "raise champion_margin in Terraform" in email.body
+
+
+def test_a_model_as_good_as_the_live_one_is_approved_and_both_columns_are_shown(run: Run, world: World) -> None:
+    note = "New labels: 'eggs'. The live model does not know them, so their rows are left out."
+    champion = comparison(0.9, 0.8975) | {"note": note}
+    end(world, champion)
+    assert run() == "approved"
+    decision = world.record(DECISION)
+    assert decision["champion"].pop("sets") == [champion.pop("sets")[0] | {"error": {"accuracy": 0}}]
+    assert decision["champion"] == champion | {"margin": 0.005, "below_best": {"accuracy": pytest.approx(0.0025)}}
+    lines = world.only_email().body.splitlines()
+    (row,) = [line.split("  ") for line in lines if LIVE_SET in line and "accuracy" in line]
+    assert [cell.strip() for cell in row if cell.strip()] == [
+        "accuracy",
+        f"{LIVE_SET} (200 rows)",
+        "0.8975",
+        "0.9",
+        "at least 0.895",
+        "passed",
+    ]
+    assert note in world.only_email().body
+
+
+def test_the_first_model_is_judged_by_its_thresholds_and_that_is_said(run: Run, world: World) -> None:
+    end(world, None)
+    assert run() == "approved"
+    assert world.record(DECISION)["champion"] is None
+    assert "There is no live model to compare with" in world.only_email().body
+
+
+def test_a_live_model_that_could_not_be_compared_with_does_not_block_and_is_said(run: Run, world: World) -> None:
+    end(world, block(note="The live model cannot be loaded (OSError: no weights)."))
+    assert run() == "approved"
+    body = world.only_email().body
+    assert f"Not compared with the live model {LIVE}: the thresholds alone count." in body
+    assert "cannot be loaded (OSError: no weights)" in body
+
+
+def test_the_thresholds_still_count_beside_the_comparison(run: Run, world: World) -> None:
+    end(world, comparison(0.5, 0.6), accuracy=0.6)
+    assert run() == "rejected"
+    assert world.record(DECISION)["reason"] == "accuracy is 0.6; required is at least 0.8"
+    assert "champion_margin" not in world.only_email().body
+
+
+def test_the_line_of_the_live_model_is_read_from_its_decision(run: Run, world: World) -> None:
+    decided(world, LIVE, comparison(0.95, 0.946) | {"below_best": {"accuracy": 0.004}})
+    end(world, comparison(0.946, 0.944))
+    assert run() == "rejected"
+    assert "of which 0.004 are lost already since the best model before it" in world.record(DECISION)["reason"]
+
+
+def test_a_rival_approved_meanwhile_is_found_and_others_are_not(run: Run, world: World) -> None:
+    decided(world, "training-job-20261121-080000-cccccccc", comparison(0.9, 0.99), approved=False)
+    decided(world, "training-job-20261121-080000-dddddddd", comparison(0.9, 0.99) | {"job": RIVAL})
+    decided(world, "training-job-20261121-080000-eeeeeeee", None)
+    decided(world, RIVAL, comparison(0.9, 0.93))
+    end(world, comparison(0.9, 0.91))
+    assert run() == "rejected"
+    assert f"{RIVAL}, approved meanwhile, has 0.93" in world.record(DECISION)["reason"]
+
+
+def test_a_retry_after_its_own_approval_is_no_rival_of_itself(run: Run, world: World) -> None:
+    end(world, comparison(0.9, 0.93))
+    world.put(f"models/approved/default/{JOB}/model.tar.gz", b"an earlier attempt")
+    assert run() == "approved"
+
+
+def job_with_champion(world: World, champion: object) -> None:
+    start_job(world)
+    world.sagemaker.jobs[JOB]["Environment"] = {"CHAMPION_JOB": LIVE}
+    world.put(OUTPUT, tar_gz([metrics_file(champion=champion), ("golden.json", json.dumps(GOLDEN).encode())]))
+    world.put(ARTIFACT, tar_gz([WEIGHTS]))
+    world.sagemaker.end_job(JOB, artifact=f"s3://{BUCKET}/{ARTIFACT}")
+
+
+def test_a_comparison_that_was_asked_for_and_is_missing_is_said(run: Run, world: World) -> None:
+    job_with_champion(world, None)
+    assert run() == "approved"
+    assert world.record(DECISION)["champion"]["compared"] is False
+    assert "The training program wrote no comparison" in world.only_email().body
+
+
+def test_a_comparison_with_another_model_than_was_asked_for_is_refused(run: Run, world: World) -> None:
+    job_with_champion(world, comparison(0.9, 0.9) | {"job": RIVAL})
+    assert run() == "rejected"
+    assert f"compares with {RIVAL}, not with the live model {LIVE}" in world.record(DECISION)["reason"]
+
+
+GOOD = {"accuracy": 0.9}
+MALFORMED = {
+    "text": "yes",
+    "list": [],
+    "no job": block(job=None),
+    "another's job": block(job="../../etc/passwd"),
+    "compared without sets": block(compared=True),
+    "sets without compared": comparison(0.9, 0.9) | {"compared": False},
+    "compared is no boolean": comparison(0.9, 0.9) | {"compared": 1},
+    "note of lines": block(note="a\nb"),
+    "note too long": block(note="x" * 1001),
+    "note of a surrogate": block(note="\ud800"),
+    "note missing": block(note=None),
+    "sets no list": block(sets={}),
+    "three sets": block(*[judged(NEW_SET, GOOD, GOOD)] * 3),
+    "set twice": block(*[judged(NEW_SET, GOOD, GOOD)] * 2),
+    "set of another name": block(judged("my own rows", GOOD, GOOD)),
+    "set of an unhashable name": block(judged([], GOOD, GOOD)),  # type: ignore[arg-type]
+    "set no object": block(sets=[7], compared=True),
+    "no rows": block(judged(NEW_SET, GOOD, GOOD, rows=0)),
+    "rows a truth": block(judged(NEW_SET, GOOD, GOOD, rows=True)),
+    "rows huge": block(judged(NEW_SET, GOOD, GOOD, rows=10**30)),
+    "no figures": block(judged(NEW_SET, {}, {})),
+    "figures a list": block(judged(NEW_SET, [0.9], [0.9])),
+    "other metrics": block(judged(NEW_SET, GOOD, {"macro_f1": 0.9})),
+    "NaN": block(judged(NEW_SET, GOOD, {"accuracy": math.nan})),
+    "infinite": block(judged(NEW_SET, {"accuracy": -math.inf}, GOOD)),
+    "text for a number": block(judged(NEW_SET, GOOD, {"accuracy": "0.9"})),
+    "a truth for a number": block(judged(NEW_SET, GOOD, {"accuracy": True})),
+    "huge number": block(judged(NEW_SET, GOOD, {"accuracy": 10**400})),
+    "other errors": block(judged(NEW_SET, GOOD, GOOD, error={"macro_f1": 0.1})),
+    "negative error": block(judged(NEW_SET, GOOD, GOOD, error={"accuracy": -0.1})),
+    "error no object": block(judged(NEW_SET, GOOD, GOOD, error=None)),
+    "kept more than all": block(kept=1.5),
+    "kept less than nothing": block(kept=-1),
+    "kept a text": block(kept="all"),
+    "kept NaN": block(kept=math.nan),
+    "odd metric": block(judged(NEW_SET, {"a b": 1}, {"a b": 1})),
+    "many metrics": block(judged(NEW_SET, *[{f"m{at}": 1 for at in range(21)}] * 2)),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_comparison_is_refused_with_a_reason(run: Run, world: World, name: str) -> None:
+    end(world, MALFORMED[name])
+    assert run() == "rejected"
+    assert '"champion"' in world.record(DECISION)["reason"]
+    assert world.record(DECISION)["reason"] in world.only_email().body
+    assert world.keys("models/approved/") == []
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=10,
+)
+nearly = st.fixed_dictionaries(
+    {"job": st.just(LIVE) | anything, "compared": anything, "note": anything},
+    optional={
+        "sets": anything
+        | st.lists(
+            st.fixed_dictionaries(
+                {"name": st.sampled_from([NEW_SET, LIVE_SET]), "rows": anything, "live": anything, "new": anything}
+            ),
+            max_size=3,
+        )
+    },
+)
+
+
+@given(champion=anything | nearly)
+def test_any_comparison_is_taken_or_refused_with_a_reason(evaluator: ModuleType, champion: object) -> None:
+    try:
+        taken = evaluator.parse_champion({"champion": champion})
+    except evaluator.ArchiveError as error:
+        assert str(error).isprintable()  # noqa: PT017 - only some examples raise
+        return
+    if taken is not None:
+        evaluator.compare(taken, GATE, 0.005, {}, {})
+        json.dumps(taken, allow_nan=False)
+        assert evaluator.champion_text(taken).isprintable()
+
+
+# --- golden rows ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_golden_rows_go_into_the_decision(run: Run, world: World, count: int) -> None:
+    end(world, None, golden=GOLDEN[:count])
+    assert run() == "approved"
+    decision = world.record(DECISION)
+    assert decision["golden"] == GOLDEN[:count]
+    assert decision["golden_note"] == ""
+    assert "golden" not in world.only_email().body
+
+
+def row(**changes: object) -> list[dict[str, Any]]:
+    return [GOLDEN[0] | changes]
+
+
+ODD_GOLDEN = {
+    "none": (None, "wrote no golden.json"),
+    "no JSON": (b"oops", "golden.json is no JSON"),
+    "empty": ([], "no list of 1 to 20 rows"),
+    "an object": ({}, "no list of 1 to 20 rows"),
+    "too many": ([*GOLDEN, GOLDEN[0]], "no list of 1 to 20 rows"),
+    "row no object": (["text"], "row 0 is no text, label, score"),
+    "further field": (row(more=1), "row 0 is no text, label, score"),
+    "duplicate key": (b'[{"text": "a", "text": "b", "label": "ham", "score": 1}]', "more than once"),
+    "text a number": (row(text=7), "the text is no text"),
+    "empty text": (row(text=""), "the text is no text"),
+    "lone surrogate": (row(text="\ud800"), "the text is no text"),
+    "long text": (row(text="x" * 513), "the text has 513 characters"),
+    "long label": (row(label="x" * 513), "the label has 513 characters"),
+    "score above 1": (row(score=1.1), "the score is 1.1"),
+    "score below 0": (row(score=-0.1), "the score is -0.1"),
+    "NaN": (row(score=math.nan), "the score is nan"),
+    "a truth": (row(score=True), "the score is True"),
+    "huge": (b"[" + b" " * 256 * 1024 + b"]", "golden.json has 262146 bytes; at most 262144 are read"),
+    "deeply nested": (b"[" * 100_000, "golden.json is no JSON"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_GOLDEN)
+def test_odd_golden_rows_are_none_and_that_is_said(run: Run, world: World, name: str) -> None:
+    content, reason = ODD_GOLDEN[name]
+    end(world, None, golden=content)
+    assert run() == "approved"
+    decision = world.record(DECISION)
+    assert decision["golden"] == []
+    assert reason in decision["golden_note"]
+    assert f"none, so the endpoint's answers will not be checked: {decision['golden_note']}" in world.only_email().body
+
+
+def test_an_archive_damaged_behind_its_metrics_has_no_golden_rows(run: Run, world: World) -> None:
+    whole = tar_gz([metrics_file(champion=None), ("notes", bytes(range(256)) * 2000), ("golden.json", b"[]")])
+    complete(world, whole[: len(whole) // 2], tar_gz([WEIGHTS]))
+    assert run() == "approved"
+    assert "the archive is no intact .tar.gz" in world.record(DECISION)["golden_note"]
+
+
+def test_without_an_output_archive_there_are_no_golden_rows(run: Run, world: World) -> None:
+    complete(world, None, tar_gz([metrics_file(), ("golden.json", json.dumps(GOLDEN).encode())]))
+    assert run() == "approved"
+    assert world.record(DECISION)["golden_note"] == "the job wrote no output archive"
