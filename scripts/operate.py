@@ -514,19 +514,22 @@ def resume(target: Target, by: Callable[[], str]) -> int:
     control/paused.json goes last: until then the command can be run again.
     """
     paused = read_record(target, PAUSED_KEY)
-    if paused is None:
-        print("not paused: there is nothing to resume (make status)")
-        return 0
     restored, name = Restored(), by()
-    for endpoint in paused.data["endpoints"]:
+    for endpoint in paused.data["endpoints"] if paused else []:
         restore(target, endpoint, name, restored)
-    target.client("s3").delete_object(Bucket=target.bucket, Key=PAUSED_KEY)
+    if paused:
+        target.client("s3").delete_object(Bucket=target.bucket, Key=PAUSED_KEY)
+    # Also when it is not paused: an attempt before this one may have ended just here.
     for function in target.functions.values():
         invoke(target, function, SWEEP)
     for endpoint in restored.again:
         event = approved_event(target, endpoint["model"], job_of_config(endpoint["config"]))
         invoke(target, target.functions["deployer"], event)
-    print("resumed: what was uploaded or approved meanwhile is taken up now (make status)")
+    print(
+        "resumed: what was uploaded or approved meanwhile is taken up now (make status)"
+        if paused
+        else "not paused: there is nothing to resume (make status)"
+    )
     return 1 if restored.lost else 0
 
 
@@ -595,7 +598,7 @@ def parse_failed(target: Target, sqs_message: Mapping[str, Any]) -> FailedEvent:
     """
     try:
         body = json.loads(sqs_message["Body"])
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         raise LeftAlone("its body is not a JSON object")
