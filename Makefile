@@ -82,7 +82,7 @@ pause: .venv/.tools ## No new jobs, no endpoints, until make resume (asks): [STO
 	@$(RUN) scripts/operate.py pause
 
 .PHONY: resume
-resume: .venv/.tools ## Bring back what was live before the pause, and go on
+resume: .venv/.tools ## Go on after a pause; MODEL=name: make an endpoint anew that was deleted by hand
 	@$(RUN) scripts/operate.py resume
 
 .PHONY: redrive

@@ -106,8 +106,15 @@ def write_record(target: Target, key: str, data: Mapping[str, Any], replaced: Re
 
 def move(target: Target, record: Record, by: str, state: str, **more: Any) -> Record:
     """Take a deployment record to another state. Raises Changed."""
-    kept = {name: value for name, value in record.data.items() if name != "withdrawn"}
-    data = kept | {"state": state, "by": by, "at": now().isoformat()} | more
+    data = record.data | {"state": state, "by": by, "at": now().isoformat()} | more
+    return write_record(target, record.key, data, record)
+
+
+def ask_again(target: Target, record: Record, by: str, **more: Any) -> Record:
+    """Have the deployment orchestrator deploy what a record stands for, whatever became of it. Raises Changed."""
+    history = ("withdrawn", "was", "gone")  # of a model that was withdrawn, or cleaned up
+    data = {name: value for name, value in record.data.items() if name not in history}
+    data |= {"state": "waiting", "reason": "", "tries": 0, "restores": "", "by": by, "at": now().isoformat()} | more
     return write_record(target, record.key, data, record)
 
 
@@ -326,7 +333,8 @@ class Rollback:
                 )
             if self.states(job) & set(OPEN):
                 raise UsageError(f"{job} is on its way to {self.endpoint}: wait for the email on it, then again")
-        for job in obstacles:
+        # The served one last: once it is withdrawn, what the function brings back is the wanted one.
+        for job in sorted(obstacles, key=lambda job: (job == self.served, job)):
             self.withdraw(job, by, reason)
         if self.served != self.wanted:
             self.ask_for(self.wanted, by)
@@ -339,9 +347,12 @@ class Rollback:
         print(f"withdrawn     {job}: it is not deployed again, whatever event arrives")
 
     def ask_for(self, job: str, by: str) -> None:
-        for record in self.of(job):
-            if record.state not in OPEN:
-                move(self.target, record, by, "waiting", reason="asked for with make rollback")
+        for record in deployments(self.target, job, self.endpoint):
+            try:
+                if record.state not in OPEN:
+                    ask_again(self.target, record, by)
+            except Changed:
+                print(f"              {job} was taken up by the deployment orchestrator already")
         invoke(self.target, self.target.functions["deployer"], approved_event(self.target, self.model, job))
         print(f"asked for     {job}")
         print(
@@ -520,15 +531,13 @@ def resume(target: Target, by: Callable[[], str]) -> int:
     paused = read_record(target, PAUSED_KEY)
     restored, name = Restored(), by()
     for endpoint in paused.data["endpoints"] if paused else []:
-        restore(target, endpoint, name, restored)
+        restore(target, endpoint, name, restored, after="a pause")
     if paused:
         target.client("s3").delete_object(Bucket=target.bucket, Key=PAUSED_KEY)
     # Also when it is not paused: an attempt before this one may have ended just here.
     for function in target.functions.values():
         invoke(target, function, SWEEP)
-    for endpoint in restored.again:
-        event = approved_event(target, endpoint["model"], job_of_config(endpoint["config"]))
-        invoke(target, target.functions["deployer"], event)
+    wake_for(target, restored)
     print(
         "resumed: what was uploaded or approved meanwhile is taken up now (make status)"
         if paused
@@ -537,9 +546,54 @@ def resume(target: Target, by: Callable[[], str]) -> int:
     return 1 if restored.lost else 0
 
 
-def restore(target: Target, endpoint: Mapping[str, Any], by: str, restored: Restored) -> None:
+def bring_back(target: Target, model: str, by: str) -> int:
+    """Make an endpoint anew that somebody deleted by hand, as it was; the exit status. Raises UsageError.
+
+    The deployment orchestrator then takes it on to the newest approved model, where that is another one.
+    """
+    name = target.endpoint_of(model)
+    if read_record(target, PAUSED_KEY):
+        raise UsageError("the pipeline is paused: make resume, without MODEL, brings everything back")
+    jobs = approved_jobs(target, model)
+    if not jobs:
+        raise UsageError(f"MODEL={model}: no model of this name was ever approved (make status shows those there are)")
+    restored = Restored()
+    for job in jobs:
+        records = deployments(target, job, name)
+        if not records or {record.state for record in records} & set(NOT_AGAIN):
+            continue
+        record = next((record for record in records if record.state in ("confirmed", *OPEN)), None)
+        if record is None:
+            # It was approved, and waits for whoever deleted the endpoint; what was live before it comes first.
+            restored.again.append({"model": model, "config": records[0].data["config"], "records": records})
+            continue
+        tags = {"Project": target.outputs["project_name"], "Stack": target.bucket, "Model": model, "TrainingJob": job}
+        listed = [{"Key": key, "Value": value} for key, value in tags.items()]
+        endpoint = {"name": name, "model": model, "config": record.data["config"], "tags": listed}
+        restored.again.clear()
+        restore(target, endpoint, by, restored, after="it was deleted by hand")
+        break
+    else:
+        if not restored.again:
+            raise UsageError(f"MODEL={model} has no model that may be deployed (make status): upload data for it")
+        for record in restored.again[0]["records"]:
+            ask_again(target, record, by, endpoint_last_modified=None, deleted="pipeline")
+        print(f"asked for      {name}; an email says how it goes on")
+    wake_for(target, restored)
+    return 1 if restored.lost else 0
+
+
+def wake_for(target: Target, restored: Restored) -> None:
+    """Have the deployment orchestrator try what could not be restored just now."""
+    for endpoint in restored.again:
+        event = approved_event(target, endpoint["model"], job_of_config(endpoint["config"]))
+        invoke(target, target.functions["deployer"], event)
+
+
+def restore(target: Target, endpoint: Mapping[str, Any], by: str, restored: Restored, after: str) -> None:
     """Create an endpoint with the config that it had, and have the deployment orchestrator tell how it ended.
 
+    endpoint: {"name", "model", "config", "tags"}; after: what it comes back from, for the email on it.
     Raises UsageError while the endpoint is still being deleted.
     """
     name, config = endpoint["name"], endpoint["config"]
@@ -552,11 +606,11 @@ def restore(target: Target, endpoint: Mapping[str, Any], by: str, restored: Rest
     if present is not None:
         print(f"there already  {name}")
         if record is not None and record.state == "requested" and record.data["by"] == by:
-            move(target, record, by, "started")
+            move(target, record, by, "started", started_at=now().isoformat())
         return
     if follow and record is not None:
-        seen = {"endpoint_last_modified": None, "previous_config": None, "reason": ""}
-        record = move(target, record, by, "requested", **seen)
+        begun: dict[str, Any] = {"endpoint_last_modified": None, "previous_config": None, "reason": "", "deleted": ""}
+        record = move(target, record, by, "requested", **begun, restores=after)
     try:
         target.client("sagemaker").create_endpoint(
             EndpointName=name, EndpointConfigName=config, Tags=list(endpoint["tags"])
@@ -565,7 +619,8 @@ def restore(target: Target, endpoint: Mapping[str, Any], by: str, restored: Rest
         if pipeline.error_code(error) != "ResourceLimitExceeded" and not is_missing(error):
             raise
         if follow and record is not None:
-            move(target, record, by, "waiting", reason="")
+            # As if the pipeline itself had deleted it: it was no person who did not want it any more.
+            ask_again(target, record, by, deleted="pipeline")
             restored.again.append(dict(endpoint))
             print(f"not yet        {name}: {message(error)} The deployment orchestrator tries again.")
         else:
@@ -573,7 +628,7 @@ def restore(target: Target, endpoint: Mapping[str, Any], by: str, restored: Rest
             print(f"NOT RESTORED   {name}: {message(error)}")
         return
     if follow and record is not None:
-        move(target, record, by, "started")
+        move(target, record, by, "started", started_at=now().isoformat())
     print(f"created again  {name} ({config})" + ("; an email says when it answers" if follow else ""))
 
 
@@ -727,6 +782,8 @@ def run(target: Target, options: argparse.Namespace) -> int:
         retrain(target, options.job, who(target))
     elif options.command == "pause":
         return pause(target, lambda: who(target), options.yes, options.stop_jobs)
+    elif options.command == "resume" and options.model:
+        return bring_back(target, pipeline.model_name(options.model), who(target))
     elif options.command == "resume":
         return resume(target, lambda: who(target))
     else:
@@ -749,7 +806,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("pause", help="no new jobs, no endpoints, until resume")
     command.add_argument("--yes", action="store_true", default=pipeline.flag("YES"), help="do not ask")
     command.add_argument("--stop-jobs", action="store_true", default=pipeline.flag("STOP_JOBS"))
-    commands.add_parser("resume", help="bring back what was live before the pause, and go on")
+    command = commands.add_parser("resume", help="bring back what was live before the pause, and go on")
+    command.add_argument("--model", default=environment.get("MODEL", ""), help="an endpoint that was deleted by hand")
     commands.add_parser("redrive", help="send the failed events again")
     options = parser.parse_args(arguments)
 
