@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import pytest
+from moto import mock_aws
 from moto.core.models import DEFAULT_ACCOUNT_ID
 
 import operate
@@ -95,18 +96,18 @@ class Lambda:
 class Shell:
     """A person at a shell, before a stack in a fresh world."""
 
-    def __init__(self, world: World, deployer: ModuleType) -> None:
+    def __init__(self, world: World, deployer: ModuleType, sqs: Any, sts: Any) -> None:
         self.world = world
         self.sagemaker = world.sagemaker = Account(REGION, DEFAULT_ACCOUNT_ID, world.around)
         self.functions = Lambda()
-        self.sqs = boto3.client("sqs", region_name=REGION)
+        self.sqs = sqs
         self.queue = self.sqs.create_queue(QueueName="failures")["QueueUrl"]
         clients = {
             "sagemaker": self.sagemaker,
             "s3": world.client("s3"),
             "lambda": Watched(self.functions, world.around),
             "sqs": Watched(self.sqs, world.around),
-            "sts": boto3.client("sts", region_name=REGION),
+            "sts": sts,
         }
         self.target = SimpleNamespace(
             where="a test",
@@ -161,16 +162,25 @@ class Shell:
         return [email.subject.partition(":")[0] for email in self.world.emails()]
 
 
+@pytest.fixture(scope="session")
+def queue_and_identity() -> tuple[Any, Any]:
+    with mock_aws():
+        return boto3.client("sqs", region_name=REGION), boto3.client("sts", region_name=REGION)
+
+
 @pytest.fixture
 def make_shell(
-    make_world: Callable[[], World], deployer: ModuleType, monkeypatch: pytest.MonkeyPatch
+    make_world: Callable[[], World],
+    deployer: ModuleType,
+    queue_and_identity: tuple[Any, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[], Shell]:
     """Gives a fresh world with a person at a shell at each call; their clock never stands still."""
     moments: Iterator[datetime] = (datetime(2026, 12, 1, tzinfo=UTC) + timedelta(seconds=n) for n in range(1_000_000))
     monkeypatch.setattr(operate, "now", lambda: next(moments))
 
     def fresh() -> Shell:
-        shell = Shell(make_world(), deployer)
+        shell = Shell(make_world(), deployer, *queue_and_identity)
         monkeypatch.setattr(pipeline, "connect", lambda _: shell.target)
         return shell
 
