@@ -1,15 +1,19 @@
 """Deployment orchestrator: brings a model's endpoint to the newest approved model, one step at a time.
 
-Triggers: EventBridge, S3 "Object Created" under models/approved/ and SageMaker "Endpoint State Change".
-Whatever the event, it looks at the world: which model is the newest approved one, what the endpoint serves,
-what the deployment records say was asked for; then it takes the next step, tells people and returns.
-It never waits for an endpoint, never touches one that is not this stack's, and never retries a model that
-was rolled back.
+Triggers: EventBridge, S3 "Object Created" under models/approved/, SageMaker "Endpoint State Change", and a schedule
+({"source": "sweep"}: every model in turn). Whatever the event, it looks at the world: which model is the newest
+approved one, what the endpoint serves, what the deployment records say was asked for; then it takes the next step,
+tells people and returns. It never waits for an endpoint, never touches one that is not this stack's, never retries
+a model that was rolled back, and never undoes what a person did: an endpoint that somebody deleted stays deleted.
 
 A deployment record goes through these states (they are its lock, too: every change is a conditional write):
 
   requested ─▶ started ─▶ settling ─▶ confirmed | rolled back | failed | superseded
-      └─▶ waiting (asked at a bad moment: the next event asks again)
+      └─▶ waiting (asked at a bad moment: the next event or sweep asks again)
+
+A person's command makes a record "withdrawn" (never again) or "waiting" (asked for). "removed" is one whose model
+and endpoint config were cleaned up. When the endpoint serves a model that is not to be served, or had to be deleted,
+the newest confirmed one is asked for again: its record begins anew, and says what it "restores".
 """
 
 from __future__ import annotations
@@ -22,19 +26,22 @@ import logging
 import os
 import re
 import tarfile
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 SNAPSHOT_PREFIX = "data/snapshots/"
 APPROVED_PREFIX = "models/approved/"
+DECISION_PREFIX = "models/decisions/"
 DEPLOYMENT_PREFIX = "models/deployments/"
+PAUSED_KEY = "control/paused.json"
 DEFAULT_MODEL = "default"
 MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 APPROVED_KEY = re.compile(
@@ -55,9 +62,33 @@ VISIBLE_SECONDS = 60
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
 
+# Approved models that are looked at, newest first: bounds what one invocation reads.
+LOOK_BACK_MODELS = 50
+# Steps that one invocation takes for one model; the sweep goes on from there.
+STEPS_MAX = 20
+# What is refused is asked again at each event and sweep: a week of them, at the default of one in 15 minutes.
+TRIES_MAX = 7 * 24 * 4
+
+# The same weights on another machine, with other kernels or another padding, move a score by 0.001, at half
+# precision by 0.01; other weights move most of them by much more.
+SCORE_TOLERANCE = 0.05
+# Labels whose scores nearly tie may change places by that; with weights that are the right ones, hardly ever.
+TIES_MAX_SHARE = 0.1
+GOLDEN_ROWS_MAX = 20
+# A serverless endpoint takes requests of 4 MB (developer guide, Serverless Inference): 20 such texts at 4 bytes fit.
+GOLDEN_TEXT_MAX_CHARACTERS = 20_000
+CHECK_ASKS = 3
+CHECK_PAUSE_SECONDS = 2.0
+# A container has 60 seconds to answer (developer guide, inference code); three times that fits the function's 300.
+INVOKE_READ_SECONDS = 65
+# A model that answers with timeouts or server errors may be starting still, for this long after the endpoint settled.
+CHECK_PATIENCE_SECONDS = 10 * 60
+
 OPEN = ("requested", "started", "settling")
 SETTLED = ("InService", "UpdateRollbackFailed")
-NOT_AGAIN = ("rolled back", "failed", "withdrawn")
+NOT_AGAIN = ("rolled back", "failed", "withdrawn", "removed")
+AGAIN = "look again"
+HELD = "the endpoint was deleted by hand"
 
 log = logging.getLogger()
 # It logs where it found credentials and endpoints, at INFO.
@@ -91,6 +122,8 @@ class Settings:
     serverless_max_concurrency: int
     endpoint_instance_type: str
     endpoint_instance_count: int
+    keep_models: int
+    deployment_policy: dict[str, Any]
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -110,6 +143,8 @@ class Settings:
             serverless_max_concurrency=positive_int(env, "SERVERLESS_MAX_CONCURRENCY"),
             endpoint_instance_type=required(env, "ENDPOINT_INSTANCE_TYPE"),
             endpoint_instance_count=positive_int(env, "ENDPOINT_INSTANCE_COUNT"),
+            keep_models=positive_int(env, "KEEP_MODELS"),
+            deployment_policy=json_object(env, "DEPLOYMENT_POLICY"),
         )
 
     def endpoint_of(self, model: str) -> str:
@@ -147,6 +182,16 @@ class Record:
         return str(self.data["state"])
 
     @property
+    def config(self) -> str:
+        """The endpoint config whose deployment this is."""
+        return str(self.data["config"])
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether it waits for its turn, and not for a person who deleted the endpoint."""
+        return self.state == "waiting" and self.data["reason"] != HELD
+
+    @property
     def age(self) -> float:
         """Seconds since the record's last change."""
         return (now() - datetime.fromisoformat(self.data["at"])).total_seconds()
@@ -154,6 +199,20 @@ class Record:
     def in_hand(self, request_id: str) -> bool:
         """Whether another invocation, which may still be alive, is working on this record."""
         return self.data["by"] != request_id and self.age < LEASE_SECONDS
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model that the endpoint is to serve: its artifact, its requests, and the record of their deployment."""
+
+    artifact: Approved
+    model_request: dict[str, Any]
+    config_request: dict[str, Any]
+    record: Record | None
+
+    @property
+    def config(self) -> str:
+        return str(self.config_request["EndpointConfigName"])
 
 
 # --- settings ---------------------------------------------------------------------------------------
@@ -175,6 +234,18 @@ def positive_int(env: Mapping[str, str], name: str) -> int:
     return int(value)
 
 
+def json_object(env: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The variable as a JSON object. Raises ConfigError otherwise."""
+    value = required(env, name)
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise ConfigError(f"environment variable {name} is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"environment variable {name} must be a JSON object, not {value!r}")
+    return parsed
+
+
 @functools.cache
 def settings() -> Settings:
     return Settings.from_env(os.environ)
@@ -183,6 +254,13 @@ def settings() -> Settings:
 @functools.cache
 def client(service: str) -> Any:
     return boto3.client(service, config=Config(retries={"mode": "standard", "max_attempts": 5}))
+
+
+@functools.cache
+def runtime() -> Any:
+    """The client that asks endpoints: an attempt may take as long as a model may, so there are few."""
+    config = Config(read_timeout=INVOKE_READ_SECONDS, retries={"mode": "standard", "total_max_attempts": 3})
+    return boto3.client("sagemaker-runtime", config=config)
 
 
 def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
@@ -413,6 +491,12 @@ def records_of(bucket: str, job: str, endpoint: str) -> list[Record]:
     return found
 
 
+def read_record(bucket: str, config_name: str) -> Record | None:
+    """The deployment record of an endpoint config; None where the pipeline has none."""
+    data, etag = read_json(bucket, record_key(config_name))
+    return None if data is None or etag is None else Record(data, etag)
+
+
 def move(config: Settings, record: Record, request_id: str, state: str, **more: Any) -> bool:
     """Take a record to a state, unless somebody else changed it since it was read; True when it was taken."""
     data = record.data | more | {"state": state, "by": request_id, "at": now().isoformat()}
@@ -421,6 +505,16 @@ def move(config: Settings, record: Record, request_id: str, state: str, **more: 
         return False
     record.data, record.etag = data, etag
     return True
+
+
+def started_at(record: Record) -> str:
+    """When SageMaker began with a deployment, as text that sorts by time; "" when it did not."""
+    return str(record.data.get("started_at") or "")
+
+
+def newest_started(records: Iterable[Record]) -> Record | None:
+    """The record whose deployment SageMaker began last."""
+    return max((record for record in records if started_at(record)), key=started_at, default=None)
 
 
 # --- notifications ----------------------------------------------------------------------------------
@@ -432,8 +526,15 @@ def capacity_text(config: Settings) -> str:
     return f"{config.endpoint_instance_count} x {config.endpoint_instance_type}"
 
 
-def tell(config: Settings, record: Mapping[str, Any], outcome: str, reason: str = "") -> None:
-    """The notification on what became of a deployment."""
+def standing(endpoint: Mapping[str, Any] | None) -> str:
+    """What people's calls meet now, in a sentence."""
+    if endpoint is not None and endpoint["EndpointStatus"] in SETTLED:
+        return f"The endpoint goes on serving {endpoint['EndpointConfigName']}."
+    return "There is no endpoint for this model now."
+
+
+def tell(config: Settings, record: Mapping[str, Any], outcome: str, reason: str = "", then: str = "") -> None:
+    """The notification on what became of a deployment or its endpoint; then: what the endpoint does now."""
     model, endpoint, previous = record["model"], record["endpoint"], record["previous_config"]
     source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{record['job']}/source.json")
     rows: list[tuple[str, object]] = [
@@ -446,51 +547,150 @@ def tell(config: Settings, record: Mapping[str, Any], outcome: str, reason: str 
     ]
     if previous:
         rows.append(("before", previous))
+    if record.get("checked"):
+        rows.append(("golden rows", record["checked"]))
     predict = f'make predict MODEL={model} TEXT="some text"'
     cli = (
         f"aws sagemaker-runtime invoke-endpoint --endpoint-name {endpoint} --content-type application/json "
         f'--cli-binary-format raw-in-base64-out --body \'{{"inputs": "some text"}}\' answer.json'
     )
-    meanwhile = (
-        "It keeps answering with the model before until the new one is up."
-        if previous
-        else "It is new: it answers as soon as it is up."
-    )
-    unaffected = f"The endpoint goes on serving {previous}." if previous else "There is no endpoint for this model now."
+    meanwhile = "It is new: it answers as soon as it is up."
+    if record.get("replaces"):
+        meanwhile = (
+            "An endpoint on instances cannot become serverless in place, so it is replaced: it is deleted now and made "
+            "anew by the next sweep. IT DOES NOT ANSWER UNTIL THEN, commonly for 10 to 30 minutes."
+        )
+    elif previous:
+        meanwhile = "It keeps answering with the model before until the new one is up."
     logs = f"See the model server's log: make logs ENDPOINT={endpoint}"
-    subjects = {
-        "started": "Deployment started",
-        "confirmed": "Deployment successful",
-        "rolled back": "Deployment rolled back",
-        "failed": "Deployment failed",
-        "waiting": "Deployment waiting",
-    }
-    openings = {
-        "started": f"The approved model is on its way to the endpoint ({capacity_text(config)}).\n{meanwhile}",
-        "confirmed": "The endpoint is in service and serves the new model.",
-        "rolled back": "The new model did not come up, so SageMaker put the endpoint back to the model before.",
-        "failed": "The new model could not be deployed.",
-        "waiting": "The new model cannot be deployed just now.",
-    }
-    nexts = {
-        "started": "nothing to do. The next email says how it ended, commonly in 5 to 10 minutes.",
-        "confirmed": f"try it:\n\n  {predict}\n\nor, with the AWS CLI:\n\n  {cli}",
-        "rolled back": f"{unaffected} This model is not tried again. {logs}; mend the cause, then upload again.",
-        "failed": f"{unaffected} This model is not tried again. {logs}; mend the cause, then upload again.",
-        "waiting": f"{unaffected} Remove the cause; the next upload or endpoint event tries again.",
-    }
+    after = f"{record.get('restores')} was taken back"
+    if record.get("restores") == record["config"]:
+        after = "the endpoint had failed"
+    again = f"This model is not tried again. {logs}; mend the cause, then upload again."
+    come_back = f"make resume MODEL={model} brings it back, with the newest approved model."
+    subject, opening, following = {
+        "started": (
+            "Deployment started",
+            f"The approved model is on its way to the endpoint ({capacity_text(config)}).\n{meanwhile}",
+            "nothing to do. The next email says how it ended, commonly in 5 to 10 minutes.",
+        ),
+        "confirmed": (
+            "Deployment successful",
+            "The endpoint is in service and serves the new model.",
+            f"try it:\n\n  {predict}\n\nor, with the AWS CLI:\n\n  {cli}",
+        ),
+        "restored": (
+            "Deployment restored",
+            f"The endpoint is in service and serves this model again, after {after}.",
+            f"nothing to do. Try it:\n\n  {predict}",
+        ),
+        "rolled back": ("Deployment rolled back", "The new model was taken back.", f"{then} {again}"),
+        "failed": ("Deployment failed", "The new model could not be deployed.", f"{then} {again}"),
+        "waiting": (
+            "Deployment waiting",
+            "The new model cannot be deployed just now.",
+            f"{then} Remove the cause; the pipeline tries again by itself, with every sweep.",
+        ),
+        "held": (
+            "Deployment waiting",
+            "The new model is approved, but not deployed: somebody deleted the endpoint, and no upload undoes that.",
+            come_back,
+        ),
+        "deleted by hand": (
+            "Endpoint deleted by hand",
+            "Somebody deleted the endpoint. It stays deleted, and costs nothing: no upload brings it back.",
+            f"nothing, if that is meant. {come_back}",
+        ),
+        "endpoint failed": (
+            "Endpoint failed",
+            "The endpoint was in service, and has failed since. It is deleted: nothing else can be done with it.",
+            f"nothing to do: the pipeline makes it anew, with the last confirmed model. {logs}",
+        ),
+    }[outcome]
     why = f"Why: {reason}\n\n" if reason else ""
     publish(
         config.topic_arn,
-        f"{subjects[outcome]}: {model} ({endpoint})",
-        f"{openings[outcome]}\n\n{table(rows)}\n\n{why}What next: {nexts[outcome]}\n",
+        f"{subject}: {model} ({endpoint})",
+        f"{opening}\n\n{table(rows)}\n\n{why}What next: {following}\n",
         stage="deployment",
-        status=subjects[outcome].removeprefix("Deployment ").replace(" ", "-"),
+        status=subject.removeprefix("Deployment ").lower().replace(" ", "-"),
         model=model,
     )
 
 
-# --- the steps --------------------------------------------------------------------------------------
+# --- does the right model answer? -------------------------------------------------------------------
+
+
+def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
+    """How an endpoint's answers differ from the golden rows, {"text", "label", "score"}, in words; "" when they agree.
+
+    Labels and scores agree within SCORE_TOLERANCE. A label that nearly tied with another one in training may give
+    way to it, in few rows. The words hold no text of the rows: they go into an email.
+    """
+    if not isinstance(answers, list) or len(answers) != len(golden):
+        return f"the endpoint does not answer {len(golden)} texts with as many labels, but with {answers!r:.100}"
+    wrong, ties = [], 0
+    for row, answer in zip(golden, answers, strict=True):
+        label, score = (answer.get("label"), answer.get("score")) if isinstance(answer, Mapping) else (None, None)
+        if not isinstance(score, int | float) or isinstance(score, bool):
+            return f"the endpoint answers in another form than label and score: {answer!r:.100}"
+        close = abs(score - row["score"]) <= SCORE_TOLERANCE
+        if close and label == row["label"]:
+            continue
+        # The second best label has at most what the best one leaves.
+        ties += close and row["score"] <= 0.5 + SCORE_TOLERANCE
+        if not close or row["score"] > 0.5 + SCORE_TOLERANCE or ties > TIES_MAX_SHARE * len(golden):
+            wrong.append(f"{label} {score:.3f} instead of {row['label']} {row['score']:.3f}")
+    if not wrong:
+        return ""
+    return (
+        f"{len(wrong)} of {len(golden)} golden rows are answered otherwise than by the model that was trained "
+        f"(for instance {wrong[0]}): the endpoint serves other weights, or a broken copy"
+    )
+
+
+def ask(endpoint_name: str, texts: Sequence[str]) -> object:
+    """The endpoint's decoded answer to texts. Raises ClientError; ValueError when the answer is no JSON."""
+    answer = runtime().invoke_endpoint(
+        EndpointName=endpoint_name, ContentType="application/json", Body=json.dumps({"inputs": texts}).encode()
+    )
+    return json.loads(answer["Body"].read())
+
+
+def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str]:
+    """Ask the endpoint the golden rows of the model's decision: (what is wrong, or ""; what was checked, in words).
+
+    Raises what AWS raises on a failure that may pass (throttling, a cold start that takes too long, no capacity):
+    Lambda's retry or the sweep asks again. A model whose own code answers with errors does not pass: the HuggingFace
+    server turns every exception in it into a 400 (handler_service.py), and 5xx and timeouts that last count as well.
+    """
+    decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.data['job']}.json")
+    rows = (decision or {}).get("golden") or []
+    golden = [row for row in rows if len(row["text"]) <= GOLDEN_TEXT_MAX_CHARACTERS][:GOLDEN_ROWS_MAX]
+    if not golden:
+        return "", "not checked: the training job gave none"
+    for attempt in range(CHECK_ASKS):
+        if attempt:
+            time.sleep(CHECK_PAUSE_SECONDS)
+        try:
+            wrong = difference(golden, ask(record.data["endpoint"], [row["text"] for row in golden]))
+        except ValueError as error:
+            wrong = f"the endpoint does not answer with JSON: {error}"
+        except ClientError as error:
+            if error_code(error) != "ModelError":
+                raise
+            answer: Mapping[str, Any] = error.response
+            by_the_model = 400 <= answer.get("OriginalStatusCode", 0) < 500
+            settled_for = (now() - endpoint["LastModifiedTime"]).total_seconds()
+            if not by_the_model and settled_for < CHECK_PATIENCE_SECONDS:
+                raise
+            wrong = f"the new model does not answer. SageMaker said: {message(error):.500}"
+        if not wrong:
+            return "", f"{len(golden)} of {len(golden)} answered as in training"
+    return wrong, ""
+
+
+# --- what became of a deployment --------------------------------------------------------------------
 
 
 def was_made(record: Record, endpoint: Mapping[str, Any] | None) -> bool:
@@ -506,15 +706,11 @@ def was_made(record: Record, endpoint: Mapping[str, Any] | None) -> bool:
     return bool(pending == record.data["config"])
 
 
-def outcome_of(record: Record, endpoint: Mapping[str, Any] | None) -> tuple[str, str] | None:
+def outcome_of(record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] | None:
     """What became of a deployment that was started: (state, reason); None while it is under way."""
-    if endpoint is None:
-        if record.state == "started" and record.age < VISIBLE_SECONDS:
-            return None
-        return "failed", "the endpoint was deleted while the model was being deployed"
     status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
     reason = str(endpoint.get("FailureReason") or "")
-    if status == "InService" and served == record.data["config"]:
+    if status == "InService" and served == record.config:
         return "confirmed", ""
     if not was_made(record, endpoint):
         return None
@@ -527,32 +723,86 @@ def outcome_of(record: Record, endpoint: Mapping[str, Any] | None) -> tuple[str,
     return None
 
 
+def confirmed_before(config: Settings, record: Record) -> str:
+    """The endpoint config that the pipeline goes back to from a deployment that went wrong; "" when there is none."""
+    for artifact in approved_models(config.bucket, record.data["model"])[:LOOK_BACK_MODELS]:
+        found = records_of(config.bucket, artifact.job, record.data["endpoint"])
+        if any(other.state == "withdrawn" for other in found):
+            continue
+        for other in found:
+            if other.state == "confirmed" and other.config != record.config:
+                return other.config
+    return ""
+
+
+def vanished(config: Settings, record: Record, request_id: str) -> bool:
+    """The endpoint of an open deployment is gone: told once, and held; True when that ended it."""
+    if record.state == "started" and record.age < VISIBLE_SECONDS:
+        return False
+    if not move(config, record, request_id, "settling"):
+        return False
+    tell(config, record.data, "deleted by hand", "it was deleted while this model was being deployed")
+    return move(config, record, request_id, "waiting", reason=HELD, deleted="somebody")
+
+
 def settle(config: Settings, record: Record, endpoint: Mapping[str, Any] | None, request_id: str) -> bool:
     """Take an open record as far as the endpoint allows, and tell people, once; True when that ended it."""
     if record.state in ("requested", "settling") and record.in_hand(request_id):
         return False
     if record.state in ("requested", "waiting"):
         # Served, though nobody knows that it was asked for: the answer to the call was lost.
-        served = endpoint is not None and endpoint["EndpointConfigName"] == record.data["config"]
+        served = endpoint is not None and endpoint["EndpointConfigName"] == record.config
         if record.state == "waiting" and not served:
+            return False
+        if not served and record.data.get("replaces") == "delete":
+            deleted = endpoint is None or endpoint["EndpointStatus"] == "Deleting"
+            if deleted:
+                tell(config, record.data, "started")
+            move(config, record, request_id, "waiting", replaces="create" if deleted else "")
             return False
         if not served and not was_made(record, endpoint):
             move(config, record, request_id, "waiting")
             return False
         # Whoever asked died before people were told.
-        tell(config, record.data, "started")
-        if not move(config, record, request_id, "started"):
+        if not start(config, record, request_id):
             return False
+    if endpoint is None:
+        return vanished(config, record, request_id)
     ended = outcome_of(record, endpoint)
     if ended is None:
         return False
     state, reason = ended
+    then, more = standing(endpoint), {"checked": "", "ended": last_modified(endpoint)}
+    if state == "confirmed":
+        reason, more["checked"] = check_answers(config, record, endpoint)
+        if reason:
+            before = confirmed_before(config, record)
+            state = "rolled back" if before else "failed"
+            then = f"The pipeline puts {before} back; an email says when it serves."
+            if not before:
+                then = "There is no confirmed model to go back to, so the endpoint is deleted: it answers wrongly."
+    elif state == "failed":
+        before = confirmed_before(config, record)
+        then = "A failed endpoint can only be deleted, so the pipeline deletes it"
+        then += f" and brings {before} back." if before else ". There is no confirmed model to bring back."
     if not move(config, record, request_id, "settling"):
         return False
     if state != "superseded":
-        tell(config, record.data, state, reason)
+        told = "restored" if state == "confirmed" and record.data.get("restores") else state
+        tell(config, record.data | more, told, reason, then)
     log.info("deployment settled: %s", state, extra={"training_job": record.data["job"], "reason": reason})
-    return move(config, record, request_id, state, reason=reason)
+    return move(config, record, request_id, state, reason=reason, cleaned=state != "confirmed", **more)
+
+
+def start(config: Settings, record: Record, request_id: str) -> bool:
+    """SageMaker was asked: tell people, and note it; True when it was noted."""
+    # What is restored was told when it became necessary, what is replaced when the old endpoint was deleted.
+    if not record.data.get("restores") and record.data.get("replaces") != "create":
+        tell(config, record.data, "started")
+    return move(config, record, request_id, "started", started_at=now().isoformat())
+
+
+# --- asking SageMaker -------------------------------------------------------------------------------
 
 
 def create_once(call: Any, request: Mapping[str, Any]) -> None:
@@ -567,45 +817,126 @@ def create_once(call: Any, request: Mapping[str, Any]) -> None:
             raise
 
 
-def deploy(
-    config: Settings,
-    artifact: Approved,
-    record: Record | None,
-    endpoint: Mapping[str, Any] | None,
-    request_id: str,
-) -> str:
-    """Ask for the artifact on its endpoint; returns the outcome in a word.
+def variant_of(config_request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The one production variant of a CreateEndpointConfig request or a DescribeEndpointConfig answer."""
+    variant: Mapping[str, Any] = config_request["ProductionVariants"][0]
+    return variant
 
-    The record is written before the call, with the endpoint as it was seen: after a crash it tells
-    whether the call was made.
+
+def is_replacement(choice: Choice, endpoint: Mapping[str, Any] | None) -> bool:
+    """Whether the endpoint must be made anew: AWS refuses to turn instances into serverless in place.
+
+    (Developer guide, Serverless Inference: a serverless endpoint can become one on instances, not the reverse.)
     """
-    model_request, config_request = requests(config, artifact)
-    name = config_request["EndpointConfigName"]
-    data = {
+    if endpoint is None or "ServerlessConfig" not in variant_of(choice.config_request):
+        return False
+    return not any("CurrentServerlessConfig" in variant for variant in endpoint.get("ProductionVariants", []))
+
+
+def deployment_policy(policy: Mapping[str, Any], endpoint_name: str, instances: int) -> dict[str, Any]:
+    """The DeploymentConfig for one endpoint: the stack's policy with the endpoint's own alarms, {} for none.
+
+    Alarms are named <endpoint>/<what>. Steps are a share of the fleet; one that is too small for them, as
+    autoscaling may leave it, takes its traffic all at once.
+    """
+    own: dict[str, Any] = json.loads(json.dumps(policy))
+    alarms = own.get("AutoRollbackConfiguration", {}).get("Alarms", [])
+    alarms = [alarm for alarm in alarms if alarm["AlarmName"].startswith(f"{endpoint_name}/")]
+    own.pop("AutoRollbackConfiguration", None)
+    if alarms:
+        own["AutoRollbackConfiguration"] = {"Alarms": alarms}
+    routing = own.get("BlueGreenUpdatePolicy", {}).get("TrafficRoutingConfiguration", {})
+    size = routing.get("CanarySize") or routing.get("LinearStepSize")
+    if size and instances * size["Value"] < 100:
+        wait = routing["WaitIntervalInSeconds"]
+        own["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"] = {
+            "Type": "ALL_AT_ONCE",
+            "WaitIntervalInSeconds": wait,
+        }
+    return own
+
+
+def update(config: Settings, choice: Choice, endpoint: Mapping[str, Any]) -> None:
+    """Ask SageMaker to bring the endpoint to the chosen config. Raises ClientError.
+
+    On instances, the deployment settings go with every update: SageMaker forgets them otherwise (UpdateEndpoint,
+    RetainDeploymentConfig). The number of instances that autoscaling arrived at is kept, unless the setting for it
+    changed: then that counts.
+    """
+    sagemaker, name = client("sagemaker"), endpoint["EndpointName"]
+    request: dict[str, Any] = {"EndpointName": name, "EndpointConfigName": choice.config}
+    new = variant_of(choice.config_request)
+    if "ServerlessConfig" not in new:
+        served = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
+        same = ("VariantName", "InstanceType", "InitialInstanceCount")
+        keep = all(variant_of(served).get(member) == new[member] for member in same)
+        running = [variant.get("CurrentInstanceCount", 1) for variant in endpoint.get("ProductionVariants", [])]
+        instances = min(running, default=1) if keep else new["InitialInstanceCount"]
+        request["RetainAllVariantProperties"] = keep
+        policy = deployment_policy(config.deployment_policy, name, instances)
+        if policy:
+            request["DeploymentConfig"] = policy
+    sagemaker.update_endpoint(**request)
+
+
+def cause(reason: str) -> str:
+    """A reason without its numbers: the utilisation in a quota's text changes, the cause does not."""
+    return re.sub(r"[0-9]+", "#", reason)
+
+
+def blank_record(config: Settings, choice: Choice, endpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The record of a deployment that begins, all but its state."""
+    waiting = choice.record.data if choice.record and choice.record.state == "waiting" else {}
+    return {
         "schema": SCHEMA,
-        "config": name,
-        "endpoint": config.endpoint_of(artifact.model),
-        "model": artifact.model,
-        "model_name": model_request["ModelName"],
-        "job": artifact.job,
-        "artifact": {"key": artifact.key, "etag": artifact.etag, "size": artifact.size},
+        "config": choice.config,
+        "endpoint": config.endpoint_of(choice.artifact.model),
+        "model": choice.artifact.model,
+        "model_name": choice.model_request["ModelName"],
+        "job": choice.artifact.job,
+        "artifact": {"key": choice.artifact.key, "etag": choice.artifact.etag, "size": choice.artifact.size},
+        "requests": {"model": choice.model_request, "config": choice.config_request},
         "endpoint_last_modified": last_modified(endpoint),
         "previous_config": endpoint["EndpointConfigName"] if endpoint else None,
-        "reason": record.data["reason"] if record else "",
+        "reason": waiting.get("reason", ""),
+        "tries": waiting.get("tries", 0) + 1,
+        "restores": waiting.get("restores", ""),
+        "replaces": waiting.get("replaces", "") if endpoint is None else "",
+        "started_at": "",
+        "deleted": "",
     }
+
+
+def deploy(
+    config: Settings,
+    choice: Choice,
+    endpoint: Mapping[str, Any] | None,
+    last: Record | None,
+    request_id: str,
+    restores: str = "",
+) -> str:
+    """Ask for the chosen model on its endpoint; returns the outcome in a word.
+
+    The record is written before the call, with the endpoint as it was seen: after a crash it tells
+    whether the call was made. last: the deployment before, whose endpoint it is.
+    """
+    data = blank_record(config, choice, endpoint)
+    data["restores"] = restores or data["restores"]
+    if is_replacement(choice, endpoint):
+        data["replaces"] = "delete"
     data |= {"state": "requested", "by": request_id, "at": now().isoformat()}
-    condition = {"IfMatch": record.etag} if record else {"IfNoneMatch": "*"}
-    etag = put_json(config.bucket, record_key(name), data, **condition)
+    condition = {"IfMatch": choice.record.etag} if choice.record else {"IfNoneMatch": "*"}
+    etag = put_json(config.bucket, record_key(choice.config), data, **condition)
     if etag is None:
         return "in hand"
     record = Record(data, etag)
 
     def give_up(state: str, reason: str) -> str:
         # A cause that lasts is told once, not at every event that finds it still there.
-        if data["reason"] != reason:
-            tell(config, data, state, reason)
+        if cause(data["reason"]) != cause(reason):
+            tell(config, data, state, reason, standing(endpoint))
         move(config, record, request_id, state, reason=reason)
-        return state
+        return AGAIN if state == "failed" else state
 
     if endpoint is not None and not is_ours(config, endpoint):
         return give_up(
@@ -613,22 +944,31 @@ def deploy(
             f"an endpoint {data['endpoint']} exists that this stack did not make: "
             "set endpoint_name in Terraform to another name and apply, or delete that endpoint",
         )
+    if data["tries"] > TRIES_MAX:
+        return give_up("failed", f"it was asked for {TRIES_MAX} times in vain; at last: {data['reason'] or 'an error'}")
     try:
-        check_artifact(config, artifact)
+        check_artifact(config, choice.artifact)
     except ArtifactError as error:
         return give_up("failed", str(error))
     sagemaker = client("sagemaker")
     try:
-        create_once(sagemaker.create_model, model_request)
-        create_once(sagemaker.create_endpoint_config, config_request)
+        create_once(sagemaker.create_model, choice.model_request)
+        create_once(sagemaker.create_endpoint_config, choice.config_request)
         # CreateEndpoint may not see a new config yet; AWS advises to describe it first (CreateEndpoint reference).
-        sagemaker.describe_endpoint_config(EndpointConfigName=name)
+        sagemaker.describe_endpoint_config(EndpointConfigName=choice.config)
         if endpoint is None:
-            sagemaker.create_endpoint(
-                EndpointName=data["endpoint"], EndpointConfigName=name, Tags=config_request["Tags"]
-            )
+            tags = choice.config_request["Tags"]
+            sagemaker.create_endpoint(EndpointName=data["endpoint"], EndpointConfigName=choice.config, Tags=tags)
+        elif data["replaces"]:
+            if last is None or move(config, last, request_id, last.state, deleted="pipeline"):
+                sagemaker.delete_endpoint(EndpointName=data["endpoint"])
+                tell(config, data, "started")
+                move(config, record, request_id, "waiting", replaces="create")
+                return "replacing"
+            move(config, record, request_id, "waiting", replaces="")
+            return "in hand"
         else:
-            sagemaker.update_endpoint(EndpointName=data["endpoint"], EndpointConfigName=name)
+            update(config, choice, endpoint)
     except ClientError as error:
         if error_code(error) == "ResourceLimitExceeded":
             return give_up("waiting", f"a quota of the account is used up. SageMaker said: {message(error)}")
@@ -638,16 +978,42 @@ def deploy(
             move(config, record, request_id, "waiting")
             return "busy"
         raise
-    tell(config, data, "started")
-    move(config, record, request_id, "started")
+    start(config, record, request_id)
     return "started"
 
 
-def delete_failed(config: Settings, endpoint: Mapping[str, Any]) -> str:
-    """Delete a failed endpoint: nothing else can be done with it (DescribeEndpoint reference, EndpointStatus)."""
+# --- an endpoint that goes, or is gone --------------------------------------------------------------
+
+
+def note_deletion(
+    config: Settings, record: Record, request_id: str, by: str, *, told: str = "", about: Record | None = None
+) -> bool:
+    """Note in a record who deleted its endpoint ("pipeline" or "somebody") and tell people, once; True when noted."""
+    deleted = record.data.get("deleted")
+    if deleted == by:
+        return True
+    if told:
+        if deleted == "telling" and record.in_hand(request_id):
+            return False
+        if not move(config, record, request_id, record.state, deleted="telling"):
+            return False
+        tell(config, (about or record).data, told)
+    return move(config, record, request_id, record.state, deleted=by)
+
+
+def take_down(config: Settings, endpoint: Mapping[str, Any], last: Record | None, request_id: str) -> str:
+    """Delete an endpoint that failed or answers wrongly, noting before that it is the pipeline's own doing.
+
+    Nothing else can be done with a failed one (DescribeEndpoint reference, EndpointStatus).
+    """
     try:
         if not is_ours(config, endpoint):
             return "failed endpoint of somebody else"
+        if last is not None:
+            # It was live and fine, and nobody was told: only a deployment that fails tells so itself.
+            told = "endpoint failed" if last.state == "confirmed" else ""
+            if not note_deletion(config, last, request_id, "pipeline", told=told):
+                return "in hand"
         client("sagemaker").delete_endpoint(EndpointName=endpoint["EndpointName"])
     except ClientError as error:
         # A duplicate event's invocation was faster.
@@ -656,44 +1022,221 @@ def delete_failed(config: Settings, endpoint: Mapping[str, Any]) -> str:
     return "failed endpoint deleted"
 
 
-def reconcile(config: Settings, model: str, request_id: str) -> str:
-    """Take the next step towards the newest approved model on the model's endpoint; returns it in a word."""
+def hold(config: Settings, choice: Choice, request_id: str, quietly: bool) -> None:
+    """Note that a model waits for the person who deleted the endpoint, and tell, once."""
+    record = choice.record
+    if record is not None and record.state != "waiting":
+        return
+    if record is not None and record.data["reason"] == HELD:
+        untold = record.data.get("told") == "telling" and not record.in_hand(request_id)
+        if not untold or not move(config, record, request_id, "waiting"):
+            return
+    else:
+        data = blank_record(config, choice, None)
+        data |= {"state": "waiting", "reason": HELD, "by": request_id, "at": now().isoformat()}
+        data["told"] = "quietly" if quietly else "telling"
+        condition = {"IfMatch": record.etag} if record else {"IfNoneMatch": "*"}
+        etag = put_json(config.bucket, record_key(choice.config), data, **condition)
+        if etag is None or quietly:
+            return
+        record = Record(data, etag)
+    tell(config, record.data, "held")
+    move(config, record, request_id, "waiting", told="yes")
+
+
+def without_endpoint(
+    config: Settings, considered: Sequence[tuple[Approved, list[Record]]], last: Record | None, request_id: str
+) -> str:
+    """There is no endpoint: make one, unless a person deleted it. Returns the outcome in a word."""
+    ours = last is not None and last.data.get("deleted") == "pipeline"
+    choice = choose(config, considered, as_it_was=ours)
+    known = choice.record if choice else None
+    # Asked for when there was no endpoint already, or by a person after it was deleted.
+    asked = known is not None and known.asked_for
+    wanted = known is not None and asked and known.data["endpoint_last_modified"] is None
+    wanted = wanted or (asked and last is not None and last.data.get("deleted") == "somebody")
+    if last is None or ours or wanted:
+        if choice is None:
+            return "nothing to deploy"
+        back = known is not None and known.state == "confirmed" and last is not None
+        return deploy(config, choice, None, last, request_id, restores=last.config if last and back else "")
+    news = last.data.get("deleted") != "somebody"
+    if choice is not None:
+        hold(config, choice, request_id, quietly=news)
+    if news:
+        live = next((record for _, found in considered for record in found if record.state == "confirmed"), last)
+        note_deletion(config, last, request_id, "somebody", told="deleted by hand", about=live)
+    return "deleted by hand"
+
+
+# --- cleaning up ------------------------------------------------------------------------------------
+
+
+def remove(config: Settings, kind: str, name: str) -> None:
+    """Delete a model ("Model") or an endpoint config ("EndpointConfig") that this stack made; gone is fine, too."""
+    sagemaker, snake = client("sagemaker"), "model" if kind == "Model" else "endpoint_config"
+    try:
+        described = getattr(sagemaker, f"describe_{snake}")(**{f"{kind}Name": name})
+        tags = sagemaker.list_tags(ResourceArn=described[f"{kind}Arn"])["Tags"]
+        if {"Key": "Stack", "Value": config.bucket} not in tags:
+            log.warning("not of this stack, left alone", extra={"name_of_it": name, "kind": kind})
+            return
+        getattr(sagemaker, f"delete_{snake}")(**{f"{kind}Name": name})
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+
+
+def clean_up(config: Settings, record: Record, endpoint: Mapping[str, Any], request_id: str) -> None:
+    """After a confirmed deployment: delete the models and configs of deployments before the last ones that are kept.
+
+    A record is marked before its model and config go, so that nothing asks for them meanwhile. Artifacts stay.
+    """
+    artifacts = approved_models(config.bucket, record.data["model"])[:LOOK_BACK_MODELS]
+    found = [
+        other
+        for artifact in artifacts
+        for other in records_of(config.bucket, artifact.job, record.data["endpoint"])
+        if not other.data.get("gone")
+    ]
+    confirmed = sorted((other for other in found if other.state == "confirmed"), key=started_at, reverse=True)
+    kept = confirmed[: config.keep_models]
+    if len(kept) == config.keep_models:
+        in_use = {other.config for other in kept} | {record.config, endpoint["EndpointConfigName"]}
+        in_use.add(endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName", ""))
+        for other in found:
+            if other.state in (*OPEN, "waiting"):
+                in_use |= {other.config, other.data["previous_config"]}
+
+        def outlived(other: Record) -> bool:
+            ended_before = other.state == "removed" or str(other.data["at"]) < started_at(kept[-1])
+            return other.config not in in_use and (other.state == "confirmed" or ended_before)
+
+        models_in_use = {other.data["model_name"] for other in found if not outlived(other)}
+        for other in [other for other in found if outlived(other)]:
+            if other.state != "removed" and not move(config, other, request_id, "removed", was=other.state):
+                continue
+            remove(config, "EndpointConfig", other.config)
+            if other.data["model_name"] not in models_in_use:
+                remove(config, "Model", other.data["model_name"])
+            move(config, other, request_id, "removed", gone=True)
+    move(config, record, request_id, record.state, cleaned=True)
+
+
+# --- one model, one step ----------------------------------------------------------------------------
+
+
+def choose(
+    config: Settings, considered: Sequence[tuple[Approved, list[Record]]], *, as_it_was: bool = False
+) -> Choice | None:
+    """The newest approved model that may be deployed; None when there is none.
+
+    as_it_was: a model that was live comes back with the config that it had then, even if settings changed since.
+    """
+    for artifact, found in considered:
+        if any(record.state == "withdrawn" for record in found):
+            continue
+        present = requests(config, artifact)
+        known = next((record for record in found if record.config == present[1]["EndpointConfigName"]), None)
+        live = [record for record in found if record.state == "confirmed"]
+        usable = known is None or known.state not in NOT_AGAIN
+        if live and (not usable or (as_it_was and (known is None or known.state != "waiting"))):
+            record = max(live, key=started_at)
+            asked = record.data["requests"]
+            job = Approved(artifact.model, artifact.job, **record.data["artifact"])
+            return Choice(job, asked["model"], asked["config"], record)
+        if usable:
+            return Choice(artifact, *present, known)
+    return None
+
+
+def step(config: Settings, model: str, request_id: str) -> str:
+    """Take one step towards the newest approved model on the model's endpoint; returns it in a word, or AGAIN."""
     artifacts = approved_models(config.bucket, model)
     if not artifacts:
         return "nothing approved"
     name = config.endpoint_of(model)
     endpoint = describe_endpoint(name)
-    records: dict[str, Record] = {}
     considered = []
-    for artifact in artifacts:
-        considered.append(artifact)
+    for artifact in artifacts[:LOOK_BACK_MODELS]:
         found = records_of(config.bucket, artifact.job, name)
         for record in found:
             if record.state in (*OPEN, "waiting") and settle(config, record, endpoint, request_id):
                 # Whatever arrived meanwhile found this deployment open and left: look again for it.
-                return reconcile(config, model, request_id)
-            records[record.data["config"]] = record
+                return AGAIN
+        considered.append((artifact, found))
         if any(record.state == "confirmed" for record in found):
             break
+    records = {record.config: record for _, found in considered for record in found}
+    last = newest_started(records.values())
+    status = endpoint["EndpointStatus"] if endpoint is not None else ""
 
-    if endpoint is not None and endpoint["EndpointStatus"] not in (*SETTLED, "Failed"):
-        return f"busy: {endpoint['EndpointStatus']}"
+    if endpoint is not None and status not in (*SETTLED, "Failed"):
+        return f"busy: {status}"
     if any(record.state in OPEN for record in records.values()):
         return "under way"
-    if endpoint is not None and endpoint["EndpointStatus"] == "Failed":
-        return delete_failed(config, endpoint)
-    for artifact in considered:
-        config_name = requests(config, artifact)[1]["EndpointConfigName"]
-        known = records.get(config_name)
-        if known is not None and known.state in NOT_AGAIN:
-            continue
-        if endpoint is not None and endpoint["EndpointConfigName"] == config_name:
-            return "in service"
-        if known is not None and known.state in ("confirmed", "superseded"):
-            # It was live, or on its way: somebody deleted the endpoint or switched it. That is theirs to undo.
-            return "left as somebody made it"
-        return deploy(config, artifact, known, endpoint, request_id)
-    return "nothing to deploy"
+    if endpoint is None:
+        outcome = without_endpoint(config, considered, last, request_id)
+    elif status == "Failed" or (
+        # By a deployment of ours; one that a person made is theirs to mend.
+        status == "UpdateRollbackFailed"
+        and last is not None
+        and last.state == "failed"
+        and last.data.get("ended") == last_modified(endpoint)
+    ):
+        return take_down(config, endpoint, last, request_id)
+    else:
+        outcome = with_endpoint(config, considered, records, endpoint, request_id)
+    if outcome in ("waiting", "busy") and approved_models(config.bucket, model)[0].job > artifacts[0].job:
+        # It was approved while this one was in hand, and left to us.
+        return AGAIN
+    return outcome
+
+
+def with_endpoint(
+    config: Settings,
+    considered: Sequence[tuple[Approved, list[Record]]],
+    records: Mapping[str, Record],
+    endpoint: Mapping[str, Any],
+    request_id: str,
+) -> str:
+    """The endpoint has settled: leave it, update it, or put it back. Returns the outcome in a word, or AGAIN."""
+    served = endpoint["EndpointConfigName"]
+    choice = choose(config, considered)
+    bad = None
+    if choice is None or choice.config != served:
+        bad = records.get(served) or read_record(config.bucket, served)
+        if bad is not None and bad.state not in ("rolled back", "failed", "withdrawn"):
+            bad = None
+        if bad is not None:
+            choice = choose(config, considered, as_it_was=True)
+    if choice is None:
+        if bad is not None and bad.state != "withdrawn":
+            return take_down(config, endpoint, newest_started(records.values()) or bad, request_id)
+        return "nothing to deploy"
+    known = choice.record
+    if choice.config == served:
+        if known is not None and known.state == "confirmed" and not known.data.get("cleaned", True):
+            clean_up(config, known, endpoint, request_id)
+        return "in service"
+    if bad is None and known is not None and known.state in ("confirmed", "superseded"):
+        # It was live, or on its way, and somebody switched the endpoint. That is theirs to undo.
+        return "left as somebody made it"
+    last = newest_started(record for record in records.values() if record is not known)
+    restores = bad.config if bad is not None and known is not None and known.state == "confirmed" else ""
+    return deploy(config, choice, endpoint, last, request_id, restores)
+
+
+def reconcile(config: Settings, model: str, request_id: str) -> str:
+    """Bring a model's endpoint as far towards the newest approved model as it goes now; returns that in a word."""
+    for _ in range(STEPS_MAX):
+        outcome = step(config, model, request_id)
+        if outcome != AGAIN:
+            return outcome
+    return "more to do: left to the next event or sweep"
+
+
+# --- events -----------------------------------------------------------------------------------------
 
 
 def model_of_event(event: Mapping[str, Any], config: Settings) -> str | None:
@@ -707,13 +1250,45 @@ def model_of_event(event: Mapping[str, Any], config: Settings) -> str | None:
     return config.model_of(field(detail, "EndpointName", str))
 
 
+def sweep(config: Settings, request_id: str) -> str:
+    """Reconcile every model that has approved artifacts, which finishes what a lost event left; returns how many.
+
+    One model's error does not keep the others waiting: the first error is raised after the last model.
+    """
+    pages = client("s3").get_paginator("list_objects_v2")
+    prefixes = [
+        str(item["Prefix"])
+        for page in pages.paginate(Bucket=config.bucket, Prefix=APPROVED_PREFIX, Delimiter="/")
+        for item in page.get("CommonPrefixes", [])
+    ]
+    models = [prefix.removeprefix(APPROVED_PREFIX).rstrip("/") for prefix in prefixes]
+    errors: list[Exception] = []
+    for model in (model for model in models if MODEL_NAME.fullmatch(model)):
+        try:
+            outcome = reconcile(config, model, request_id)
+        except (BotoCoreError, ClientError) as error:
+            log.exception("sweep: model not reconciled", extra={"model": model})
+            errors.append(error)
+        else:
+            log.info("endpoint swept: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
+    if errors:
+        raise errors[0]
+    return f"{len(models)} models swept"
+
+
 def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     """Entry point. Returns the model and the step taken; raises when AWS fails, so that Lambda retries."""
     config = settings()
-    model = model_of_event(event, config)
-    if model is None:
+    swept = event.get("source") == "sweep"
+    model = None if swept else model_of_event(event, config)
+    if model is None and not swept:
         log.info("event of nothing that this stack deploys, ignored", extra={"resources": event.get("resources")})
         return {"model": "", "outcome": "ignored"}
+    if read_json(config.bucket, PAUSED_KEY)[0] is not None:
+        log.info("paused: nothing is done until make resume", extra={"model": model or "all"})
+        return {"model": model or "", "outcome": "paused"}
+    if model is None:
+        return {"model": "", "outcome": sweep(config, context.aws_request_id)}
     outcome = reconcile(config, model, context.aws_request_id)
     log.info("endpoint handled: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
     return {"model": model, "outcome": outcome}

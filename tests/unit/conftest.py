@@ -57,6 +57,9 @@ def make_world(
             for module in handlers.values():
                 module.settings.cache_clear()
                 monkeypatch.setattr(module, "client", world.client)
+            deployer = handlers["deployment_orchestrator"]
+            monkeypatch.setattr(deployer, "runtime", lambda: world.sagemaker.runtime)
+            monkeypatch.setattr(deployer, "CHECK_PAUSE_SECONDS", 0)
             return world
 
         yield fresh

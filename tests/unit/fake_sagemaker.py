@@ -1,4 +1,4 @@
-"""A SageMaker control plane in memory, for unit tests: strict where moto is lax.
+"""A SageMaker in memory, control plane and InvokeEndpoint, for unit tests: strict where moto is lax.
 
 Requests are checked against botocore's own service model (required members, types, enums, patterns, lengths);
 duplicates, unknown names and busy endpoints are refused with AWS's codes and texts. Nothing takes its course by
@@ -7,6 +7,8 @@ itself: the test ends jobs and moves endpoints.
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +22,7 @@ from botocore.model import Shape
 from botocore.validate import ParamValidator
 
 MODEL = botocore.session.get_session().get_service_model("sagemaker")
+RUNTIME = botocore.session.get_session().get_service_model("sagemaker-runtime")
 OPERATIONS = {xform_name(name): name for name in MODEL.operation_names}
 IN_PROGRESS = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 
@@ -32,7 +35,7 @@ def refusal(operation: str, code: str, text: str) -> ClientError:
 
 def check_request(operation: str, request: dict[str, Any]) -> None:
     """Raise what boto3 or AWS raises on a request that the service model does not allow."""
-    shape = MODEL.operation_model(operation).input_shape
+    shape = (RUNTIME if operation == "InvokeEndpoint" else MODEL).operation_model(operation).input_shape
     assert shape is not None
     report = ParamValidator().validate(request, shape)
     if report.has_errors():
@@ -66,9 +69,22 @@ def _problems(shape: Shape, value: Any, path: str) -> Iterator[str]:
 
 
 def _python_pattern(pattern: str) -> str:
-    for java, python in ((r"\p{L}", r"\w"), (r"\p{N}", r"\w"), (r"\p{Z}", r"\s"), (r"\p{Alnum}", "a-zA-Z0-9")):
+    for java, python in (
+        (r"\p{L}", r"\w"),
+        (r"\p{N}", r"\w"),
+        (r"\p{Z}", r"\s"),
+        (r"\p{Alnum}", "a-zA-Z0-9"),
+        (r"\p{ASCII}", r"[\x00-\x7f]"),
+    ):
         pattern = pattern.replace(java, python)
     return pattern
+
+
+def model_error(status: int) -> ClientError:
+    """What InvokeEndpoint raises when the container answers with an error; status 0: it did not answer in time."""
+    text = f"Received client error ({status}) from primary" if status else "Your invocation timed out"
+    answer = {"Error": {"Code": "ModelError", "Message": text}, "OriginalStatusCode": status}
+    return ClientError(answer, "InvokeEndpoint")  # type: ignore[arg-type]
 
 
 class FakeSageMaker:
@@ -85,6 +101,8 @@ class FakeSageMaker:
         self.models: dict[str, dict[str, Any]] = {}
         self.configs: dict[str, dict[str, Any]] = {}
         self.endpoints: dict[str, dict[str, Any]] = {}
+        # What the models answer to every text, by training job: (label, score), or the error that is raised.
+        self.answers: dict[str, tuple[str, float] | Exception] = {}
         self._around = around
         self._arn = f"arn:aws:sagemaker:{region}:{account}:"
         self._clock = datetime(2026, 11, 1, tzinfo=UTC)
@@ -92,8 +110,14 @@ class FakeSageMaker:
     def __getattr__(self, name: str) -> Callable[..., dict[str, Any]]:
         if name not in OPERATIONS:
             raise AttributeError(name)
-        operation, effect = OPERATIONS[name], getattr(type(self), f"_{name}")
+        return self._strict(OPERATIONS[name], getattr(type(self), f"_{name}"))
 
+    @property
+    def runtime(self) -> SimpleNamespace:
+        """What boto3.client("sagemaker-runtime") is to the handlers."""
+        return SimpleNamespace(invoke_endpoint=self._strict("InvokeEndpoint", type(self)._invoke_endpoint))
+
+    def _strict(self, operation: str, effect: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
         def call(**request: Any) -> dict[str, Any]:
             after = self._around(operation)
             try:
@@ -201,6 +225,25 @@ class FakeSageMaker:
         self.models[name] = request
         return {"ModelArn": f"{self._arn}model/{name}"}
 
+    def _describe_model(self, request: dict[str, Any]) -> dict[str, Any]:
+        model = self._find("DescribeModel", "model", self.models, request["ModelName"])
+        return model | {"ModelArn": f"{self._arn}model/{request['ModelName']}"}
+
+    def _delete_model(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._find("DeleteModel", "model", self.models, request["ModelName"])
+        del self.models[request["ModelName"]]
+        return {}
+
+    def _delete_endpoint_config(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request["EndpointConfigName"]
+        self._find("DeleteEndpointConfig", "endpoint configuration", self.configs, name)
+        pending = [endpoint.get("PendingDeploymentSummary", {}) for endpoint in self.endpoints.values()]
+        in_use = [*self.endpoints.values(), *pending]
+        # AWS allows it, and the endpoint cannot be updated any more: here it is the handler's error.
+        assert name not in [endpoint.get("EndpointConfigName") for endpoint in in_use], f"{name} is in use"
+        del self.configs[name]
+        return {}
+
     def _create_endpoint_config(self, request: dict[str, Any]) -> dict[str, Any]:
         name, operation = request["EndpointConfigName"], "CreateEndpointConfig"
         self._refuse_existing(operation, "endpoint configuration", self.configs, name)
@@ -210,9 +253,9 @@ class FakeSageMaker:
         return {"EndpointConfigArn": f"{self._arn}endpoint-config/{name}"}
 
     def _describe_endpoint_config(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._find(
-            "DescribeEndpointConfig", "endpoint configuration", self.configs, request["EndpointConfigName"]
-        )
+        name = request["EndpointConfigName"]
+        found = self._find("DescribeEndpointConfig", "endpoint configuration", self.configs, name)
+        return found | {"EndpointConfigArn": f"{self._arn}endpoint-config/{name}"}
 
     def _create_endpoint(self, request: dict[str, Any]) -> dict[str, Any]:
         name, operation = request["EndpointName"], "CreateEndpoint"
@@ -237,15 +280,40 @@ class FakeSageMaker:
         if endpoint["EndpointStatus"] == "Failed":
             text = "DeleteEndpoint is the only operation that can be performed on a failed endpoint."
             raise refusal(operation, "ValidationException", text)
-        self._find(operation, "endpoint configuration", self.configs, config)
+        new = self._find(operation, "endpoint configuration", self.configs, config)
+        # Seen on AWS: an update needs the old configuration too.
+        old = self._find(operation, "endpoint configuration", self.configs, endpoint["EndpointConfigName"])
+        self._refuse_deployment(operation, old["ProductionVariants"][0], new["ProductionVariants"][0], request)
         if endpoint["EndpointConfigName"] == config:
             text = f'Cannot update endpoint "{name}" to the endpoint configuration that it has.'
             raise refusal(operation, "ValidationException", text)
         if self.endpoint_quota_message:
             raise refusal(operation, "ResourceLimitExceeded", self.endpoint_quota_message)
         endpoint["PendingDeploymentSummary"] = {"EndpointConfigName": config}
+        endpoint["LastDeploymentConfig"] = request.get("DeploymentConfig")
+        if not request.get("RetainAllVariantProperties"):
+            endpoint.pop("scaled_to", None)
         self._move(name, "Updating")
         return {"EndpointArn": endpoint["EndpointArn"]}
+
+    def _refuse_deployment(
+        self, operation: str, old: dict[str, Any], new: dict[str, Any], request: dict[str, Any]
+    ) -> None:
+        """Developer guide: Serverless Inference, feature exclusions; deployment guardrails."""
+        problem = ""
+        deployment = request.get("DeploymentConfig", {})
+        if "ServerlessConfig" in new and "ServerlessConfig" not in old:
+            problem = "Cannot update an instance-based endpoint to a serverless endpoint."
+        if "ServerlessConfig" in new and (deployment or request.get("RetainAllVariantProperties")):
+            problem = "DeploymentConfig is not supported for serverless endpoints."
+        routing = deployment.get("BlueGreenUpdatePolicy", {}).get("TrafficRoutingConfiguration", {})
+        size = routing.get("CanarySize") or routing.get("LinearStepSize")
+        scaled = self.endpoints[request["EndpointName"]].get("scaled_to")
+        count = scaled if scaled and request.get("RetainAllVariantProperties") else new.get("InitialInstanceCount", 0)
+        if size and not (size["Value"] <= 50 and count * size["Value"] >= 100):
+            problem = f"The step of {size['Value']} % does not fit {count} instances."
+        if problem:
+            raise refusal(operation, "ValidationException", problem)
 
     def _delete_endpoint(self, request: dict[str, Any]) -> dict[str, Any]:
         endpoint = self._find("DeleteEndpoint", "endpoint", self.endpoints, request["EndpointName"])
@@ -255,8 +323,31 @@ class FakeSageMaker:
 
     def _describe_endpoint(self, request: dict[str, Any]) -> dict[str, Any]:
         endpoint = self._find("DescribeEndpoint", "endpoint", self.endpoints, request["EndpointName"])
-        return {key: value for key, value in endpoint.items() if key != "Tags"}
+        config = self.configs.get(endpoint["EndpointConfigName"], {"ProductionVariants": []})
+        variants: list[dict[str, Any]] = []
+        for variant in config["ProductionVariants"]:
+            shown = {"VariantName": variant["VariantName"]}
+            if "ServerlessConfig" in variant:
+                shown["CurrentServerlessConfig"] = variant["ServerlessConfig"]
+            else:
+                shown["CurrentInstanceCount"] = endpoint.get("scaled_to", variant["InitialInstanceCount"])
+            variants.append(shown)
+        shown = {key: value for key, value in endpoint.items() if key not in ("Tags", "scaled_to")}
+        return shown | {"ProductionVariants": variants}
+
+    def _invoke_endpoint(self, request: dict[str, Any]) -> dict[str, Any]:
+        endpoint = self.endpoints.get(request["EndpointName"])
+        if endpoint is None or endpoint["EndpointStatus"] in ("Creating", "Failed", "Deleting"):
+            text = f"Endpoint {request['EndpointName']} of account {self._arn.split(':')[4]} not found."
+            raise refusal("InvokeEndpoint", "ValidationError", text)
+        job = endpoint["EndpointConfigName"].rpartition("-")[0]
+        answer = self.answers.get(job, ("ham", 0.9))
+        if isinstance(answer, Exception):
+            raise answer
+        answers = [{"label": answer[0], "score": answer[1]} for _ in json.loads(request["Body"])["inputs"]]
+        return {"Body": io.BytesIO(json.dumps(answers).encode())}
 
     def _list_tags(self, request: dict[str, Any]) -> dict[str, Any]:
-        name = request["ResourceArn"].removeprefix(f"{self._arn}endpoint/")
-        return {"Tags": self._find("ListTags", "endpoint", self.endpoints, name)["Tags"]}
+        kind, _, name = request["ResourceArn"].removeprefix(self._arn).partition("/")
+        things = {"endpoint": self.endpoints, "endpoint-config": self.configs, "model": self.models}[kind]
+        return {"Tags": self._find("ListTags", kind, things, name).get("Tags", [])}

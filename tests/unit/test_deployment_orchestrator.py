@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import itertools
+import json
 import re
 import tarfile
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_sagemaker import check_request, model_error
 from world import (
     BUCKET,
     ENDPOINT,
@@ -30,6 +33,7 @@ from world import (
 
 ARTIFACT = tar_gz([("config.json", b"{}"), ("model.safetensors", b"weights")])
 FIRST, SECOND, THIRD = (f"training-job-2026112{day}-120000-0123abcd" for day in (1, 2, 3))
+GOLDEN = [{"text": f"text {number}", "label": "ham", "score": 0.9} for number in range(20)]
 PING_FAILED = "The primary container for production variant AllTraffic did not pass the ping health check."
 
 
@@ -58,6 +62,13 @@ def run(deployer: ModuleType, world: World) -> Callable[..., str]:
 
 
 @pytest.fixture
+def sweep(run: Callable[..., str]) -> Callable[..., str]:
+    """Invoke the handler as the schedule does; returns the outcome."""
+    numbers = itertools.count()
+    return lambda: run({"source": "sweep"}, f"sweep {next(numbers)}")
+
+
+@pytest.fixture
 def live(world: World, approve: Callable[..., dict[str, Any]], run: Callable[..., str]) -> str:
     """The config of the first model, in service and told so; the mailbox holds its two emails."""
     run(approve(FIRST))
@@ -73,6 +84,11 @@ def served(world: World, endpoint: str = ENDPOINT) -> str:
 def record_of(world: World, job: str) -> dict[str, Any]:
     (key,) = world.keys(f"models/deployments/{job}-")
     return world.record(key)
+
+
+def decide(world: World, job: str, golden: list[dict[str, Any]] = GOLDEN) -> None:
+    """The evaluator's decision on a job, as far as the deployer reads it."""
+    world.put(f"models/decisions/{job}.json", {"schema": 1, "job": job, "golden": golden})
 
 
 def subjects(world: World) -> list[str]:
@@ -401,15 +417,24 @@ def test_an_update_by_somebody_else_is_not_taken_for_our_own(
     assert record_of(world, SECOND)["state"] == "started"
 
 
-def test_an_endpoint_that_somebody_deleted_after_it_was_live_is_not_recreated(
-    run: Callable[..., str], world: World, live: str
+def test_an_endpoint_that_somebody_deleted_after_it_was_live_is_told_once_and_not_recreated(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, live: str
 ) -> None:
     world.sagemaker.vanish(ENDPOINT)
-    assert run() == "left as somebody made it"
+    assert run() == "deleted by hand"
     assert world.sagemaker.endpoints == {}
+    assert subjects(world)[2:] == ["Endpoint deleted by hand"]
+    email = world.emails()[-1]
+    assert email.attributes["status"] == "endpoint-deleted-by-hand"
+    assert "make resume MODEL=default brings it back" in email.body
+    assert "goes on serving" not in email.body
+    before = world.final_state()
+    assert sweep() == "1 models swept"
+    assert world.final_state() == before
+    assert len(world.emails()) == 3
 
 
-def test_an_endpoint_deleted_during_its_deployment_is_told_as_failed(
+def test_an_endpoint_deleted_during_its_deployment_is_told_so_once(
     run: Callable[..., str],
     world: World,
     deployer: ModuleType,
@@ -420,8 +445,12 @@ def test_an_endpoint_deleted_during_its_deployment_is_told_as_failed(
     world.sagemaker.vanish(ENDPOINT)
     later = datetime.now(UTC) + timedelta(minutes=5)
     monkeypatch.setattr(deployer, "now", lambda: later)
-    assert run() == "nothing to deploy"
-    assert "was deleted while the model was being deployed" in world.emails()[-1].body
+    assert run() == "deleted by hand"
+    assert run() == "deleted by hand"
+    assert subjects(world) == ["Deployment started", "Endpoint deleted by hand"]
+    body = world.emails()[-1].body
+    assert "deleted while this model was being deployed" in body
+    assert "goes on serving" not in body
 
 
 def test_a_new_endpoint_that_is_not_visible_yet_is_not_taken_for_deleted(
@@ -603,7 +632,8 @@ def test_an_artifact_that_cannot_be_served_fails_before_the_endpoint_is_touched(
 ) -> None:
     artifact, reason = BAD_ARTIFACTS[name]
     before = world.sagemaker.state()
-    assert run(approve(SECOND, artifact=artifact)) == "failed"
+    assert run(approve(SECOND, artifact=artifact)) == "in service"
+    assert record_of(world, SECOND)["state"] == "failed"
     email = world.emails()[-1]
     assert email.subject == f"Deployment failed: default ({ENDPOINT})"
     assert re.search(reason, email.body)
@@ -617,8 +647,10 @@ def test_an_artifact_replaced_after_the_listing_is_not_deployed(
 ) -> None:
     sent = approve()
     world.around.interruption = Interruption("PutObject", lambda: world.put(approved_key(FIRST), tar_gz([("x", b"")])))
-    assert run(sent) == "failed"
-    assert "deleted or replaced after it was approved" in world.only_email().body
+    # The new one's own event may have come and gone: it is looked at now.
+    assert run(sent) == "started"
+    assert subjects(world) == ["Deployment failed", "Deployment started"]
+    assert "deleted or replaced after it was approved" in world.emails()[0].body
 
 
 def test_a_large_artifact_is_not_read_whole(
@@ -644,6 +676,703 @@ def test_a_quota_that_is_used_up_is_told_once_and_tried_again_at_the_next_event(
     world.sagemaker.endpoint_quota_message = ""
     assert run(sent, "later still") == "started"
     assert subjects(world) == ["Deployment waiting", "Deployment started"]
+
+
+# --- the golden rows --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second_comes_up(world: World, run: Callable[..., str], approve: Callable[..., dict[str, Any]]) -> Callable[[], str]:
+    """Deploys the second model, whose decision has golden rows, over the first; returns what the handler made of it."""
+
+    def come_up() -> str:
+        decide(world, SECOND)
+        run(approve(SECOND))
+        world.sagemaker.come_up(ENDPOINT)
+        return run()
+
+    return come_up
+
+
+def test_golden_rows_that_are_answered_as_in_training_confirm_the_deployment(
+    world: World, live: str, second_comes_up: Callable[[], str]
+) -> None:
+    assert second_comes_up() == "in service"
+    assert world.around.calls.count("InvokeEndpoint") == 1
+    assert subjects(world)[2:] == ["Deployment started", "Deployment successful"]
+    assert "20 of 20 answered as in training" in world.emails()[-1].body
+    assert record_of(world, SECOND)["state"] == "confirmed"
+
+
+def test_a_model_without_golden_rows_is_confirmed_and_said_to_be_unchecked(world: World, live: str) -> None:
+    assert "not checked" in world.emails()[-1].body
+    assert record_of(world, FIRST)["state"] == "confirmed"
+    assert "InvokeEndpoint" not in world.around.calls
+
+
+WRONG = {
+    "another label": ("spam", 0.9),
+    "another score": ("ham", 0.8),
+    "an answer of another form": ("ham", "much"),
+    "an exception in the model's code": model_error(400),
+    "a server error that lasts": model_error(500),
+    "a time-out that lasts": model_error(0),
+}
+
+
+@pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG)
+def test_a_model_that_answers_wrongly_is_taken_back_and_the_one_before_restored(
+    run: Callable[..., str], world: World, live: str, second_comes_up: Callable[[], str], answer: Any
+) -> None:
+    world.sagemaker.answers[SECOND] = answer
+    assert second_comes_up() == "started"
+    assert record_of(world, SECOND)["state"] == "rolled back"
+    told = world.emails()[-1]
+    assert told.subject == f"Deployment rolled back: default ({ENDPOINT})"
+    assert f"The pipeline puts {live} back" in told.body
+    assert world.sagemaker.endpoints[ENDPOINT]["PendingDeploymentSummary"] == {"EndpointConfigName": live}
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "in service"
+    assert served(world) == live
+    assert record_of(world, FIRST)["state"] == "confirmed"
+    assert subjects(world)[2:] == ["Deployment started", "Deployment rolled back", "Deployment restored"]
+    assert f"after {record_of(world, SECOND)['config']} was taken back" in world.emails()[-1].body
+    before = world.final_state()
+    assert run(request_id="later") == "in service"
+    assert world.final_state() == before
+    assert len(world.emails()) == 5
+
+
+def test_a_first_model_that_answers_wrongly_is_told_as_failed_and_its_endpoint_deleted(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]]
+) -> None:
+    decide(world, FIRST)
+    world.sagemaker.answers[FIRST] = ("spam", 0.9)
+    run(approve(FIRST))
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "failed endpoint deleted"
+    assert world.sagemaker.endpoints == {}
+    assert subjects(world) == ["Deployment started", "Deployment failed"]
+    assert "no confirmed model to go back to, so the endpoint is deleted" in world.emails()[-1].body
+    sweep()
+    assert world.sagemaker.endpoints == {}
+    assert len(world.emails()) == 2
+
+
+PASSING = {
+    "throttling": ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, "InvokeEndpoint"),
+    "a cold start": ClientError({"Error": {"Code": "ModelNotReadyException", "Message": "Wait"}}, "InvokeEndpoint"),
+    "a time-out at first": model_error(0),
+    "a server error at first": model_error(503),
+}
+
+
+@pytest.mark.parametrize("error", PASSING.values(), ids=PASSING)
+def test_a_failure_that_may_pass_is_no_verdict(
+    run: Callable[..., str],
+    world: World,
+    live: str,
+    second_comes_up: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    deployer: ModuleType,
+    error: ClientError,
+) -> None:
+    monkeypatch.setattr(deployer, "CHECK_PATIENCE_SECONDS", 10**9)
+    world.sagemaker.answers[SECOND] = error
+    with pytest.raises(ClientError):
+        second_comes_up()
+    assert record_of(world, SECOND)["state"] == "started"
+    assert subjects(world)[2:] == ["Deployment started"]
+    del world.sagemaker.answers[SECOND]
+    assert run() == "in service"
+    assert record_of(world, SECOND)["state"] == "confirmed"
+
+
+def test_a_wrong_answer_counts_only_when_it_stays(world: World, live: str, second_comes_up: Callable[[], str]) -> None:
+    def mend() -> None:
+        world.sagemaker.answers.clear()
+
+    world.sagemaker.answers[SECOND] = ("spam", 0.9)
+    world.around.interruption = Interruption("InvokeEndpoint", mend, after_the_effect=True)
+    assert second_comes_up() == "in service"
+    assert world.around.calls.count("InvokeEndpoint") == 2
+
+
+def test_a_model_that_was_restored_is_checked_as_well_and_the_next_one_tried(
+    run: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]]
+) -> None:
+    for job in (FIRST, SECOND, THIRD):
+        decide(world, job)
+        if job == THIRD:
+            world.sagemaker.answers |= {SECOND: ("spam", 0.9), THIRD: ("spam", 0.9)}
+        run(approve(job))
+        world.sagemaker.come_up(ENDPOINT)
+        run()
+    world.sagemaker.come_up(ENDPOINT)  # the second again
+    assert run() == "started"
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "in service"
+    assert served(world).startswith(FIRST)
+    assert [record_of(world, job)["state"] for job in (FIRST, SECOND, THIRD)] == [
+        "confirmed",
+        "rolled back",
+        "rolled back",
+    ]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ham", "spam"]), st.floats(0.5, 1)), min_size=1, max_size=20), st.data())
+def test_answers_within_the_tolerance_agree_and_one_beyond_it_does_not(
+    deployer: ModuleType, rows: list[tuple[str, float]], data: st.DataObject
+) -> None:
+    golden = [{"text": "t", "label": label, "score": score} for label, score in rows]
+    shift = st.floats(-0.9 * deployer.SCORE_TOLERANCE, 0.9 * deployer.SCORE_TOLERANCE)
+    answers = [{"label": row["label"], "score": row["score"] + data.draw(shift)} for row in golden]
+    assert deployer.difference(golden, answers) == ""
+    at = data.draw(st.integers(0, len(rows) - 1))
+    answers[at] = answers[at] | {"score": golden[at]["score"] - 1.1 * deployer.SCORE_TOLERANCE}
+    assert deployer.difference(golden, answers).startswith(f"1 of {len(rows)} golden rows")
+
+
+@pytest.mark.parametrize(("flipped", "score", "agree"), [(2, 0.52, True), (3, 0.52, False), (1, 0.58, False)], ids=str)
+def test_labels_may_change_places_only_where_they_nearly_tied_and_in_few_rows(
+    deployer: ModuleType, flipped: int, score: float, agree: bool
+) -> None:
+    golden = [{"text": "t", "label": "ham", "score": score} for _ in range(20)]
+    answers = [{"label": "spam" if row < flipped else "ham", "score": score - 0.01} for row in range(20)]
+    assert (deployer.difference(golden, answers) == "") == agree
+
+
+@pytest.mark.parametrize(
+    "answers", [None, {}, [], ["ham"] * 20, [{"label": "ham"}] * 20, [{"score": True}] * 20], ids=repr
+)
+def test_answers_of_another_form_do_not_agree(deployer: ModuleType, answers: object) -> None:
+    assert deployer.difference(GOLDEN, answers).startswith("the endpoint ")
+
+
+def test_a_score_that_is_not_a_number_does_not_agree(deployer: ModuleType) -> None:
+    assert deployer.difference(GOLDEN, [{"label": "ham", "score": float("nan")}] * 20) != ""
+
+
+# --- back to the last confirmed model ---------------------------------------------------------------
+
+
+def fail_live_endpoint(world: World) -> None:
+    world.sagemaker.fail(ENDPOINT, "The instance failed")
+
+
+def test_a_live_endpoint_that_fails_is_told_deleted_and_made_anew(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, live: str
+) -> None:
+    fail_live_endpoint(world)
+    assert run(world.endpoint_event(status="FAILED")) == "failed endpoint deleted"
+    assert world.sagemaker.endpoints == {}
+    sweep()
+    assert world.sagemaker.endpoints[ENDPOINT]["EndpointStatus"] == "Creating"
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "in service"
+    assert served(world) == live
+    assert subjects(world)[2:] == ["Endpoint failed", "Deployment restored"]
+
+
+def test_after_an_update_that_failed_for_good_the_model_before_comes_back(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
+) -> None:
+    run(approve(SECOND))
+    world.sagemaker.fail(ENDPOINT, PING_FAILED)
+    assert run(world.endpoint_event(status="FAILED")) == "failed endpoint deleted"
+    assert f"deletes it and brings {live} back" in world.emails()[-1].body
+    sweep()
+    world.sagemaker.come_up(ENDPOINT)
+    sweep()
+    assert served(world) == live
+    assert record_of(world, SECOND)["state"] == "failed"
+    assert subjects(world)[2:] == ["Deployment started", "Deployment failed", "Deployment restored"]
+
+
+def test_a_model_that_fails_when_it_is_brought_back_is_not_tried_for_ever(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, live: str
+) -> None:
+    for _ in range(3):
+        if ENDPOINT in world.sagemaker.endpoints:
+            world.sagemaker.fail(ENDPOINT, PING_FAILED)
+        sweep()
+        sweep()
+    assert world.sagemaker.endpoints == {}
+    assert record_of(world, FIRST)["state"] == "failed"
+    assert subjects(world)[2:] == ["Endpoint failed", "Deployment failed"]
+
+
+def test_a_model_comes_back_with_the_config_that_it_had_even_if_settings_changed(
+    run: Callable[..., str],
+    sweep: Callable[..., str],
+    world: World,
+    live: str,
+    approve: Callable[..., dict[str, Any]],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SERVERLESS_MEMORY_MB", "1024")
+    deployer.settings.cache_clear()
+    decide(world, SECOND)
+    world.sagemaker.answers[SECOND] = model_error(400)
+    run(approve(SECOND))
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "started"
+    world.sagemaker.come_up(ENDPOINT)
+    run()
+    assert "Deployment restored" in subjects(world)
+    assert served(world) == live
+
+
+def withdraw(world: World, job: str) -> None:
+    (key,) = world.keys(f"models/deployments/{job}-")
+    world.put(key, world.record(key) | {"state": "withdrawn"})
+
+
+def test_an_endpoint_that_serves_a_withdrawn_model_is_put_back_and_stays_so(
+    sweep: Callable[..., str], world: World, live: str, second_comes_up: Callable[[], str]
+) -> None:
+    second_comes_up()
+    withdraw(world, SECOND)
+    sweep()
+    world.sagemaker.come_up(ENDPOINT)
+    sweep()
+    assert served(world) == live
+    assert subjects(world)[4:] == ["Deployment restored"]
+    sweep()
+    assert served(world) == live
+
+
+def test_a_withdrawn_model_stays_so_when_settings_change(
+    run: Callable[..., str],
+    world: World,
+    live: str,
+    second_comes_up: Callable[[], str],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    second_comes_up()
+    withdraw(world, SECOND)
+    monkeypatch.setenv("SERVERLESS_MEMORY_MB", "2048")
+    deployer.settings.cache_clear()
+    run()
+    world.sagemaker.come_up(ENDPOINT)
+    run()
+    assert served(world).startswith(FIRST)
+
+
+# --- deleted by hand --------------------------------------------------------------------------------
+
+
+def test_a_model_approved_after_a_deletion_by_hand_waits_until_somebody_asks_for_it(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
+) -> None:
+    world.sagemaker.vanish(ENDPOINT)
+    sweep()
+    assert run(approve(SECOND)) == "deleted by hand"
+    sweep()
+    assert world.sagemaker.endpoints == {}
+    assert subjects(world)[2:] == ["Endpoint deleted by hand", "Deployment waiting"]
+    assert "no upload undoes that" in world.emails()[-1].body
+    (key,) = world.keys(f"models/deployments/{SECOND}-")
+    world.put(key, world.record(key) | {"reason": "asked for with make resume"})
+    sweep()
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "in service"
+    assert served(world).startswith(SECOND)
+
+
+def test_a_model_that_waited_for_a_quota_is_not_deployed_once_the_endpoint_was_deleted_by_hand(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
+) -> None:
+    world.sagemaker.endpoint_quota_message = "The account-level service limit is 0"
+    run(approve(SECOND))
+    world.sagemaker.vanish(ENDPOINT)
+    world.sagemaker.endpoint_quota_message = ""
+    sweep()
+    sweep()
+    assert world.sagemaker.endpoints == {}
+    assert subjects(world)[2:] == ["Deployment waiting", "Endpoint deleted by hand"]
+
+
+def test_an_endpoint_deleted_by_hand_after_the_pipeline_deleted_one_is_not_recreated(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, live: str
+) -> None:
+    fail_live_endpoint(world)
+    sweep()
+    sweep()
+    world.sagemaker.come_up(ENDPOINT)
+    sweep()
+    world.sagemaker.vanish(ENDPOINT)
+    sweep()
+    sweep()
+    assert world.sagemaker.endpoints == {}
+    assert subjects(world)[2:] == ["Endpoint failed", "Deployment restored", "Endpoint deleted by hand"]
+
+
+# --- sweep and pause --------------------------------------------------------------------------------
+
+
+def test_a_sweep_over_a_healthy_system_makes_four_calls_for_each_model_and_changes_nothing(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
+) -> None:
+    run(approve(SECOND, model="reviews"))
+    world.sagemaker.come_up(f"{ENDPOINT}-reviews")
+    run(world.endpoint_event(f"{ENDPOINT}-reviews"))
+    before, emails, calls = world.final_state(), len(world.emails()), len(world.around.calls)
+    assert sweep() == "2 models swept"
+    per_model = ["ListObjectsV2", "DescribeEndpoint", "ListObjectsV2", "GetObject"]
+    assert world.around.calls[calls:] == ["GetObject", "ListObjectsV2", *per_model, *per_model]
+    assert world.final_state() == before
+    assert len(world.emails()) == emails
+
+
+def test_a_sweep_does_what_lost_events_left_undone(
+    sweep: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]]
+) -> None:
+    approve(FIRST)
+    sweep()
+    world.sagemaker.come_up(ENDPOINT)
+    sweep()
+    assert subjects(world) == ["Deployment started", "Deployment successful"]
+
+
+def test_one_models_error_does_not_keep_a_sweep_from_the_others_and_is_raised(
+    sweep: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]]
+) -> None:
+    approve(FIRST, model="books")
+    approve(SECOND, model="films")
+    world.around.interruption = Interruption("CreateModel", broken_connection)
+    with pytest.raises(ClientError):
+        sweep()
+    assert list(world.sagemaker.endpoints) == [f"{ENDPOINT}-films"]
+
+
+def test_a_sweep_passes_over_folders_that_are_no_models(sweep: Callable[..., str], world: World) -> None:
+    world.put("models/approved/Not A Model/x", b"x")
+    calls = len(world.around.calls)
+    sweep()
+    assert len(world.around.calls) == calls + 2
+
+
+@pytest.mark.parametrize("by", ["event", "sweep"])
+def test_while_paused_nothing_is_done(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]], by: str
+) -> None:
+    world.put("control/paused.json", {"schema": 1, "endpoints": []})
+    sent = approve(FIRST)
+    before = world.final_state()
+    assert (run(sent) if by == "event" else sweep()) == "paused"
+    assert world.final_state() == before
+    assert world.emails() == []
+
+
+def test_what_is_refused_again_and_again_is_given_up_and_told(
+    run: Callable[..., str],
+    sweep: Callable[..., str],
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deployer, "TRIES_MAX", 3)
+    world.sagemaker.endpoint_quota_message = "The account-level service limit is 0"
+    approve(FIRST)
+    for _ in range(5):
+        sweep()
+    assert world.around.calls.count("CreateEndpoint") == 3
+    assert subjects(world) == ["Deployment waiting", "Deployment failed"]
+    assert "asked for 3 times in vain; at last: a quota of the account is used up" in world.emails()[-1].body
+    assert "There is no endpoint for this model now" in world.emails()[-1].body
+
+
+def test_another_number_in_a_quotas_text_is_no_new_cause(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]]
+) -> None:
+    approve(FIRST)
+    for used in (3, 4):
+        world.sagemaker.endpoint_quota_message = f"The limit 'x' is 5, with current utilization of {used}"
+        sweep()
+    assert subjects(world) == ["Deployment waiting"]
+    world.sagemaker.endpoint_quota_message = "The limit 'y' is 5"
+    sweep()
+    assert subjects(world) == ["Deployment waiting"] * 2
+
+
+def test_a_model_approved_while_another_was_given_up_is_deployed_in_the_same_invocation(
+    run: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]]
+) -> None:
+    outcomes: list[str] = []
+    sent = approve(FIRST, artifact=b"no archive")
+    world.around.interruption = Interruption("Publish", lambda: outcomes.append(run(approve(SECOND), "second")))
+    assert run(sent) == "started"
+    assert outcomes == ["under way"]
+    assert served(world).startswith(SECOND)
+
+
+# --- cleaning up ------------------------------------------------------------------------------------
+
+
+def jobs(count: int) -> list[str]:
+    return [f"training-job-202611{day:02}-120000-0123abcd" for day in range(1, count + 1)]
+
+
+@pytest.fixture
+def deploy_all(run: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """Deploys models one after the other, each successfully."""
+
+    def deploy(*names: str) -> None:
+        for job in names:
+            run(approve(job))
+            world.sagemaker.come_up(ENDPOINT)
+            assert run() == "in service"
+
+    return deploy
+
+
+def jobs_of(things: dict[str, Any]) -> list[str]:
+    return sorted(name.rpartition("-")[0] for name in things)
+
+
+def test_after_a_success_the_last_models_stay_and_older_ones_go(
+    world: World, deploy_all: Callable[..., None], sweep: Callable[..., str]
+) -> None:
+    names = jobs(4)
+    deploy_all(*names)
+    assert jobs_of(world.sagemaker.models) == names[2:]
+    assert jobs_of(world.sagemaker.configs) == names[2:]
+    states = [record_of(world, job)["state"] for job in names]
+    assert states == ["removed", "removed", "confirmed", "confirmed"]
+    assert len(world.keys("models/approved/")) == 4
+    before = world.final_state()
+    sweep()
+    assert world.final_state() == before
+
+
+def test_models_that_were_taken_back_go_with_the_deployments_of_their_time(
+    run: Callable[..., str], world: World, deploy_all: Callable[..., None], approve: Callable[..., dict[str, Any]]
+) -> None:
+    names = jobs(5)
+    deploy_all(names[0])
+    run(approve(names[1]))
+    world.sagemaker.roll_back(ENDPOINT)
+    run()
+    deploy_all(*names[2:4])
+    assert names[1] not in jobs_of(world.sagemaker.configs)
+    assert (record_of(world, names[1])["state"], record_of(world, names[1])["was"]) == ("removed", "rolled back")
+    deploy_all(names[4])
+    assert jobs_of(world.sagemaker.models) == names[3:]
+
+
+def test_nothing_is_cleaned_up_before_the_deployment_is_confirmed(
+    run: Callable[..., str], world: World, deploy_all: Callable[..., None], approve: Callable[..., dict[str, Any]]
+) -> None:
+    names = jobs(3)
+    deploy_all(*names[:2])
+    run(approve(names[2]))
+    assert jobs_of(world.sagemaker.configs) == names
+    world.sagemaker.roll_back(ENDPOINT)
+    run()
+    assert jobs_of(world.sagemaker.configs) == names
+
+
+def test_a_model_that_two_configs_share_stays_while_one_of_them_does(
+    run: Callable[..., str],
+    world: World,
+    deploy_all: Callable[..., None],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deploy_all(FIRST)
+    for memory in ("2048", "4096"):
+        monkeypatch.setenv("SERVERLESS_MEMORY_MB", memory)
+        deployer.settings.cache_clear()
+        run()
+        world.sagemaker.come_up(ENDPOINT)
+        run()
+    assert len(world.sagemaker.configs) == 2
+    assert len(world.sagemaker.models) == 1
+
+
+def test_what_has_no_tag_of_this_stack_is_never_deleted(world: World, deploy_all: Callable[..., None]) -> None:
+    names = jobs(3)
+    deploy_all(*names[:2])
+    for things in (world.sagemaker.models, world.sagemaker.configs):
+        for name in things:
+            things[name]["Tags"] = [{"Key": "Stack", "Value": "another-stack"}]
+    deploy_all(names[2])
+    assert jobs_of(world.sagemaker.models) == jobs_of(world.sagemaker.configs) == names
+
+
+def test_what_is_gone_already_does_not_disturb_the_cleaning_up(world: World, deploy_all: Callable[..., None]) -> None:
+    names = jobs(3)
+    deploy_all(*names[:2])
+    for things in (world.sagemaker.models, world.sagemaker.configs):
+        for name in [name for name in things if name.startswith(names[0])]:
+            del things[name]
+    deploy_all(names[2])
+    assert record_of(world, names[0])["gone"] is True
+
+
+# --- instances --------------------------------------------------------------------------------------
+
+CANARY = {
+    "BlueGreenUpdatePolicy": {
+        "TrafficRoutingConfiguration": {
+            "Type": "CANARY",
+            "CanarySize": {"Type": "CAPACITY_PERCENT", "Value": 25},
+            "WaitIntervalInSeconds": 300,
+        },
+        "TerminationWaitInSeconds": 300,
+        "MaximumExecutionTimeoutInSeconds": 3600,
+    },
+    "AutoRollbackConfiguration": {
+        "Alarms": [{"AlarmName": f"{ENDPOINT}/5xx"}, {"AlarmName": f"{ENDPOINT}-reviews/5xx"}],
+    },
+}
+
+
+@pytest.fixture
+def on_instances(deployer: ModuleType, monkeypatch: pytest.MonkeyPatch, world: World) -> Callable[..., None]:
+    """Endpoints on instances from now on, with a canary."""
+
+    def switch(count: int = 4) -> None:
+        monkeypatch.setenv("ENDPOINT_TYPE", "instance")
+        monkeypatch.setenv("ENDPOINT_INSTANCE_COUNT", str(count))
+        monkeypatch.setenv("DEPLOYMENT_POLICY", json.dumps(CANARY))
+        deployer.settings.cache_clear()
+
+    return switch
+
+
+def test_every_update_on_instances_carries_the_deployment_settings_and_the_endpoints_own_alarms(
+    world: World, on_instances: Callable[..., None], deploy_all: Callable[..., None]
+) -> None:
+    on_instances()
+    deploy_all(*jobs(1))
+    for job in jobs(3)[1:]:
+        deploy_all(job)
+        sent = world.sagemaker.endpoints[ENDPOINT]["LastDeploymentConfig"]
+        assert sent["BlueGreenUpdatePolicy"] == CANARY["BlueGreenUpdatePolicy"]
+        assert sent["AutoRollbackConfiguration"] == {"Alarms": [{"AlarmName": f"{ENDPOINT}/5xx"}]}
+
+
+def test_a_serverless_update_carries_no_deployment_settings(
+    run: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
+) -> None:
+    assert run(approve(SECOND)) == "started"
+    assert world.sagemaker.endpoints[ENDPOINT]["LastDeploymentConfig"] is None
+
+
+def test_what_autoscaling_arrived_at_survives_an_update_and_a_changed_count_applies(
+    run: Callable[..., str],
+    world: World,
+    on_instances: Callable[..., None],
+    deploy_all: Callable[..., None],
+    approve: Callable[..., dict[str, Any]],
+) -> None:
+    first, second, third = jobs(3)
+    on_instances()
+    deploy_all(first)
+    world.sagemaker.endpoints[ENDPOINT]["scaled_to"] = 8
+    deploy_all(second)
+    assert world.sagemaker.endpoints[ENDPOINT]["scaled_to"] == 8
+    on_instances(count=5)
+    run(approve(third))
+    assert "scaled_to" not in world.sagemaker.endpoints[ENDPOINT]
+
+
+def test_a_fleet_that_autoscaling_left_too_small_for_a_canary_is_updated_all_at_once(
+    world: World, on_instances: Callable[..., None], deploy_all: Callable[..., None]
+) -> None:
+    first, second = jobs(2)
+    on_instances()
+    deploy_all(first)
+    world.sagemaker.endpoints[ENDPOINT]["scaled_to"] = 1
+    deploy_all(second)
+    sent = world.sagemaker.endpoints[ENDPOINT]["LastDeploymentConfig"]
+    routing = sent["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]
+    assert routing == {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 300}
+    assert sent["AutoRollbackConfiguration"]["Alarms"]
+
+
+@pytest.mark.parametrize("policy", [{}, CANARY, {"AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "x/5xx"}]}}])
+@pytest.mark.parametrize("instances", [1, 4])
+def test_deployment_settings_are_legal_whatever_the_policy(
+    deployer: ModuleType, policy: dict[str, Any], instances: int
+) -> None:
+    sent = deployer.deployment_policy(policy, ENDPOINT, instances)
+    request: dict[str, Any] = {"EndpointName": ENDPOINT, "EndpointConfigName": "c"}
+    check_request("UpdateEndpoint", request | ({"DeploymentConfig": sent} if sent else {}))
+    assert "reviews" not in json.dumps(sent)
+
+
+def test_serverless_becomes_instances_in_place(
+    run: Callable[..., str], world: World, live: str, on_instances: Callable[..., None]
+) -> None:
+    on_instances()
+    assert run() == "started"
+    assert world.sagemaker.endpoints[ENDPOINT]["EndpointStatus"] == "Updating"
+
+
+def test_instances_become_serverless_by_a_new_endpoint_which_is_announced_once(
+    run: Callable[..., str],
+    sweep: Callable[..., str],
+    world: World,
+    on_instances: Callable[..., None],
+    deploy_all: Callable[..., None],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_instances()
+    deploy_all(FIRST)
+    old = served(world)
+    monkeypatch.setenv("ENDPOINT_TYPE", "serverless")
+    deployer.settings.cache_clear()
+    assert run() == "replacing"
+    assert world.sagemaker.endpoints == {}
+    assert "DOES NOT ANSWER UNTIL THEN" in world.emails()[-1].body
+    sweep()
+    world.sagemaker.come_up(ENDPOINT)
+    sweep()
+    assert served(world) != old
+    assert "ServerlessConfig" in world.sagemaker.configs[served(world)]["ProductionVariants"][0]
+    assert subjects(world)[2:] == ["Deployment started", "Deployment successful"]
+
+
+def test_a_replacement_that_does_not_come_up_ends_on_the_old_endpoint(
+    run: Callable[..., str],
+    sweep: Callable[..., str],
+    world: World,
+    on_instances: Callable[..., None],
+    deploy_all: Callable[..., None],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_instances()
+    deploy_all(FIRST)
+    old = served(world)
+    monkeypatch.setenv("ENDPOINT_TYPE", "serverless")
+    deployer.settings.cache_clear()
+    run()
+    sweep()
+    world.sagemaker.fail(ENDPOINT, PING_FAILED)
+    sweep()
+    sweep()
+    world.sagemaker.come_up(ENDPOINT)
+    for _ in range(3):
+        sweep()
+    assert served(world) == old
+    assert world.sagemaker.endpoints[ENDPOINT]["EndpointStatus"] == "InService"
+    assert subjects(world)[2:] == ["Deployment started", "Deployment failed", "Deployment restored"]
+
+
+def test_an_instance_endpoint_of_another_stack_is_not_replaced(
+    run: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]]
+) -> None:
+    make_foreign_endpoint(world)
+    assert run(approve()) == "waiting"
+    assert ENDPOINT in world.sagemaker.endpoints
 
 
 # --- duplicates -------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ ENVIRONMENT = {
         "SERVERLESS_MAX_CONCURRENCY": "5",
         "ENDPOINT_INSTANCE_TYPE": "ml.m5.large",
         "ENDPOINT_INSTANCE_COUNT": "1",
+        "KEEP_MODELS": "2",
+        "DEPLOYMENT_POLICY": "{}",
     },
 }
 GOOD_METRICS = {"accuracy": 0.9, "eval_loss": 0.3, "train_examples": 80, "holdout_examples": 20}
@@ -292,7 +294,7 @@ class World:
             body = versions[-1].value
             objects[key] = body
             if key.endswith(".json"):
-                volatile = ("at", "by", "started_at", "decided_at", "rejected_at")
+                volatile = ("at", "by", "started_at", "decided_at", "rejected_at", "tries", "ended")
                 objects[key] = {name: value for name, value in json.loads(body).items() if name not in volatile}
             if key.startswith("models/approved/"):
                 objects[key] = (body, len(versions))
