@@ -245,10 +245,10 @@ def job_of_config(config: str) -> str:
 class Rollback:
     """One model's way back: which model is served, which one is wanted, and what stands between.
 
-    The deployment orchestrator deploys the newest approved model that is not withdrawn, rolled back or failed.
-    So going back is: withdraw everything that is newer than the wanted model, mark the wanted one as asked for
-    again, and wake the function. It makes what is missing, updates the endpoint with the deployment settings of
-    the stack, checks the result and tells people.
+    The deployment orchestrator deploys the newest approved model that is not withdrawn, rolled back or failed, and
+    takes a withdrawn one off its endpoint. So going back is: withdraw everything that is newer than the wanted
+    model, and wake the function. It makes what is missing, updates the endpoint with the deployment settings of the
+    stack, checks the result and tells people.
     """
 
     def __init__(self, target: Target, model: str, to: str) -> None:
@@ -348,11 +348,9 @@ class Rollback:
 
     def ask_for(self, job: str, by: str) -> None:
         for record in deployments(self.target, job, self.endpoint):
-            try:
-                if record.state not in OPEN:
-                    ask_again(self.target, record, by)
-            except Changed:
-                print(f"              {job} was taken up by the deployment orchestrator already")
+            # A confirmed model is what the function restores by itself, now that the one after it is withdrawn.
+            if record.state not in OPEN and (record.state != "confirmed" or job > self.served):
+                ask_again(self.target, record, by)
         invoke(self.target, self.target.functions["deployer"], approved_event(self.target, self.model, job))
         print(f"asked for     {job}")
         print(
@@ -387,7 +385,8 @@ def retrain(target: Target, job: str, by: str) -> None:
             refused = read_record(target, f"data/rejected/{job}.json")
             why = f"its file was refused: {refused.data['reason']}" if refused else "there is no snapshot of its data"
             raise UsageError(f"JOB={job} cannot be trained again: {why}; upload a file instead")
-        if not exists(target, f"models/decisions/{job}.json"):
+        ended = (f"models/decisions/{job}.json", f"{SNAPSHOT_PREFIX}{job}/given_up.json")
+        if not any(exists(target, key) for key in ended):
             if job == given:
                 raise UsageError(f"JOB={job} has not ended yet: see make status and make logs JOB={job}")
             invoke(target, target.functions["training"], SWEEP)
@@ -560,9 +559,10 @@ def bring_back(target: Target, model: str, by: str) -> int:
     restored = Restored()
     for job in jobs:
         records = deployments(target, job, name)
-        if not records or {record.state for record in records} & set(NOT_AGAIN):
-            continue
+        states = {record.state for record in records}
         record = next((record for record in records if record.state in ("confirmed", *OPEN)), None)
+        if not records or "withdrawn" in states or (record is None and states & {*NOT_AGAIN, "removed"}):
+            continue
         if record is None:
             # It was approved, and waits for whoever deleted the endpoint; what was live before it comes first.
             restored.again.append({"model": model, "config": records[0].data["config"], "records": records})

@@ -231,7 +231,9 @@ def job_line(target: Target, job: str, records: Mapping[str, Mapping[str, Any]])
     if decision is None:
         waiting = records.get(f"data/snapshots/{job}/waiting.json")
         state = "not started" if waiting is None else "waiting"
-        return f"{job}  {state:<11} {name}  {(waiting or {}).get('reason', ''):.100}".rstrip()
+        if f"data/snapshots/{job}/given_up.json" in records:
+            state = "given up"
+        return f"{job}  {state:<11} {name}" + (f"  for {waiting['for']}" if waiting else "")
     deployments = read_records(target, f"models/deployments/{job}-").values()
     state = ", ".join(str(record["state"]) for record in deployments) or "-"
     state = state.replace("confirmed", "deployed")

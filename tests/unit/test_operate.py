@@ -207,7 +207,7 @@ def test_rollback_returns_to_the_previous_confirmed_model_and_people_are_told(
     withdrawn = record_of(shell.world, SECOND)["withdrawn"]
     assert withdrawn["reason"] == "rude answers"
     assert withdrawn["by"].startswith("arn:aws:sts::")
-    assert shell.subjects()[before:] == ["Deployment started", "Deployment successful"]
+    assert shell.subjects()[before:] == ["Deployment restored"]
     said = capsys.readouterr().out
     assert f"withdrawn     {SECOND}" in said
     assert f"make rollback MODEL=default TO={SECOND}" in said
@@ -415,6 +415,13 @@ def test_retrain_twice_makes_one_job_until_that_one_has_ended(shell: Shell, caps
     assert shell.world.record(f"data/snapshots/{third}/source.json")["retrain_of"] == second
 
 
+def test_an_upload_that_was_given_up_can_be_trained_again(shell: Shell) -> None:
+    undecided(shell)
+    shell.world.put(f"data/snapshots/{FIRST}/given_up.json", {"job": FIRST})
+    assert shell.run("retrain", "--job", FIRST) == 0
+    assert len(snapshots(shell)) == 2
+
+
 def test_retrain_while_paused_says_that_it_starts_after_resume(
     shell: Shell, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -478,8 +485,8 @@ def test_pause_deletes_our_endpoints_and_resume_brings_them_back_as_they_were(sh
     assert [payload for _, payload in shell.functions.sent] == [SWEEP] * 3
     assert {function for function, _ in shell.functions.sent} == set(FUNCTIONS.values())
     assert shell.state_of(SECOND) == "confirmed"
-    (email,) = shell.world.emails()[emails:]
-    assert "The endpoint is in service" in email.body
+    assert shell.subjects()[emails:] == ["Deployment restored"]
+    assert "serves this model again, after a pause" in shell.world.emails()[-1].body
 
 
 def test_the_pause_is_written_before_an_endpoint_is_deleted(shell: Shell) -> None:
@@ -636,6 +643,20 @@ def test_an_endpoint_that_was_deleted_by_hand_comes_back_when_somebody_asks(shel
     assert shell.state_of(SECOND) == "confirmed"
     expected = {"Project": "mlops", "Stack": BUCKET, "Model": "default", "TrainingJob": SECOND}
     assert {tag["Key"]: tag["Value"] for tag in shell.sagemaker.endpoints[ENDPOINT]["Tags"]} == expected
+
+
+def test_a_model_that_was_approved_while_the_endpoint_was_deleted_follows_the_one_that_comes_back(
+    shell: Shell,
+) -> None:
+    shell.go_live(FIRST)
+    shell.sagemaker.vanish(ENDPOINT)
+    shell.deploy(shell.world.endpoint_event())
+    shell.deploy(shell.world.upload(approved_key(SECOND), ARTIFACT))
+    assert shell.state_of(SECOND) == "waiting"
+    assert shell.run("resume", "--model", "default") == 0
+    shell.settle()
+    shell.settle()
+    assert shell.served() == SECOND
 
 
 def test_an_endpoint_that_vanished_before_its_first_model_was_live_is_asked_for_again(shell: Shell) -> None:
