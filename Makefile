@@ -13,7 +13,7 @@ define passed
 override $(1) := $$(value $(1))
 export $(1)
 endef
-$(foreach name,BASE_MODEL DATA ENDPOINT JOB KEEP MINUTES MODEL TARGET TEXT,$(eval $(call passed,$(name))))
+$(foreach name,BASE_MODEL DATA ENDPOINT JOB KEEP MINUTES MODEL REASON STOP_JOBS TARGET TEXT TO YES,$(eval $(call passed,$(name))))
 
 .PHONY: help
 help: ## This list
@@ -66,6 +66,28 @@ status: .venv/.tools ## Endpoints, newest jobs, and what needs attention
 .PHONY: logs
 logs: .venv/.tools ## Logs of the functions, of a job or of an endpoint: [JOB=name | ENDPOINT=name] [MINUTES=30]
 	@$(RUN) scripts/pipeline.py logs
+
+# --- when you want to intervene, on AWS or the local AWS ---
+
+.PHONY: rollback
+rollback: .venv/.tools ## Back to the model before, and no way back by itself: MODEL=name [TO=job] [REASON="why"]
+	@$(RUN) scripts/operate.py rollback
+
+.PHONY: retrain
+retrain: .venv/.tools ## Train again on the data of a job that has ended: JOB=name
+	@$(RUN) scripts/operate.py retrain
+
+.PHONY: pause
+pause: .venv/.tools ## No new jobs, no endpoints, until make resume (asks): [STOP_JOBS=1] [YES=1]
+	@$(RUN) scripts/operate.py pause
+
+.PHONY: resume
+resume: .venv/.tools ## Go on after a pause; MODEL=name: make an endpoint anew that was deleted by hand
+	@$(RUN) scripts/operate.py resume
+
+.PHONY: redrive
+redrive: .venv/.tools ## Send the failed events to their functions again
+	@$(RUN) scripts/operate.py redrive
 
 # --- AWS ---
 

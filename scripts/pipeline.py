@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 DEFAULT_MODEL = "default"
 TRAINING_LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 ENDPOINT_LOG_GROUP = "/aws/sagemaker/Endpoints/"
+PAUSED_KEY = "control/paused.json"
 JOBS_SHOWN = 10
 
 
@@ -75,6 +76,8 @@ class Target:
 
 def connect(target: str = "") -> Target:
     """The stack to talk to. Raises UsageError when there is none."""
+    if target not in ("", "aws", "local"):
+        raise UsageError(f"TARGET={target}: it is aws or local")
     running = stack.running() if target in ("", "local") else None
     if running is not None:
         environment = stack.environment(running)
@@ -96,6 +99,15 @@ def connect(target: str = "") -> Target:
     if "bucket_name" not in outputs:
         raise UsageError("nothing is deployed from here: run make deploy first, or make local-up for a local AWS")
     return Target("AWS", boto3.Session(region_name=outputs["region_name"]), {}, outputs)
+
+
+def flag(variable: str) -> bool:
+    """Whether an environment variable says yes: anything but empty and 0."""
+    return os.environ.get(variable, "") not in ("", "0")
+
+
+def error_code(error: ClientError) -> str:
+    return str(error.response["Error"].get("Code", ""))
 
 
 def model_name(name: str) -> str:
@@ -214,20 +226,33 @@ def job_line(target: Target, job: str, records: Mapping[str, Mapping[str, Any]])
     source = records.get(f"data/snapshots/{job}/source.json", {})
     decision = read_records(target, f"models/decisions/{job}.json").get(f"models/decisions/{job}.json")
     name = str(source.get("key", "?")).rsplit("/", 1)[-1]
+    if decision is None and f"data/snapshots/{job}/started.json" in records:
+        return f"{job}  {'training':<11} {name}"
     if decision is None:
-        started = f"data/snapshots/{job}/started.json" in records
-        return f"{job}  {'training' if started else 'not started':<11} {name}"
+        waiting = records.get(f"data/snapshots/{job}/waiting.json")
+        state = "not started" if waiting is None else "waiting"
+        if f"data/snapshots/{job}/given_up.json" in records:
+            state = "given up"
+        return f"{job}  {state:<11} {name}" + (f"  for {waiting['for']}" if waiting else "")
     deployments = read_records(target, f"models/deployments/{job}-").values()
     state = ", ".join(str(record["state"]) for record in deployments) or "-"
     state = state.replace("confirmed", "deployed")
+    withdrawn = [record["withdrawn"] for record in deployments if record["state"] == "withdrawn"]
     numbers = "  ".join(f"{check['metric']} {check['value']:.3f}" for check in decision["checks"] if check["value"])
     why = "" if decision["verdict"] == "approved" else f"  {decision['reason']:.100}"
+    for record in withdrawn:
+        why = (
+            f"  {record['at'][:16]} by {record['by'].rsplit('/', 1)[-1]}: {record['reason'] or 'no reason given':.100}"
+        )
     return f"{job}  {decision['verdict']:<11} {state:<12} {name}  {numbers}{why}"
 
 
 def show_status(target: Target) -> None:
     """Print the endpoints, the newest jobs, rejected uploads, and what needs somebody's attention."""
     print(f"bucket     {target.bucket}")
+    paused = read_records(target, PAUSED_KEY).get(PAUSED_KEY)
+    if paused is not None:
+        print(f"PAUSED     since {paused['at'][:16]} by {paused['by']}: no new jobs, no endpoints; make resume ends it")
     jobs = newest_jobs(target)[:JOBS_SHOWN]
     by_model: dict[str, list[str]] = {DEFAULT_MODEL: []}
     for job in jobs:
@@ -244,7 +269,10 @@ def show_status(target: Target) -> None:
         except ClientError as error:
             if not error.response["Error"]["Message"].startswith("Could not find"):
                 raise
-            serving = "none yet"
+            serving = "none while the pipeline is paused" if paused else "none"
+        else:
+            if paused:
+                serving += " (it should not be there while the pipeline is paused: make pause)"
         print(f"\nmodel      {model}\nendpoint   {endpoint}: {serving}")
         for line in lines:
             print(f"  {line}")
@@ -263,7 +291,8 @@ def attention(target: Target) -> None:
     )
     failed = int(queue["Attributes"]["ApproximateNumberOfMessages"])
     if failed:
-        print(f"\n{failed} failed events wait in {target.outputs['failure_queue_url']}: see make logs for the errors")
+        print(f"\n{failed} failed events wait in {target.outputs['failure_queue_url']}:")
+        print("make logs shows the errors; once the cause is mended, make redrive sends the events again")
     pages = (
         target.client("sns").get_paginator("list_subscriptions_by_topic").paginate(TopicArn=target.outputs["topic_arn"])
     )
@@ -274,11 +303,58 @@ def attention(target: Target) -> None:
             )
 
 
+def on_stack(where: str, command: Callable[[Target], int]) -> int:
+    """Run a command on the stack; returns its exit status, or that of an error which a person can read."""
+    name = "AWS"
+    try:
+        target = connect(where)
+        name = target.where
+        print(f"({name})", file=sys.stderr)
+        status = command(target)
+        sys.stdout.flush()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (BotoCoreError, ClientError) as error:
+        print(f"error: {name} refused: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader, a pager or head, has seen enough. What is still buffered must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    else:
+        return status
+    return 0
+
+
+def run(target: Target, options: argparse.Namespace) -> int:
+    """Carry out one of this module's commands; the exit status. Raises UsageError."""
+    if options.command == "upload":
+        if not options.data:
+            raise UsageError("say which file: make upload DATA=file.csv [MODEL=name]")
+        uri = upload(target, Path(options.data), model_name(options.model))
+        print(f"uploaded {uri}\na training starts now; follow it with make status and make logs")
+    elif options.command == "predict":
+        if not options.text.strip():
+            raise UsageError('say which text: make predict TEXT="some text" [MODEL=name]')
+        answer = predict(target, model_name(options.model), options.text)
+        print(f"{answer['label']}  {answer['score']:.4f}")
+    elif options.command == "logs":
+        if not re.fullmatch(r"[0-9]{1,6}", options.minutes) or not int(options.minutes):
+            raise UsageError(f"MINUTES={options.minutes}: a whole number above 0 is needed")
+        show_logs(target, options.job, options.endpoint, int(options.minutes))
+    else:
+        show_status(target)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     environment = os.environ
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", default=environment.get("TARGET", ""), choices=("", "aws", "local"))
+    parser.add_argument("--target", default=environment.get("TARGET", ""))
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("upload", help="upload a CSV: a training starts")
     command.add_argument("--data", default=environment.get("DATA", ""))
@@ -289,33 +365,10 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("logs", help="the log of a training job, an endpoint, or the functions")
     command.add_argument("--job", default=environment.get("JOB", ""))
     command.add_argument("--endpoint", default=environment.get("ENDPOINT", ""))
-    command.add_argument("--minutes", type=int, default=int(environment.get("MINUTES") or 30))
+    command.add_argument("--minutes", default=environment.get("MINUTES") or "30")
     commands.add_parser("status", help="endpoints, newest jobs, and what needs attention")
     options = parser.parse_args(arguments)
-    try:
-        if options.command == "upload" and not options.data:
-            raise UsageError("say which file: make upload DATA=file.csv [MODEL=name]")
-        if options.command == "predict" and not options.text.strip():
-            raise UsageError('say which text: make predict TEXT="some text" [MODEL=name]')
-        target = connect(options.target)
-        print(f"({target.where})", file=sys.stderr)
-        if options.command == "upload":
-            uri = upload(target, Path(options.data), model_name(options.model))
-            print(f"uploaded {uri}\na training starts now; follow it with make status and make logs")
-        elif options.command == "predict":
-            answer = predict(target, model_name(options.model), options.text)
-            print(f"{answer['label']}  {answer['score']:.4f}")
-        elif options.command == "logs":
-            show_logs(target, options.job, options.endpoint, options.minutes)
-        else:
-            show_status(target)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (BotoCoreError, ClientError) as error:
-        print(f"error: {target.where} refused: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return on_stack(options.target, lambda target: run(target, options))
 
 
 if __name__ == "__main__":

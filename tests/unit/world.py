@@ -23,7 +23,7 @@ import boto3
 from botocore.exceptions import ClientError
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.moto_api._internal import mock_random
-from moto.s3.models import s3_backends
+from moto.s3.models import FakeDeleteMarker, s3_backends
 from moto.sns.models import sns_backends
 
 from fake_sagemaker import FakeSageMaker, refusal
@@ -304,6 +304,8 @@ class World:
             if key.startswith("claims/"):
                 continue
             versions = stored.getlist(key)
+            if isinstance(versions[-1], FakeDeleteMarker):
+                continue
             body = versions[-1].value
             objects[key] = body
             if key.endswith(".json"):
