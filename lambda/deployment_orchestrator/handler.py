@@ -836,7 +836,7 @@ def is_replacement(choice: Choice, endpoint: Mapping[str, Any] | None) -> bool:
     """
     if endpoint is None or "ServerlessConfig" not in variant_of(choice.config_request):
         return False
-    return not any("CurrentServerlessConfig" in variant for variant in endpoint.get("ProductionVariants", []))
+    return any("CurrentServerlessConfig" not in variant for variant in endpoint.get("ProductionVariants", []))
 
 
 def deployment_policy(policy: Mapping[str, Any], endpoint_name: str, instances: int) -> dict[str, Any]:
