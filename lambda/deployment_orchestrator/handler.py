@@ -74,9 +74,6 @@ TRIES_MAX = 7 * 24 * 4
 SCORE_TOLERANCE = 0.05
 # Labels whose scores nearly tie may change places by that; with weights that are the right ones, hardly ever.
 TIES_MAX_SHARE = 0.1
-GOLDEN_ROWS_MAX = 20
-# A serverless endpoint takes requests of 4 MB (developer guide, Serverless Inference): 20 such texts at 4 bytes fit.
-GOLDEN_TEXT_MAX_CHARACTERS = 20_000
 CHECK_ASKS = 3
 CHECK_PAUSE_SECONDS = 2.0
 # A container has 60 seconds to answer (developer guide, inference code); three times that fits the function's 300.
@@ -677,8 +674,7 @@ def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any])
     server turns every exception in it into a 400 (handler_service.py), and 5xx and timeouts that last count as well.
     """
     decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.data['job']}.json")
-    rows = (decision or {}).get("golden") or []
-    golden = [row for row in rows if len(row["text"]) <= GOLDEN_TEXT_MAX_CHARACTERS][:GOLDEN_ROWS_MAX]
+    golden = (decision or {}).get("golden") or []
     if not golden:
         return "", "not checked: the training job gave none"
     for attempt in range(CHECK_ASKS):
@@ -847,7 +843,7 @@ def is_replacement(choice: Choice, endpoint: Mapping[str, Any] | None) -> bool:
     """
     if endpoint is None or "ServerlessConfig" not in variant_of(choice.config_request):
         return False
-    return not any("CurrentServerlessConfig" in variant for variant in endpoint.get("ProductionVariants", []))
+    return any("CurrentServerlessConfig" not in variant for variant in endpoint.get("ProductionVariants", []))
 
 
 def deployment_policy(policy: Mapping[str, Any], endpoint_name: str, instances: int) -> dict[str, Any]:

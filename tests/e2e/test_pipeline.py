@@ -187,6 +187,34 @@ def test_model_whose_server_does_not_come_up_is_rolled_back_and_not_tried_again(
     assert "Deployment successful" not in subjects[subjects.index("Deployment rolled back") :]
 
 
+def test_swapped_weights_behind_an_endpoint_in_service_are_caught_and_the_model_before_is_restored(
+    pipeline: Pipeline, model: str
+) -> None:
+    pipeline.train_and_deploy(model, make_rows(FIRST, 120, seed=40))
+    served = pipeline.endpoint(model)["EndpointConfigName"]
+    texts = [text for text, _ in make_rows(FIRST, 20, seed=41)]
+    answers = [commands.predict(pipeline.target, model, text) for text in texts]
+    # Trained on the same texts with the labels exchanged: an archive that loads and answers, with other weights.
+    other = f"{model[:26]}-other"
+    pipeline.train_and_deploy(other, make_rows(FIRST[::-1], 120, seed=40))
+    (swapped,) = pipeline.keys(f"models/approved/{other}/")
+    job = "training-job-29990101-000001-0badc0de"
+    golden = [{"text": text, **answer} for text, answer in zip(texts, answers, strict=True)]
+    pipeline.upload(f"models/decisions/{job}.json", json.dumps({"schema": 1, "job": job, "golden": golden}).encode())
+    pipeline.s3.copy_object(
+        Bucket=pipeline.target.bucket,
+        Key=f"models/approved/{model}/{job}/model.tar.gz",
+        CopySource={"Bucket": pipeline.target.bucket, "Key": swapped},
+    )
+    told = pipeline.wait_for_email(model, "Deployment rolled back")
+    assert "20 of 20 golden rows are answered otherwise" in told["text"]
+    assert f"The pipeline puts {served} back" in told["text"]
+    pipeline.wait_for_email(model, "Deployment restored")
+    assert pipeline.endpoint(model)["EndpointConfigName"] == served
+    assert [commands.predict(pipeline.target, model, text) for text in texts] == answers
+    assert pipeline.subjects_of(model)[-3:] == ["Deployment started", "Deployment rolled back", "Deployment restored"]
+
+
 def test_function_that_raises_is_tried_three_times_and_its_event_kept(pipeline: Pipeline) -> None:
     before = len(pipeline.failed_events())
     event = {

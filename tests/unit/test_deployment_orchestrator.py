@@ -382,14 +382,28 @@ def test_a_failed_endpoint_stays_until_its_failure_was_told(
     assert outcomes == ["under way"]
 
 
-def test_a_rollback_that_failed_is_told_as_failed(
-    run: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
+def test_a_rollback_that_failed_is_told_as_failed_and_ends_on_the_model_before(
+    run: Callable[..., str], sweep: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
 ) -> None:
     run(approve(SECOND))
     world.sagemaker.fail(ENDPOINT, status="UpdateRollbackFailed")
-    run(world.endpoint_event(status="UPDATE_ROLLBACK_FAILED"))
-    assert subjects(world)[2:] == ["Deployment started", "Deployment failed"]
+    # In service with a mix of both models: neither is right.
+    assert run(world.endpoint_event(status="UPDATE_ROLLBACK_FAILED")) == "failed endpoint deleted"
     assert record_of(world, SECOND)["state"] == "failed"
+    sweep()
+    world.sagemaker.come_up(ENDPOINT)
+    sweep()
+    assert served(world) == live
+    assert subjects(world)[2:] == ["Deployment started", "Deployment failed", "Deployment restored"]
+
+
+def test_a_rollback_that_failed_under_somebody_elses_hands_is_theirs_to_mend(
+    run: Callable[..., str], world: World, live: str
+) -> None:
+    world.sagemaker.fail(ENDPOINT, status="UpdateRollbackFailed")
+    assert run(world.endpoint_event(status="UPDATE_ROLLBACK_FAILED")) == "in service"
+    assert ENDPOINT in world.sagemaker.endpoints
+    assert len(world.emails()) == 2
 
 
 def test_a_deployment_that_somebody_overtook_is_recorded_and_not_told_as_success_or_rollback(
