@@ -23,7 +23,7 @@ import boto3
 from botocore.exceptions import ClientError
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.moto_api._internal import mock_random
-from moto.s3.models import s3_backends
+from moto.s3.models import FakeDeleteMarker, s3_backends
 from moto.sns.models import sns_backends
 
 from fake_sagemaker import FakeSageMaker, refusal
@@ -292,15 +292,20 @@ class World:
         assert len(emails) == 1, [email.subject for email in emails]
         return emails[0]
 
+    def stored(self) -> Any:
+        """The bucket's keys with their versions, straight from moto's memory."""
+        return s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[BUCKET].keys
+
     def final_state(self) -> dict[str, Any]:
         """All that lasts, without what differs between two equal runs: times, request ids and leases."""
         objects: dict[str, Any] = {}
-        # Straight from moto's memory: hundreds of worlds are compared.
-        stored = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[BUCKET].keys
+        stored = self.stored()
         for key in stored:
             if key.startswith("claims/"):
                 continue
             versions = stored.getlist(key)
+            if isinstance(versions[-1], FakeDeleteMarker):
+                continue
             body = versions[-1].value
             objects[key] = body
             if key.endswith(".json"):
