@@ -860,7 +860,8 @@ def take_turn(
     """Give a slot to the job of the line whose turn it is, if there is room for one.
 
     line: the waiting jobs, oldest first. own: the upload that this invocation is about; it is tried whatever became
-    of it before. Those that failed go last. Once the daily limit held the line up, each model's newest goes first.
+    of it before. A retry first ends what it began; what failed before goes last. Once the daily limit held the line
+    up, each model's newest goes first.
     """
     jobs: dict[str, Any] = ledger["jobs"]
 
@@ -877,11 +878,13 @@ def take_turn(
     day_is_full = len(started_today) >= config.max_training_jobs_per_day
     slots_are_full = sum(entry["state"] == "held" for entry in jobs.values()) >= config.max_concurrent_training_jobs
 
+    def order(job: str) -> tuple[bool, int, str]:
+        begun = job in jobs and jobs[job]["state"] != "failed" and jobs[job]["by"] == request_id
+        return not begun, tries(job), job
+
     waits_for = ""
     candidates = []
-    for job in sorted(
-        (job for job in line if not in_hand(jobs.get(job), request_id)), key=lambda job: (tries(job), job)
-    ):
+    for job in sorted((job for job in line if not in_hand(jobs.get(job), request_id)), key=order):
         if tries(job) >= GIVE_UP_TRIES and job != own:
             return Turn(job, give_up=True)
         if not due(job):
@@ -914,7 +917,7 @@ def give_back(ledger: dict[str, Any], job: str, failed: bool) -> None:
     """Take back a slot and the day's share of a job that was certainly not started. failed: the try counts."""
     entry = ledger["jobs"].pop(job)
     if failed:
-        ledger["jobs"][job] = entry | {"state": "failed", "at": now().isoformat()}
+        ledger["jobs"][job] = entry | {"state": "failed"}
     ledger["day"]["jobs"] = [other for other in ledger["day"]["jobs"] if other != job]
 
 
@@ -1126,20 +1129,21 @@ def start_pending(config: Settings, request_id: str, own: str | None = None, swe
     ledger = read_json(config.bucket, LEDGER_KEY)[0] or EMPTY_LEDGER
     if sweep:
         free_slots(config, [job for job, entry in ledger["jobs"].items() if entry["state"] == "held"])
-    waited = ledger["line"]
-    line, untold = pending(config.bucket, min(look_back(), waited["oldest"]) if waited else look_back())
+    # What is older than the look-back, since it waits or is being started for so long, is in the ledger.
+    waited = [ledger["line"]["oldest"]] if ledger["line"] else []
+    line, untold = pending(config.bucket, min([look_back(), *waited, *ledger["jobs"]]))
     if own is not None and own not in line:
         if exists(config.bucket, f"{SNAPSHOT_PREFIX}{own}/started.json"):
             return "already started"
         line = sorted([*line, own])  # an event sent again: its job is beyond the look-back, or was given up
-    if waited and not line:
-        update_ledger(config.bucket, lambda ledger: ledger.update(line=None))
 
     source_of = functools.cache(functools.partial(read_source, config.bucket))
     started: list[str] = []
     waits_for, message = RESUME, ""
     if not paused:
         started, waits_for, message = start_in_turn(config, line, request_id, own, source_of)
+    if waited and not waits_for:
+        update_ledger(config.bucket, lambda ledger: ledger.update(line=None))
     waiting: list[str] = []
     if line and waits_for:
         untold &= set(line) if sweep else {own}

@@ -169,12 +169,16 @@ class FakeSageMaker:
         del self.endpoints[name]
 
     def state(self) -> dict[str, Any]:
-        """Everything that exists, for comparing two worlds."""
+        """Everything that exists, but for times, for comparing two worlds."""
         endpoints = {
             name: {key: endpoint.get(key) for key in ("EndpointStatus", "EndpointConfigName", "Tags")}
             for name, endpoint in self.endpoints.items()
         }
-        return {"jobs": self.jobs, "models": self.models, "configs": self.configs, "endpoints": endpoints}
+        jobs = {
+            name: {key: value for key, value in job.items() if key != "LastModifiedTime"}
+            for name, job in self.jobs.items()
+        }
+        return {"jobs": jobs, "models": self.models, "configs": self.configs, "endpoints": endpoints}
 
     def _tick(self) -> datetime:
         self._clock += timedelta(seconds=1)

@@ -26,8 +26,10 @@ from test_deployment_orchestrator import (
     decide,
     make_foreign_endpoint,
 )
-from test_model_evaluator import JOB, WEIGHTS, complete, metrics_file, start_job
-from world import ENDPOINT, Context, Interruption, Killed, World, broken_connection, killed, tar_gz
+from test_model_evaluator import JOB, WEIGHTS, complete, metrics_file, record_start, start_job
+from test_spend_guards import SWEEP, end
+from test_spend_guards import upload as upload_of_minute
+from world import BUCKET, ENDPOINT, Context, Interruption, Killed, World, broken_connection, killed, tar_gz
 
 READS = ("Get", "Head", "List", "Describe", "Invoke")
 
@@ -55,6 +57,75 @@ def upload(content: bytes) -> Callable[[World, Handlers], Event]:
 def upload_over_quota(world: World, _: Handlers) -> Event:
     world.sagemaker.training_quota = 0
     return world.upload("data/train/x.csv")
+
+
+def one_slot(world: World, handlers: Handlers) -> Event:
+    """Both slots are taken, and an upload of a minute later comes."""
+    for minute in (1, 2):
+        handlers["training_orchestrator"].lambda_handler(upload_of_minute(world, minute), Context(f"minute {minute}"))
+    return upload_of_minute(world, 3)
+
+
+def waiting(world: World, handlers: Handlers) -> None:
+    """Both slots are taken, and a third and a fourth upload wait."""
+    for minute, sent in ((3, one_slot(world, handlers)), (4, upload_of_minute(world, 4))):
+        handlers["training_orchestrator"].lambda_handler(sent, Context(f"minute {minute}"))
+
+
+def job_ended(world: World, handlers: Handlers) -> Event:
+    waiting(world, handlers)
+    return end(world, 1)
+
+
+def events_lost(world: World, handlers: Handlers) -> Event:
+    waiting(world, handlers)
+    for minute in (1, 2):
+        end(world, minute)
+    return SWEEP
+
+
+def quota_while_waiting(quota: int) -> Callable[[World, Handlers], Event]:
+    def prepare(world: World, handlers: Handlers) -> Event:
+        sent = job_ended(world, handlers)
+        world.sagemaker.training_quota = quota
+        return sent
+
+    return prepare
+
+
+def paused_upload(world: World, _: Handlers) -> Event:
+    world.put("control/paused.json", {"schema": 1})
+    return upload_of_minute(world, 1)
+
+
+def resumed(world: World, handlers: Handlers) -> Event:
+    handlers["training_orchestrator"].lambda_handler(paused_upload(world, handlers), Context("paused"))
+    world.s3.delete_object(Bucket=BUCKET, Key="control/paused.json")
+    return SWEEP
+
+
+def tried_in_vain(world: World, handlers: Handlers) -> Event:
+    """An upload waits whose job could not be started as often as it is tried."""
+    sent = resumed(world, handlers)
+    world.sagemaker.before_create = lambda _: broken_connection()
+    for number in range(handlers["training_orchestrator"].GIVE_UP_TRIES):
+        with pytest.raises(ClientError):
+            handlers["training_orchestrator"].lambda_handler(sent, Context(f"try {number}"))
+        world.wait(hours=2)
+    return sent
+
+
+def event_lost(world: World, _: Handlers) -> Event:
+    complete(world, None, tar_gz([metrics_file(), WEIGHTS]))
+    record_start(world)
+    return SWEEP
+
+
+def deleted_job(world: World, _: Handlers) -> Event:
+    start_job(world)
+    record_start(world)
+    del world.sagemaker.jobs[JOB]
+    return SWEEP
 
 
 def completed(**metrics: object) -> Callable[[World, Handlers], Event]:
@@ -255,6 +326,16 @@ PATHS = {
     "start, large": Path("training_orchestrator", upload(b"text,label\na,b\n"), copy_in_parts=True),
     "refuse a bad upload": Path("training_orchestrator", upload(b"text;label\n")),
     "start over quota": Path("training_orchestrator", upload_over_quota),
+    "wait for a slot": Path("training_orchestrator", one_slot),
+    "next in line": Path("training_orchestrator", job_ended),
+    "sweep: slots to free, jobs to start": Path("training_orchestrator", events_lost),
+    "wait for quota": Path("training_orchestrator", quota_while_waiting(1)),
+    "quota of 0 while waiting": Path("training_orchestrator", quota_while_waiting(0)),
+    "wait for resume": Path("training_orchestrator", paused_upload),
+    "resume": Path("training_orchestrator", resumed),
+    "give up": Path("training_orchestrator", tried_in_vain),
+    "sweep: approve": Path("model_evaluator", event_lost),
+    "sweep: deleted job": Path("model_evaluator", deleted_job),
     "approve": Path("model_evaluator", completed()),
     "approve, large": Path("model_evaluator", completed(), copy_in_parts=True),
     "approve beside a live model": Path("model_evaluator", completed_beside_a_live_model(0.91)),

@@ -576,3 +576,150 @@ def test_a_search_out_of_time_still_ends_in_a_decision(evaluator: ModuleType, wo
     context: Any = Context("first", remaining_milliseconds=evaluator.RESERVE_MILLISECONDS - 1)
     assert evaluator.lambda_handler(world.job_event(JOB), context)["outcome"] == "rejected"
     assert "too large to be searched for metrics.json in time" in world.record(DECISION)["reason"]
+
+
+# --- the sweep --------------------------------------------------------------------------------------
+
+OTHER = "training-job-20261123-115900-0123abcd"
+
+
+@pytest.fixture
+def sweep(evaluator: ModuleType, world: World) -> Callable[..., str]:
+    """Invoke the handler by the schedule; returns the outcome."""
+
+    def invoke(milliseconds: int = 300_000) -> str:
+        context = Context(f"sweep after {len(world.around.calls)} calls", milliseconds)
+        return str(evaluator.lambda_handler({"source": "sweep"}, context)["outcome"])
+
+    return invoke
+
+
+def record_start(world: World, job: str = JOB) -> None:
+    record = {"schema": 1, "job": job, "started_at": "2026-11-23T11:00:00+00:00"}
+    world.put(f"data/snapshots/{job}/started.json", record)
+
+
+def good_job(world: World) -> None:
+    complete(world, tar_gz([metrics_file()]), tar_gz([WEIGHTS]))
+    record_start(world)
+
+
+def test_a_job_whose_event_was_lost_is_decided_by_the_sweep(sweep: Callable[..., str], world: World) -> None:
+    good_job(world)
+    assert sweep() == "approved"
+    assert world.only_email().subject == "Model approved: default (support.csv)"
+    assert sweep() == "nothing undecided"
+    assert len(world.emails()) == 1
+
+
+def test_an_event_that_comes_before_sagemaker_shows_the_end_is_made_up_for(
+    run: Callable[..., str], sweep: Callable[..., str], world: World
+) -> None:
+    start_job(world)
+    record_start(world)
+    assert run() == "not ended"
+    assert sweep() == "nothing undecided"
+    world.sagemaker.end_job(JOB, "Failed", reason="All rows have the label 'ham'")
+    assert sweep() == "failed"
+
+
+def test_a_sweep_over_decided_and_running_jobs_describes_the_running_and_writes_nothing(
+    run: Callable[..., str], sweep: Callable[..., str], world: World
+) -> None:
+    good_job(world)
+    run()
+    start_job(world, OTHER)
+    record_start(world, OTHER)
+    before, state = len(world.around.calls), world.final_state()
+    assert sweep() == "nothing undecided"
+    assert world.around.calls[before:] == ["HeadObject", "ListObjectsV2", "ListObjectsV2", "DescribeTrainingJob"]
+    assert world.final_state() == state
+    assert len(world.emails()) == 1
+
+
+def test_while_paused_nothing_is_swept(sweep: Callable[..., str], world: World) -> None:
+    good_job(world)
+    world.put("control/paused.json", {"schema": 1})
+    assert sweep() == "paused"
+    assert world.around.calls == ["HeadObject"]
+
+
+def test_a_job_that_somebody_deleted_is_decided_as_failed(sweep: Callable[..., str], world: World) -> None:
+    start_job(world)
+    record_start(world)
+    del world.sagemaker.jobs[JOB]
+    assert sweep() == "failed"
+    assert "does not exist any more: somebody deleted it" in world.only_email().body
+
+
+def test_a_job_that_is_not_seen_yet_is_not_taken_for_deleted(
+    run: Callable[..., str], sweep: Callable[..., str], world: World
+) -> None:
+    start_job(world)
+    del world.sagemaker.jobs[JOB]
+    assert run() == "not ended"
+    world.put(f"data/snapshots/{JOB}/started.json", {"started_at": world.time.isoformat()})
+    assert sweep() == "not ended"
+    assert world.emails() == []
+
+
+@pytest.mark.parametrize("key", [f"data/snapshots/{JOB}/other.json", "data/snapshots/mine/started.json"])
+def test_a_snapshot_that_was_not_started_is_left_alone(sweep: Callable[..., str], world: World, key: str) -> None:
+    world.put(key, {})
+    assert sweep() == "nothing undecided"
+
+
+def test_what_cannot_be_decided_is_tried_a_bounded_number_of_times_and_then_decided_as_failed(
+    sweep: Callable[..., str], world: World, evaluator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good_job(world)
+    monkeypatch.setattr(evaluator, "evaluate", refuse_good_jobs(evaluator))
+    failures = 0
+    for _ in range(400):
+        try:
+            sweep()
+        except OSError:
+            failures += 1
+        world.wait(minutes=21)
+    assert 0 < failures <= evaluator.GIVE_UP_TRIES
+    assert world.only_email().subject == "Training failed: default (support.csv)"
+    assert "its evaluation failed 24 times" in world.only_email().body
+
+
+def test_what_cannot_be_decided_keeps_nobody_waiting(
+    sweep: Callable[..., str], world: World, evaluator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good_job(world)
+    monkeypatch.setattr(evaluator, "evaluate", refuse_good_jobs(evaluator))
+    with pytest.raises(OSError, match="broken"):
+        sweep()
+    start_job(world, OTHER)
+    record_start(world, OTHER)
+    world.sagemaker.end_job(OTHER, "Stopped")
+    world.wait(minutes=21)
+    with pytest.raises(OSError, match="broken"):
+        sweep()
+    assert world.keys("models/decisions/") == [f"models/decisions/{OTHER}.json"]
+
+
+def test_a_sweep_leaves_to_the_next_one_what_it_has_no_time_for(sweep: Callable[..., str], world: World) -> None:
+    good_job(world)
+    start_job(world, OTHER)
+    record_start(world, OTHER)
+    world.sagemaker.end_job(OTHER, "Stopped")
+    assert sweep(milliseconds=239_999) in ("stopped", "approved")
+    assert len(world.keys("models/decisions/")) == 1
+    sweep()
+    assert len(world.keys("models/decisions/")) == 2
+
+
+def refuse_good_jobs(evaluator: ModuleType) -> Callable[..., Any]:
+    """evaluate(), but that of a completed job breaks."""
+    real = evaluator.evaluate
+
+    def evaluate(config: Any, source: Any, description: Any, out_of_time: Any) -> Any:
+        if description["TrainingJobStatus"] == "Completed":
+            raise OSError("broken")
+        return real(config, source, description, out_of_time)
+
+    return evaluate

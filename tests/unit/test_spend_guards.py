@@ -476,10 +476,16 @@ class OneAtATime:
 
             return call
 
-        names = ("get_object", "put_object", "head_object", "copy_object", "publish", "list_objects_v2")
+        names = ("get_object", "put_object", "head_object", "copy_object", "publish")
         calls = {name: method(name) for name in (*names, "create_training_job", "describe_training_job")}
-        pages = SimpleNamespace(paginate=lambda **request: [calls["list_objects_v2"](**request)])
+        pages = SimpleNamespace(paginate=self._paginate)
         return SimpleNamespace(**calls, meta=wrapped.meta, get_paginator=lambda _: pages)
+
+    def _paginate(self, Bucket: str, Prefix: str, StartAfter: str) -> list[dict[str, Any]]:
+        """Straight from moto's memory: every invocation lists up to 800 keys."""
+        with self._lock:
+            keys = sorted(self._world.stored())
+        return [{"Contents": [{"Key": key} for key in keys if key.startswith(Prefix) and key > StartAfter]}]
 
 
 class Day:
@@ -544,10 +550,5 @@ def test_200_uploads_at_once_with_room_for_5_never_run_more_and_lose_and_double_
     told = Counter(subjects(world))
     assert sum(told[subject] for subject in told if subject.startswith("Training waiting")) == 1
     assert sum(told.values()) == 201
-    assert len([key for key in every_key(world) if key.endswith("/started.json")]) == 200
+    assert len([key for key in world.stored() if key.endswith("/started.json")]) == 200
     assert len(world.record(LEDGER)["day"]["jobs"]) == 200
-
-
-def every_key(world: World) -> list[str]:
-    pages = world.s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
-    return [item["Key"] for page in pages for item in page["Contents"]]

@@ -295,11 +295,14 @@ class World:
         assert len(emails) == 1, [email.subject for email in emails]
         return emails[0]
 
+    def stored(self) -> Any:
+        """The bucket's keys with their versions, straight from moto's memory."""
+        return s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[BUCKET].keys
+
     def final_state(self) -> dict[str, Any]:
         """All that lasts, without what differs between two equal runs: times, request ids and leases."""
         objects: dict[str, Any] = {}
-        # Straight from moto's memory: hundreds of worlds are compared.
-        stored = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[BUCKET].keys
+        stored = self.stored()
         for key in stored:
             if key.startswith("claims/"):
                 continue
