@@ -39,6 +39,13 @@ def test_upload_becomes_a_served_model_with_four_emails_in_order(pipeline: Pipel
     answers = [commands.predict(pipeline.target, "default", text) for text, _ in unseen]
     assert [answer["label"] for answer in answers] == [label for _, label in unseen]
     assert all(0.5 < answer["score"] <= 1 for answer in answers)
+    (decision,) = [
+        record for record in map(pipeline.json_at, pipeline.keys("models/decisions/")) if record["model"] == "default"
+    ]
+    assert len(decision["golden"]) == 20
+    for row in decision["golden"]:
+        served = commands.predict(pipeline.target, "default", row["text"])
+        assert served == {"label": row["label"], "score": pytest.approx(row["score"], abs=1e-3)}
 
 
 def test_emails_name_the_data_the_job_and_the_next_step(pipeline: Pipeline, model: str) -> None:
