@@ -70,7 +70,7 @@ logs: .venv/.tools ## Logs of the functions, of a job or of an endpoint: [JOB=na
 # --- when you want to intervene, on AWS or the local AWS ---
 
 .PHONY: rollback
-rollback: .venv/.tools ## Back to the model before, and no way back by itself: MODEL=name [TO=job] [REASON="why"]
+rollback: .venv/.tools ## Back to the model before; it sticks: MODEL=name [TO=job] [REASON="why"]
 	@$(RUN) scripts/operate.py rollback
 
 .PHONY: retrain

@@ -21,6 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
+
 import pipeline
 from pipeline import ROOT, TRAINING_LOG_GROUP, Target, UsageError, stack
 
@@ -185,7 +188,7 @@ def show_numbers(target: Target, model: str) -> None:
     ]
     newest = max(decisions, key=lambda record: str(record["job"]))
     for name, value in newest["metrics"].items():
-        if name != "schema":
+        if name != "schema" and isinstance(value, (int, float)):
             print(f"  {name:<18} {value:.4f}" if value % 1 else f"  {name:<18} {value:g}")
 
 
@@ -226,8 +229,7 @@ def main() -> int:
     try:
         model = pipeline.model_name(os.environ.get("MODEL", ""))
         data = Path(os.environ.get("DATA") or SAMPLE)
-        if not data.is_file():
-            raise UsageError(f"DATA={data}: there is no such file")
+        pipeline.check_upload(data)
         stack.up(report=lambda stage, text: timeline.say(text) if text else timeline.done(stage))
         started = True
         target = pipeline.connect("local")
@@ -241,7 +243,7 @@ def main() -> int:
     except (UsageError, stack.AlreadyRunning) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
-    except (DemoFailed, stack.StackError) as error:
+    except (DemoFailed, stack.StackError, Boto3Error, BotoCoreError, ClientError) as error:
         print(f"\nFAILED: {error}\nlogs: {stack.state_folder() / 'logs'}/", file=sys.stderr)
     except KeyboardInterrupt:
         print("\ninterrupted: stopping everything", file=sys.stderr)

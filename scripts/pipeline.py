@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,12 +121,23 @@ def model_name(name: str) -> str:
     return name
 
 
-def upload(target: Target, data: Path, model: str) -> str:
-    """Upload a CSV for a model; returns its S3 URI. Raises UsageError when there is no such file."""
+def check_upload(data: Path) -> None:
+    """Raises UsageError unless there is such a file, and it can be read and uploaded under its name."""
     if not data.is_file():
         raise UsageError(f"DATA={data}: there is no such file")
     if data.suffix.lower() != ".csv":
         raise UsageError(f"DATA={data}: only files named .csv are trained on")
+    if not os.access(data, os.R_OK):
+        raise UsageError(f"DATA={data}: this file may not be read")
+    try:
+        data.name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"DATA={str(data)!a}: the file's name is not UTF-8, so S3 cannot take it") from None
+
+
+def upload(target: Target, data: Path, model: str) -> str:
+    """Upload a CSV for a model; returns its S3 URI. Raises UsageError when the file cannot be uploaded."""
+    check_upload(data)
     folder = "" if model == DEFAULT_MODEL else f"{model}/"
     key = f"data/train/{folder}{data.name}"
     target.client("s3").upload_file(str(data), target.bucket, key)
@@ -168,7 +180,10 @@ def readable(line: str) -> str:
     """A line of a function's JSON log for people; what the runtime itself logs becomes empty."""
     if not line.startswith("{"):
         return "" if line.startswith(("START ", "END ", "REPORT ")) else line
-    record = json.loads(line)
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return line
     if str(record.get("type", "")).startswith("platform."):
         return ""
     fixed = ("timestamp", "level", "message", "logger", "requestId", "location", "stackTrace")
@@ -315,7 +330,7 @@ def on_stack(where: str, command: Callable[[Target], int]) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (BotoCoreError, ClientError) as error:
+    except (Boto3Error, BotoCoreError, ClientError) as error:
         print(f"error: {name} refused: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -12,7 +12,6 @@ import pipeline as commands
 from deployed import Pipeline, make_rows, to_csv
 
 FIRST = ("ham", "spam")
-SECOND = ("good", "bad")
 
 
 def run(*arguments: str) -> int:
@@ -26,7 +25,6 @@ def served_job(pipeline: Pipeline, model: str) -> str:
 def test_rollback_serves_the_previous_model_again_and_status_shows_it(
     pipeline: Pipeline, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Four labels with words of their own: the second model knows two of them by other names, and loses nothing.
     rows = make_rows(FIRST, 120, seed=40)
     pipeline.train_and_deploy(model, rows, name="first.csv")
     first = served_job(pipeline, model)

@@ -14,7 +14,7 @@ import pytest
 from world import BUCKET, ENVIRONMENT, HANDLERS, ROOT
 
 # The parts that each handler has of its own.
-OWN = {"Settings", "handle", "tell", "lambda_handler"}
+OWN = {"Settings", "handle", "lambda_handler", "start", "sweep", "tell"}
 MAY_BE_EMPTY = {"BASE_MODEL_REVISION", "HUB_TOKEN_SECRET_ARN"}
 NUMBERS = {
     "TRAINING_VOLUME_GB",

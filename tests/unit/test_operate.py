@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -108,6 +109,7 @@ class Shell:
             "lambda": Watched(self.functions, world.around),
             "sqs": Watched(self.sqs, world.around),
             "sts": sts,
+            "sns": world.client("sns"),
         }
         self.target = SimpleNamespace(
             where="a test",
@@ -946,3 +948,75 @@ def test_ctrl_c_is_no_traceback(
     monkeypatch.setattr("builtins.input", interrupted)
     assert shell.run("pause") == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+# --- the daily commands -----------------------------------------------------------------------------
+
+
+def test_status_shows_the_pause_what_waits_and_what_was_withdrawn(
+    shell: Shell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.go_live(FIRST, SECOND)
+    for job in (FIRST, SECOND):
+        source = {"job": job, "model": "default", "bucket": BUCKET, "key": f"data/train/{job[-8:]}.csv"}
+        shell.world.put(f"data/snapshots/{job}/source.json", source)
+        decision = {"job": job, "verdict": "approved", "checks": [{"metric": "accuracy", "value": 0.91}]}
+        shell.world.put(f"models/decisions/{job}.json", decision)
+    shell.world.put(f"data/snapshots/{THIRD}/source.json", {"job": THIRD, "model": "default", "key": "later.csv"})
+    shell.world.put(f"data/snapshots/{THIRD}/waiting.json", {"job": THIRD, "for": "a free slot"})
+    dead_letter(shell, SWEEP, FUNCTIONS["deployer"])
+    shell.run("rollback", "--model", "default", "--reason", "rude answers")
+    shell.settle()
+    shell.run("pause", "--yes")
+    capsys.readouterr()
+    assert pipeline.main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "PAUSED     since 2026-12-01" in shown
+    assert f"endpoint   {ENDPOINT}: none while the pipeline is paused" in shown
+    assert f"{THIRD}  waiting     later.csv  for a free slot" in shown
+    assert f"{SECOND}  approved    withdrawn" in shown
+    assert ": rude answers" in shown
+    assert "1 failed events wait" in shown
+    assert "make redrive" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("upload",), "say which file"),
+        (("upload", "--data", "nowhere.csv"), "there is no such file"),
+        (("upload", "--data", "README.md"), "only files named .csv"),
+        (("upload", "--data", "README.md", "--model", "A"), "a model name has"),
+        (("predict", "--text", "  "), "say which text"),
+        (("predict", "--text", "hello", "--model", "a/b"), "a model name has"),
+        (("logs", "--minutes", "soon"), "MINUTES=soon"),
+        (("logs", "--minutes", "0"), "MINUTES=0"),
+    ],
+)
+def test_what_was_mistyped_is_said_in_one_line(
+    shell: Shell, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
+) -> None:
+    assert pipeline.main(list(arguments)) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_an_upload_that_is_denied_is_one_line(shell: Shell, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def denied() -> None:
+        raise refusal("PutObject", "AccessDenied", "You are not authorized")
+
+    data = tmp_path / "x.csv"
+    data.write_text("text,label\n")
+    shell.world.around.interruption = Interruption("PutObject", denied)
+    assert pipeline.main(["upload", "--data", str(data)]) == 1
+    assert "AccessDenied" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_file_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "caf\udce9.csv"
+    data.write_text("text,label\n")
+    with pytest.raises(pipeline.UsageError, match="is not UTF-8"):
+        pipeline.check_upload(data)
+
+
+def test_a_log_line_that_only_looks_like_json_is_shown_as_it_is() -> None:
+    assert pipeline.readable("{cut off") == "{cut off"
