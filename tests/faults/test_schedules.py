@@ -1,0 +1,188 @@
+"""A day of uploads whose events arrive late, three times, in any order, or never, ends like a quiet day.
+
+Each schedule plays ten uploads for two models: of some the training fails, of some the gate refuses the model, of
+some the model server does not come up. What happens next (an upload, the delivery of one of the events under way,
+the end of a job, the endpoint settling) is drawn at random.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from world import BUCKET, ENDPOINT, GOOD_METRICS, Context, World, tar_gz
+
+SCHEDULES = int(os.environ.get("SCHEDULES", "20"))
+UPLOADS = 10
+DELIVERIES = 3
+# A bound for "until nothing moves any more": far above what any schedule takes.
+MAX_STEPS = 2000
+FATES = ("good", "good", "good", "refused", "training fails", "does not come up")
+MODELS = ("default", "default", "reviews")
+SWEEP = {"source": "sweep"}
+
+
+def endpoint_of(model: str) -> str:
+    return ENDPOINT if model == "default" else f"{ENDPOINT}-{model}"
+
+
+class Day:
+    """Uploads and what comes of them; everything random comes from one seed."""
+
+    def __init__(self, world: World, handlers: dict[str, ModuleType], seed: int, lost: float) -> None:
+        self.world = world
+        self.handlers = handlers
+        self.random = random.Random(seed)
+        self.lost = lost
+        self.under_way: list[tuple[str, dict[str, Any]]] = []
+        self.fates: dict[str, str] = {}
+        self.models: dict[str, str] = {}
+        self.requests = 0
+
+    # --- what happens -------------------------------------------------------------------------------
+
+    def send(self, handler: str, event: dict[str, Any]) -> None:
+        """Put an event on its way, DELIVERIES times; SageMaker's are best effort, so some are lost altogether."""
+        if event["source"] == "aws.sagemaker" and self.random.random() < self.lost:
+            return
+        self.under_way += [(handler, event)] * DELIVERIES
+
+    def upload(self) -> None:
+        number = len(self.fates)
+        model = self.random.choice(MODELS)
+        folder = "" if model == "default" else f"{model}/"
+        event = self.world.upload(f"data/train/{folder}{number}.csv", f"text,label\na,x\nb,y{number}\n".encode())
+        event["time"] = f"2026-11-23T12:{number:02}:00Z"
+        job = self.handlers["training_orchestrator"].parse_upload(event).job
+        self.fates[job], self.models[job] = self.random.choice(FATES), model
+        self.send("training_orchestrator", event)
+
+    def deliver(self, handler: str, event: dict[str, Any]) -> None:
+        self.requests += 1
+        before = set(self.world.keys("models/approved/"))
+        self.handlers[handler].lambda_handler(event, Context(f"request {self.requests}"))
+        for key in sorted(set(self.world.keys("models/approved/")) - before):
+            self.send("deployment_orchestrator", self.approval(key))
+
+    def approval(self, key: str) -> dict[str, Any]:
+        """The event of an approved model that is there already: the evaluator wrote it."""
+        event = self.world.job_event("any")
+        etag = self.world.s3.head_object(Bucket=BUCKET, Key=key)["ETag"].strip('"')
+        return event | {
+            "source": "aws.s3",
+            "detail-type": "Object Created",
+            "detail": {"bucket": {"name": BUCKET}, "object": {"key": key, "etag": etag, "size": 1, "sequencer": "1"}},
+        }
+
+    def end(self, job: str) -> None:
+        """A running training job ends as its fate wants it."""
+        fate = self.fates[job]
+        status = "Failed" if fate == "training fails" else "Completed"
+        accuracy = 0.1 if fate == "refused" else 0.9
+        key = f"models/raw/{job}/output/model.tar.gz"
+        metrics = GOOD_METRICS | {"accuracy": accuracy}
+        self.world.put(key, tar_gz([("metrics.json", str(metrics).replace("'", '"').encode()), ("w", job.encode())]))
+        self.world.sagemaker.end_job(job, status, artifact=f"s3://{BUCKET}/{key}" if status == "Completed" else "")
+        event = self.world.job_event(job, status)
+        self.send("model_evaluator", event)
+        self.send("training_orchestrator", event)
+
+    def settle(self, endpoint: str) -> None:
+        """An endpoint that is busy comes up, or goes back, as the fate of its new model wants it."""
+        found = self.world.sagemaker.endpoints[endpoint]
+        wanted = found.get("PendingDeploymentSummary", found)["EndpointConfigName"]
+        breaks = self.fates[wanted.rsplit("-", 1)[0]] == "does not come up"
+        if found["EndpointStatus"] == "Creating" and breaks:
+            self.world.sagemaker.fail(endpoint)
+            status = "FAILED"
+        elif breaks:
+            self.world.sagemaker.roll_back(endpoint)
+            status = "IN_SERVICE"
+        else:
+            self.world.sagemaker.come_up(endpoint)
+            status = "IN_SERVICE"
+        self.send("deployment_orchestrator", self.world.endpoint_event(endpoint, status))
+
+    # --- what may happen next -----------------------------------------------------------------------
+
+    def moves(self) -> Iterator[Callable[[], None]]:
+        """All that could happen next, apart from an upload."""
+        for index in range(len(self.under_way)):
+            yield lambda index=index: self.deliver(*self.under_way.pop(index))  # type: ignore[misc]
+        for job, description in self.world.sagemaker.jobs.items():
+            if description["TrainingJobStatus"] == "InProgress":
+                yield lambda job=job: self.end(job)  # type: ignore[misc]
+        for name, endpoint in self.world.sagemaker.endpoints.items():
+            if endpoint["EndpointStatus"] in ("Creating", "Updating"):
+                yield lambda name=name: self.settle(name)  # type: ignore[misc]
+
+    def play(self) -> None:
+        """Ten uploads, and everything that comes of them, in random order, until nothing moves."""
+        for _ in range(MAX_STEPS):
+            moves = list(self.moves())
+            if len(self.fates) < UPLOADS and (not moves or self.random.random() < 0.1):
+                self.upload()
+            elif moves:
+                self.random.choice(moves)()
+            else:
+                return
+        raise AssertionError(f"still moving after {MAX_STEPS} steps")
+
+    def sweep(self) -> None:
+        """One round of the schedule, and all that it sets off."""
+        for handler in self.handlers:
+            self.deliver(handler, SWEEP)
+        self.play()
+
+    # --- what must hold -----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        jobs, decisions = self.world.sagemaker.jobs, self.world.keys("models/decisions/")
+        assert sorted(jobs) == sorted(self.fates)
+        assert decisions == [f"models/decisions/{job}.json" for job in sorted(self.fates)]
+        for model in set(self.models.values()):
+            working = [job for job in self.fates if self.models[job] == model and self.fates[job] == "good"]
+            endpoint = self.world.sagemaker.endpoints.get(endpoint_of(model))
+            if working:
+                assert endpoint is not None, model
+                assert endpoint["EndpointConfigName"].startswith(max(working)), model
+                assert endpoint["EndpointStatus"] == "InService", model
+
+    def check_emails(self) -> None:
+        """Nothing crashed, so everybody was told everything once."""
+        told = Counter((email.subject.split(":")[0], email.body) for email in self.world.emails())
+        assert set(told.values()) == {1}
+        ends = Counter(subject for subject, _ in told)
+        fates = Counter(self.fates.values())
+        assert ends["Training started"] == UPLOADS
+        assert ends["Training failed"] == fates["training fails"]
+        assert ends["Model rejected"] == fates["refused"]
+        assert ends["Model approved"] == fates["good"] + fates["does not come up"]
+
+
+@settings(
+    max_examples=SCHEDULES,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(seed=st.integers(0, 2**32 - 1))
+@pytest.mark.parametrize("lost", [0.0, 0.3], ids=["three deliveries", "three deliveries, 30 % lost"])
+def test_any_order_of_events_ends_with_the_newest_working_model_in_service(
+    seed: int, lost: float, make_world: Callable[[], World], handlers: dict[str, ModuleType]
+) -> None:
+    note(f"seed {seed}, lost {lost}")
+    day = Day(make_world(), handlers, seed, lost)
+    day.play()
+    for _ in range(2):
+        day.sweep()
+    day.check()
+    day.check_emails()
