@@ -1083,7 +1083,9 @@ def start_in_turn(
             line.remove(turn.job)
             continue
         refused, message = start(config, source)
-        log.info("training job %s", f"waits for {refused}" if refused else "started", extra={"training_job": turn.job})
+        if turn.job != own:
+            outcome = f"waits for {refused}" if refused else "started"
+            log.info("training job %s", outcome, extra={"training_job": turn.job})
         # The attempt of the upload that this is about tells people about it: it is still to come.
         if refused and not (refused == QUOTA_ABOVE_0 and own in line and turn.job != own):
             return started, refused, message

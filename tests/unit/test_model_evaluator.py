@@ -640,8 +640,9 @@ def test_a_sweep_over_decided_and_running_jobs_describes_the_running_and_writes_
 def test_while_paused_nothing_is_swept(sweep: Callable[..., str], world: World) -> None:
     good_job(world)
     world.put("control/paused.json", {"schema": 1})
+    before = len(world.around.calls)
     assert sweep() == "paused"
-    assert world.around.calls == ["HeadObject"]
+    assert world.around.calls[before:] == ["HeadObject"]
 
 
 def test_a_job_that_somebody_deleted_is_decided_as_failed(sweep: Callable[..., str], world: World) -> None:

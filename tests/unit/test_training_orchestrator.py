@@ -443,7 +443,8 @@ def test_a_quota_of_zero_is_told_as_one_that_never_frees(run: Callable[..., str]
     assert "is 0. That never frees by itself" in world.only_email().body
 
 
-def test_another_quota_is_told_by_its_own_name(training: ModuleType, world: World) -> None:
+@pytest.mark.usefixtures("world")
+def test_another_quota_is_told_by_its_own_name(training: ModuleType) -> None:
     message = "The account-level service limit 'Total number of instances across training jobs' is 4 Instances, with"
     named = training.quota_name(training.settings(), message)
     assert named == "Total number of instances across training jobs"
