@@ -106,8 +106,8 @@ deploy: package ## Create or update the stack on AWS (asks before it changes any
 # --- development ---
 
 .PHONY: test
-test: .venv/.training package ## All tests: unit, local services, end to end with a tiny model
-	@$(RUN) -m pytest tests
+test: .venv/.training package ## All tests: unit, faults, local services, end to end with a tiny model
+	@$(RUN) -m pytest tests -n 2 --dist loadfile
 
 .PHONY: unit
 unit: .venv/.tools ## The unit tests alone: seconds, no torch, no Terraform

@@ -189,6 +189,11 @@ class Record:
         return self.state == "waiting" and self.data["reason"] != HELD
 
     @property
+    def is_withdrawn(self) -> bool:
+        """Whether a person said no to the model, even if it was cleaned up since."""
+        return "withdrawn" in (self.state, self.data.get("was"))
+
+    @property
     def age(self) -> float:
         """Seconds since the record's last change."""
         return (now() - datetime.fromisoformat(self.data["at"])).total_seconds()
@@ -737,7 +742,7 @@ def confirmed_before(config: Settings, record: Record) -> str:
     """The endpoint config that the pipeline goes back to from a deployment that went wrong; "" when there is none."""
     for artifact in approved_models(config.bucket, record.data["model"])[:LOOK_BACK_MODELS]:
         found = records_of(config.bucket, artifact.job, record.data["endpoint"])
-        if any(other.state == "withdrawn" for other in found):
+        if any(other.is_withdrawn for other in found):
             continue
         for other in found:
             if other.state == "confirmed" and other.config != record.config:
@@ -1156,7 +1161,7 @@ def choose(
     as_it_was: a model that was live comes back with the config that it had then, even if settings changed since.
     """
     for artifact, found in considered:
-        if any(record.state == "withdrawn" for record in found):
+        if any(record.is_withdrawn for record in found):
             continue
         present = requests(config, artifact)
         known = next((record for record in found if record.config == present[1]["EndpointConfigName"]), None)
