@@ -28,6 +28,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
             variables={
                 "base_model": str(base_model),
                 "package_dir": str(folder / "build"),
+                # All end-to-end tests share this stack, on one day.
+                "max_training_jobs_per_day": 500,
                 "hyperparameters": {"epochs": "12", "learning_rate": "5e-3", "batch_size": "16", "max_length": "32"},
             }
         )

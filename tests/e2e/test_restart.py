@@ -54,9 +54,10 @@ def test_killed_in_the_middle_of_a_training(pipeline: Pipeline, model: str) -> N
 
 
 def test_killed_in_the_middle_of_a_rollout(pipeline: Pipeline, model: str) -> None:
-    pipeline.train_and_deploy(model, make_rows(LABELS, 120, seed=41))
+    rows = make_rows(LABELS, 120, seed=41)
+    pipeline.train_and_deploy(model, rows)
     first = pipeline.endpoint(model)["EndpointConfigName"]
-    pipeline.upload(f"data/train/{model}/next.csv", to_csv(make_rows(LABELS, 120, seed=42)))
+    pipeline.upload(f"data/train/{model}/next.csv", to_csv(rows + make_rows(LABELS, 60, seed=42)))
     pipeline.wait_for("the rollout", lambda: pipeline.endpoint(model)["EndpointStatus"] == "Updating")
     kill_and_start_again()
     # The local SageMaker rolls an interrupted update back, which the pipeline tells; the first model serves again.

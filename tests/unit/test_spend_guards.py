@@ -481,7 +481,7 @@ class OneAtATime:
         pages = SimpleNamespace(paginate=self._paginate)
         return SimpleNamespace(**calls, meta=wrapped.meta, get_paginator=lambda _: pages)
 
-    def _paginate(self, Bucket: str, Prefix: str, StartAfter: str) -> list[dict[str, Any]]:
+    def _paginate(self, Bucket: str, Prefix: str, StartAfter: str = "") -> list[dict[str, Any]]:
         """Straight from moto's memory: every invocation lists up to 800 keys."""
         with self._lock:
             keys = sorted(self._world.stored())

@@ -531,5 +531,5 @@ def test_every_log_line_carries_the_job(
     run(sent)
     run(world.upload("data/train/y.csv", b""))
     lines = [record for record in caplog.records if record.name == "root"]
-    assert len(lines) == 4
+    assert len(lines) == 3
     assert all(JOB_NAME.fullmatch(vars(record)["training_job"]) for record in lines)
