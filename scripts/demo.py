@@ -40,6 +40,7 @@ LAST_STATUS = {
     "stopped": False,
     "rolled-back": False,
     "waiting": False,
+    "given-up": False,
 }
 
 
