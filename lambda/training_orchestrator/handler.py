@@ -584,18 +584,15 @@ def live_model(config: Settings, model: str) -> dict[str, str]:
     Returns {"job": name, "champion": s3:// address of its archive, "champion_data": that of what it was trained on},
     without the last where that is gone, and {} when no model is live.
     """
-
-    def keys(prefix: str) -> list[str]:
-        pages = client("s3").get_paginator("list_objects_v2").paginate(Bucket=config.bucket, Prefix=prefix)
-        return [str(item["Key"]) for page in pages for item in page.get("Contents", [])]
-
-    pattern = re.compile(rf"{APPROVED_PREFIX}{model}/(training-job-[0-9]{{8}}-[0-9]{{6}}-[0-9a-f]{{8}})/model\.tar\.gz")
-    for key in reversed(keys(f"{APPROVED_PREFIX}{model}/")):
+    pattern = re.compile(rf"{APPROVED_PREFIX}{model}/({JOB_NAME.pattern})/model\.tar\.gz")
+    for key in reversed(list(list_keys(config.bucket, f"{APPROVED_PREFIX}{model}/", ""))):
         match = pattern.fullmatch(key)
         if match is None:
             continue
         job = match[1]
-        records = [read_json(config.bucket, record)[0] for record in keys(f"{DEPLOYMENT_PREFIX}{job}-")]
+        records = [
+            read_json(config.bucket, record)[0] for record in list_keys(config.bucket, f"{DEPLOYMENT_PREFIX}{job}-", "")
+        ]
         if any(record is not None and record["state"] == "confirmed" for record in records):
             live = {"job": job, "champion": f"s3://{config.bucket}/{key}"}
             data = f"{SNAPSHOT_PREFIX}{job}/data.csv"
