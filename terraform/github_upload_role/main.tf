@@ -1,0 +1,88 @@
+# The role of .github/workflows/upload-data.yml: one repository may put training data into one bucket, and nothing else.
+
+data "aws_partition" "current" {}
+
+locals {
+  issuer            = "token.actions.githubusercontent.com"
+  oidc_provider_arn = var.oidc_provider_arn != null ? var.oidc_provider_arn : aws_iam_openid_connect_provider.github[0].arn
+  upload_arn        = "arn:${data.aws_partition.current.partition}:s3:::${var.bucket_name}/data/train/*"
+
+  # A job in an environment has no branch in its token's subject, and the other way round.
+  # https://docs.github.com/en/actions/reference/openid-connect-reference#example-subject-claims
+  subjects = concat(
+    [for branch in var.branches : "repo:${var.repository}:ref:refs/heads/${branch}"],
+    [for environment in var.environments : "repo:${var.repository}:environment:${environment}"],
+  )
+
+  # 64 characters is IAM's limit: 55 + "-" + 8 of a hash stays within it.
+  full_name = "mlops-upload-${replace(var.bucket_name, ".", "-")}"
+  name      = length(local.full_name) <= 64 ? local.full_name : "${substr(local.full_name, 0, 55)}-${substr(md5(local.full_name), 0, 8)}"
+}
+
+# One per account and issuer: AWS refuses a second one.
+resource "aws_iam_openid_connect_provider" "github" {
+  count = var.oidc_provider_arn == null ? 1 : 0
+
+  url            = "https://${local.issuer}"
+  client_id_list = ["sts.amazonaws.com"]
+  tags           = var.tags
+}
+
+data "aws_iam_policy_document" "trust" {
+  statement {
+    sid     = "OneRepository"
+    actions = ["sts:AssumeRoleWithWebIdentity"]
+
+    principals {
+      type        = "Federated"
+      identifiers = [local.oidc_provider_arn]
+    }
+
+    condition {
+      test     = "StringEquals"
+      variable = "${local.issuer}:aud"
+      values   = ["sts.amazonaws.com"]
+    }
+
+    condition {
+      test     = "StringEquals"
+      variable = "${local.issuer}:sub"
+      values   = local.subjects
+    }
+  }
+}
+
+data "aws_iam_policy_document" "upload" {
+  # A large file goes up in parts, and parts that will not be completed are given up.
+  statement {
+    sid       = "PutTrainingData"
+    actions   = ["s3:AbortMultipartUpload", "s3:PutObject"]
+    resources = [local.upload_arn]
+  }
+
+  # Decrypt, because S3 reads the parts back when it puts them together.
+  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
+  dynamic "statement" {
+    for_each = var.kms_key_arn == null ? [] : [var.kms_key_arn]
+
+    content {
+      sid       = "Encrypt"
+      actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
+      resources = [statement.value]
+    }
+  }
+}
+
+resource "aws_iam_role" "upload" {
+  name                 = local.name
+  description          = "Uploads of ${var.repository} to ${var.bucket_name}"
+  assume_role_policy   = data.aws_iam_policy_document.trust.json
+  max_session_duration = 3600
+  tags                 = var.tags
+}
+
+resource "aws_iam_role_policy" "upload" {
+  name   = "upload"
+  role   = aws_iam_role.upload.id
+  policy = data.aws_iam_policy_document.upload.json
+}

@@ -1,0 +1,197 @@
+# The real provider renders the policies; it needs no AWS for that.
+provider "aws" {
+  region                      = "eu-west-1"
+  access_key                  = "none"
+  secret_key                  = "none"
+  skip_credentials_validation = true
+  skip_metadata_api_check     = true
+  skip_requesting_account_id  = true
+}
+
+variables {
+  bucket_name       = "my-team-models"
+  oidc_provider_arn = "arn:aws:iam::111122223333:oidc-provider/token.actions.githubusercontent.com"
+  repository        = "my-org/my-data"
+}
+
+run "one_branch_of_one_repository_is_trusted" {
+  command = plan
+
+  assert {
+    condition = jsondecode(aws_iam_role.upload.assume_role_policy) == {
+      Version = "2012-10-17"
+      Statement = [{
+        Sid       = "OneRepository"
+        Effect    = "Allow"
+        Action    = "sts:AssumeRoleWithWebIdentity"
+        Principal = { Federated = "arn:aws:iam::111122223333:oidc-provider/token.actions.githubusercontent.com" }
+        Condition = {
+          StringEquals = {
+            "token.actions.githubusercontent.com:aud" = "sts.amazonaws.com"
+            "token.actions.githubusercontent.com:sub" = "repo:my-org/my-data:ref:refs/heads/main"
+          }
+        }
+      }]
+    }
+    error_message = "The trust policy is not as written here: ${aws_iam_role.upload.assume_role_policy}"
+  }
+
+  assert {
+    condition     = length(aws_iam_openid_connect_provider.github) == 0
+    error_message = "A given provider must not be created again: AWS refuses a second one."
+  }
+}
+
+run "only_training_data_may_be_put" {
+  command = plan
+
+  assert {
+    condition = jsondecode(aws_iam_role_policy.upload.policy) == {
+      Version = "2012-10-17"
+      Statement = [{
+        Sid      = "PutTrainingData"
+        Effect   = "Allow"
+        Action   = ["s3:PutObject", "s3:AbortMultipartUpload"]
+        Resource = "arn:aws:s3:::my-team-models/data/train/*"
+      }]
+    }
+    error_message = "The role may do something else: ${aws_iam_role_policy.upload.policy}"
+  }
+}
+
+run "a_key_adds_what_encrypting_needs_on_that_key_alone" {
+  command = plan
+
+  variables {
+    kms_key_arn = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+  }
+
+  assert {
+    condition = jsondecode(aws_iam_role_policy.upload.policy).Statement[1] == {
+      Sid      = "Encrypt"
+      Effect   = "Allow"
+      Action   = ["kms:GenerateDataKey", "kms:Decrypt"]
+      Resource = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    }
+    error_message = "The key's statement is not as written here: ${aws_iam_role_policy.upload.policy}"
+  }
+}
+
+run "environments_and_immutable_ids" {
+  command = plan
+
+  variables {
+    branches     = []
+    environments = ["production"]
+    repository   = "my-org@123456/my-data@456789"
+  }
+
+  assert {
+    condition = (
+      jsondecode(aws_iam_role.upload.assume_role_policy).Statement[0].Condition.StringEquals["token.actions.githubusercontent.com:sub"]
+      == "repo:my-org@123456/my-data@456789:environment:production"
+    )
+    error_message = "Only the environment is to be trusted: ${aws_iam_role.upload.assume_role_policy}"
+  }
+}
+
+run "without_a_provider_one_is_created_for_the_audience_of_aws" {
+  command = plan
+
+  variables {
+    oidc_provider_arn = null
+    tags              = { Team = "ml" }
+  }
+
+  assert {
+    condition = (
+      aws_iam_openid_connect_provider.github[0].url == "https://token.actions.githubusercontent.com"
+      && aws_iam_openid_connect_provider.github[0].client_id_list == toset(["sts.amazonaws.com"])
+      && aws_iam_openid_connect_provider.github[0].tags == tomap({ Team = "ml" })
+    )
+    error_message = "The provider is not GitHub's for AWS."
+  }
+}
+
+run "a_long_bucket_name_gives_a_role_name_that_iam_takes" {
+  command = plan
+
+  variables {
+    bucket_name = "a.bucket-name-of-sixty-three-characters-which-is-the-most-of-s3"
+  }
+
+  assert {
+    condition     = length(aws_iam_role.upload.name) == 64 && startswith(aws_iam_role.upload.name, "mlops-upload-a-bucket-name-of-sixty")
+    error_message = "The role's name must be cut to 64 characters: ${aws_iam_role.upload.name}"
+  }
+}
+
+run "wildcard_repository_is_refused" {
+  command = plan
+
+  variables {
+    repository = "my-org/*"
+  }
+
+  expect_failures = [var.repository]
+}
+
+run "wildcard_branch_is_refused" {
+  command = plan
+
+  variables {
+    branches = ["release/*"]
+  }
+
+  expect_failures = [var.branches]
+}
+
+run "wildcard_environment_is_refused" {
+  command = plan
+
+  variables {
+    environments = ["*"]
+  }
+
+  expect_failures = [var.environments]
+}
+
+run "nobody_is_refused" {
+  command = plan
+
+  variables {
+    branches = []
+  }
+
+  expect_failures = [var.environments]
+}
+
+run "bucket_with_a_prefix_is_refused" {
+  command = plan
+
+  variables {
+    bucket_name = "my-team-models/data"
+  }
+
+  expect_failures = [var.bucket_name]
+}
+
+run "alias_of_a_key_is_refused" {
+  command = plan
+
+  variables {
+    kms_key_arn = "arn:aws:kms:eu-west-1:111122223333:alias/models"
+  }
+
+  expect_failures = [var.kms_key_arn]
+}
+
+run "provider_of_another_issuer_is_refused" {
+  command = plan
+
+  variables {
+    oidc_provider_arn = "arn:aws:iam::111122223333:oidc-provider/gitlab.com"
+  }
+
+  expect_failures = [var.oidc_provider_arn]
+}

@@ -1,0 +1,75 @@
+variable "branches" {
+  type        = list(string)
+  description = "Branches whose jobs may upload. A job in an environment does not count as its branch's: see environments."
+  default     = ["main"]
+
+  validation {
+    condition     = alltrue([for branch in var.branches : can(regex("^[A-Za-z0-9._/-]+$", branch)) && !startswith(branch, "refs/")])
+    error_message = "branches must be plain names such as main, without refs/heads/ and without wildcards."
+  }
+}
+
+variable "bucket_name" {
+  type        = string
+  description = "The stack's bucket."
+
+  validation {
+    condition     = can(regex("^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", var.bucket_name))
+    error_message = "bucket_name must be the name of an S3 bucket, without s3:// and without a prefix."
+  }
+}
+
+variable "environments" {
+  type        = list(string)
+  description = "GitHub environments whose jobs may upload. Protect them, so that not every branch may use them."
+  default     = []
+
+  validation {
+    condition     = alltrue([for environment in var.environments : can(regex("^[A-Za-z0-9._-]+$", environment))])
+    error_message = "environments must be names of letters, digits and . _ -, without wildcards."
+  }
+
+  validation {
+    condition     = length(var.branches) + length(var.environments) > 0
+    error_message = "branches and environments are both empty: nobody could upload."
+  }
+}
+
+variable "kms_key_arn" {
+  type        = string
+  description = "KMS key of the bucket, when it is encrypted with one of your own."
+  default     = null
+
+  validation {
+    condition     = var.kms_key_arn == null || can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$", var.kms_key_arn))
+    error_message = "kms_key_arn must be the ARN of a key (arn:aws:kms:...:key/...), not an alias."
+  }
+}
+
+variable "oidc_provider_arn" {
+  type        = string
+  description = "The account's OIDC provider for GitHub, when it has one already. null: one is created."
+  default     = null
+
+  validation {
+    condition     = var.oidc_provider_arn == null || can(regex("^arn:[a-z-]+:iam::[0-9]{12}:oidc-provider/token\\.actions\\.githubusercontent\\.com$", var.oidc_provider_arn))
+    error_message = "oidc_provider_arn must be arn:aws:iam::<account>:oidc-provider/token.actions.githubusercontent.com."
+  }
+}
+
+variable "repository" {
+  type        = string
+  description = "GitHub repository that may upload: owner/name, or owner@id/name@id where GitHub's tokens carry the immutable ids."
+
+  # https://docs.github.com/en/actions/concepts/security/openid-connect, "Immutable subject claims"
+  validation {
+    condition     = can(regex("^[A-Za-z0-9-]+(@[0-9]+)?/[A-Za-z0-9._-]+(@[0-9]+)?$", var.repository))
+    error_message = "repository must be owner/name (or owner@id/name@id), without a host and without wildcards."
+  }
+}
+
+variable "tags" {
+  type        = map(string)
+  description = "Tags of the role and the provider."
+  default     = {}
+}
