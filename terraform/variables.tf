@@ -381,7 +381,7 @@ variable "notification_emails" {
 
 variable "package_dir" {
   type        = string
-  description = "Folder with the packages that `make package` builds. null: build/ beside this folder."
+  description = "Folder with the packages: those of a release, or what `make package` builds. null: build/ beside this folder."
   default     = null
 }
 

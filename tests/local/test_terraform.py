@@ -190,7 +190,7 @@ def test_a_plan_without_packages_says_what_to_run(configuration: Path, tmp_path:
     assert answer.returncode == 1
     # The training orchestrator is not planned any more once the training source is missing.
     for name in ("training.tar.gz", "model_evaluator.zip", "deployment_orchestrator.zip"):
-        assert f"{name} does not exist: run `make package` first" in " ".join(answer.stderr.split())
+        assert f"{name} does not exist: run `make package`, or set package_dir" in " ".join(answer.stderr.split())
 
 
 def test_an_existing_bucket_must_be_named(configuration: Path) -> None:

@@ -57,7 +57,7 @@ resource "aws_lambda_function" "this" {
   lifecycle {
     precondition {
       condition     = fileexists(var.package)
-      error_message = "${var.package} does not exist: run `make package` first."
+      error_message = "${var.package} does not exist: run `make package`, or set package_dir to the folder of a release's packages."
     }
   }
 }

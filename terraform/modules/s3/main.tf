@@ -193,7 +193,7 @@ resource "aws_s3_object" "training_source" {
 
     precondition {
       condition     = local.training_package_exists
-      error_message = "${var.training_package} does not exist: run `make package` first."
+      error_message = "${var.training_package} does not exist: run `make package`, or set package_dir to the folder of a release's packages."
     }
   }
 }

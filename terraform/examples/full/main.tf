@@ -1,0 +1,73 @@
+# What a team sets that serves real users: instances with a canary, thresholds of its own, a bucket that GitHub may
+# upload to.
+
+locals {
+  bucket_name = "my-team-models"
+  tags        = { CostCenter = "1234", Team = "ml" }
+}
+
+module "pipeline" {
+  # From another repository: "git::https://github.com/<org>/<repo>.git//terraform?ref=v1.0.0"
+  source = "../.."
+
+  bucket_name = local.bucket_name
+  project     = "support-texts"
+  tags        = local.tags
+
+  # From another repository: the folder of the release's packages.
+  # package_dir = "${path.root}/packages"
+
+  # --- who hears of it ---
+  notification_emails = ["ml-team@example.com", "on-call@example.com"]
+
+  # --- training ---
+  base_model                   = "distilbert-base-uncased"
+  base_model_revision          = "12040accade4e8a0f71eabdb258fecc2e7e948be"
+  hyperparameters              = { epochs = 5 }
+  max_concurrent_training_jobs = 3
+  max_training_jobs_per_day    = 10
+  training_instance_type       = "ml.g5.xlarge" # needs a quota: Service Quotas, Amazon SageMaker
+  training_max_runtime_seconds = 3600
+
+  # --- the gate ---
+  thresholds = {
+    accuracy = { min = 0.85 }
+    macro_f1 = { min = 0.8 }
+  }
+  model_thresholds = {
+    spam = {
+      accuracy  = { min = 0.97 }
+      eval_loss = { max = 0.2 }
+    }
+  }
+  champion_margin = 0.01
+
+  # --- serving: half of the instances first, and back by itself when an alarm goes off ---
+  endpoint_type              = "instance"
+  endpoint_instance_type     = "ml.m5.large"
+  endpoint_instance_count    = 2
+  deployment_strategy        = "canary"
+  deployment_step_percent    = 50
+  deployment_wait_seconds    = 600
+  deployment_alarm_models    = ["default", "spam"]
+  latency_alarm_milliseconds = 500
+  keep_models                = 5
+
+  # --- how long things are kept, in days ---
+  log_retention_days                = 90
+  noncurrent_version_retention_days = 90
+  raw_model_retention_days          = 14
+  snapshot_retention_days           = 730
+}
+
+# Lets the workflow upload-data.yml of one repository put CSVs into the bucket.
+module "github_upload_role" {
+  # From another repository: "git::https://github.com/<org>/<repo>.git//terraform/github_upload_role?ref=v1.0.0"
+  source = "../../github_upload_role"
+
+  bucket_name  = module.pipeline.bucket_name
+  branches     = []
+  environments = ["production"]
+  repository   = "my-org/my-data"
+  tags         = local.tags
+}
