@@ -5,7 +5,6 @@ Plans only, offline, with the real AWS provider: see test_terraform.py.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -26,8 +25,9 @@ def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
     mine = ("AWS_", "TF_VAR_", "TF_CLI_ARGS", "GIT_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
     environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    arguments = [str(part) for part in command]
     return subprocess.run(
-        [str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True, timeout=RUN_SECONDS
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
     )
 
 
@@ -40,16 +40,21 @@ def words(text: str) -> str:
     return " ".join(text.replace("│", " ").split())
 
 
-def offline_provider(sts: str) -> dict[str, object]:
-    return {
-        "region": "eu-west-1",
-        "access_key": "none",
-        "secret_key": "none",
-        "skip_credentials_validation": True,
-        "skip_metadata_api_check": True,
-        "skip_requesting_account_id": True,
-        "endpoints": [{"sts": sts}],
-    }
+def offline_provider(sts: str) -> str:
+    return f'''
+provider "aws" {{
+  region                      = "eu-west-1"
+  access_key                  = "none"
+  secret_key                  = "none"
+  skip_credentials_validation = true
+  skip_metadata_api_check     = true
+  skip_requesting_account_id  = true
+
+  endpoints {{
+    sts = "{sts}"
+  }}
+}}
+'''
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ def consumer(checkout: Path, tmp_path_factory: pytest.TempPathFactory, sts_url: 
         assert answer.returncode == 0, answer.stderr
     folder = tmp_path_factory.mktemp("consumer")
     (folder / "main.tf").write_text(
-        f'''
+        f"""
 module "pipeline" {{
   source              = "git::file://{checkout}//terraform?ref={VERSION}"
   notification_emails = ["ml-team@example.com"]
@@ -88,9 +93,9 @@ variable "package_dir" {{
   type    = string
   default = null
 }}
-'''
+"""
     )
-    (folder / "provider.tf.json").write_text(json.dumps({"provider": {"aws": offline_provider(sts_url)}}))
+    (folder / "provider.tf").write_text(offline_provider(sts_url))
     return folder
 
 
@@ -98,10 +103,9 @@ def test_a_git_source_without_packages_says_what_to_do(consumer: Path) -> None:
     answer = plan(consumer)
 
     assert answer.returncode == 1
-    assert (
-        f"{MODULE}/terraform/../build/model_evaluator.zip does not exist: run `make package`, or set package_dir to the "
-        "folder of a release's packages." in words(answer.stderr)
-    )
+    missing = f"{MODULE}/terraform/../build/model_evaluator.zip does not exist: "
+    way_out = "run `make package`, or set package_dir to the folder of a release's packages."
+    assert missing + way_out in words(answer.stderr)
 
 
 def test_a_git_source_takes_the_packages_of_a_release(consumer: Path, checkout: Path, tmp_path: Path) -> None:
@@ -119,7 +123,10 @@ def test_a_git_source_can_build_its_own_packages_with_python_alone(consumer: Pat
     built = run(sys.executable, "-I", "-S", consumer / MODULE / "scripts" / "package.py", folder=consumer)
     assert built.returncode == 0, built.stderr
 
-    answer = plan(consumer)
+    try:
+        answer = plan(consumer)
+    finally:
+        shutil.rmtree(consumer / MODULE / "build")
 
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
@@ -128,8 +135,7 @@ def test_a_git_source_can_build_its_own_packages_with_python_alone(consumer: Pat
 def test_an_example_can_be_planned(example: str, checkout: Path, sts_url: str) -> None:  # noqa: F811
     run(sys.executable, checkout / "scripts" / "package.py", folder=checkout)
     folder = checkout / "terraform" / "examples" / example
-    override = {"provider": {"aws": offline_provider(sts_url)}}
-    (folder / "offline_override.tf.json").write_text(json.dumps(override))
+    (folder / "offline_override.tf").write_text(offline_provider(sts_url))
 
     answer = plan(folder)
 

@@ -1,0 +1,225 @@
+""".github/workflows: what actionlint does not ask for. Pinned actions, least permissions, nothing typed by people in a
+shell's text, and the steps of an upload run as they stand in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / ".github" / "workflows"
+NAMES = ["ci.yml", "release.yml", "upload-data.yml"]
+# A commit, and the version that it is in words.
+PINNED = re.compile(r"uses: [\w-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$")
+
+
+def read(name: str) -> dict[str, Any]:
+    workflow: dict[str, Any] = yaml.safe_load((WORKFLOWS / name).read_text())
+    return workflow
+
+
+def jobs(name: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = read(name)["jobs"]
+    return found
+
+
+def step(name: str) -> dict[str, Any]:
+    """The step of an upload with this name."""
+    [found] = [step for step in jobs("upload-data.yml")["upload"]["steps"] if step.get("name") == name]
+    return dict(found)
+
+
+def test_the_workflows_are_those_that_are_tested_here() -> None:
+    assert sorted(path.name for path in WORKFLOWS.iterdir()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_action_is_pinned_to_a_commit_and_says_its_version(name: str) -> None:
+    for line in (WORKFLOWS / name).read_text().splitlines():
+        if re.match(r"\s*(- )?uses:", line) and "uses: ./" not in line:
+            assert PINNED.search(line), line
+
+
+def test_an_action_has_one_commit_in_all_workflows() -> None:
+    used = re.findall(r"uses: ([\w./-]+)@([0-9a-f]{40})", "".join((WORKFLOWS / name).read_text() for name in NAMES))
+
+    assert len({action for action, _ in used}) == len(set(used))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_permitted_but_by_a_job(name: str) -> None:
+    assert read(name)["permissions"] == {}
+    assert all("permissions" in job for job in jobs(name).values())
+
+
+def test_only_publishing_may_write_and_only_uploading_may_ask_for_a_token() -> None:
+    beyond_reading = {
+        (name, job, scope): access
+        for name in NAMES
+        for job, content in jobs(name).items()
+        for scope, access in content["permissions"].items()
+        if (scope, access) != ("contents", "read")
+    }
+
+    assert beyond_reading == {
+        ("release.yml", "publish", "contents"): "write",
+        ("upload-data.yml", "upload", "id-token"): "write",
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_run_ends_and_does_not_race_another(name: str) -> None:
+    assert "concurrency" in read(name)
+    assert all("timeout-minutes" in job for job in jobs(name).values() if "uses" not in job)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_expression_stands_in_the_text_of_a_script(name: str) -> None:
+    for job in jobs(name).values():
+        for step in job.get("steps", []):
+            assert "${{" not in step.get("run", ""), step
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_secret_is_read_and_no_checkout_leaves_a_token_behind(name: str) -> None:
+    text = (WORKFLOWS / name).read_text()
+
+    assert "secrets." not in text
+    assert text.count("actions/checkout@") == text.count("persist-credentials: false")
+
+
+def test_ci_runs_the_oldest_terraform_that_the_module_allows_and_the_newest() -> None:
+    versions = (WORKFLOWS.parents[1] / "terraform" / "versions.tf").read_text()
+    [minimum] = re.findall(r'required_version = ">= ([\d.]+)"', versions)
+    terraforms = [row["terraform"] for row in jobs("ci.yml")["check"]["strategy"]["matrix"]["include"]]
+
+    assert terraforms == [f"{minimum}.0", "latest"]
+
+
+def test_an_upload_asks_for_the_same_by_hand_and_from_another_workflow() -> None:
+    # YAML takes the key `on` for true.
+    triggers = read("upload-data.yml")[True]
+    by_hand, by_call = (triggers[name]["inputs"] for name in ("workflow_dispatch", "workflow_call"))
+
+    assert by_hand.keys() == by_call.keys()
+    for name, given in by_hand.items():
+        assert {**given, "description": ""} == {**by_call[name], "description": ""}
+
+
+def run_step(name: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a step of the upload as GitHub does: its text in a file, its settings in the environment."""
+    script = step(name)
+    interpreter = [sys.executable] if script.get("shell") == "python" else ["bash", "-e"]
+    path = folder / "step"
+    path.write_text(script["run"])
+    settings = {"PATH": os.environ["PATH"], "GITHUB_WORKSPACE": str(folder), "BUCKET": "b", "MODEL": "", **environment}
+    return subprocess.run([*interpreter, str(path)], env=settings, capture_output=True, text=True, timeout=60)
+
+
+def check_csv(folder: Path, content: bytes, file: str = "data.csv") -> subprocess.CompletedProcess[str]:
+    (folder / file).write_bytes(content)
+    return run_step("Check the CSV", folder, FILE=file, TEXT_COLUMN="text", LABEL_COLUMN="label")
+
+
+GOOD = {
+    "plain": b"text,label\na,x\n",
+    "other columns, other order": b"id,label,text\n1,x,a\n",
+    "byte order mark": b"\xef\xbb\xbftext,label\na,x\n",
+    "a line break in quotes": b'text,label\n"a\nb",x\n',
+    "a row without a label": b"text,label\na,\nb,y\n",
+}
+BAD = {
+    "empty": b"",
+    "white space": b" \n\n",
+    "no rows": b"text,label\n",
+    "no label column": b"text,class\na,x\n",
+    "a column twice": b"text,label,label\na,x,y\n",
+    "semicolons": b"text;label\na;x\n",
+    "not UTF-8": b"text,label\n\xe9,x\n",
+    "UTF-16": "text,label\na,x\n".encode("utf-16"),
+    "other case": b"Text,Label\na,x\n",
+}
+
+
+@pytest.mark.parametrize("content", GOOD.values(), ids=GOOD)
+def test_an_upload_takes_what_the_pipeline_takes(tmp_path: Path, training: ModuleType, content: bytes) -> None:
+    training.check_csv(content, True, "text", "label")
+
+    answer = check_csv(tmp_path, content)
+
+    assert (answer.returncode, answer.stdout) == (0, "1 rows with a text and a label\n"), answer.stderr
+
+
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
+def test_an_upload_refuses_what_the_pipeline_refuses(tmp_path: Path, training: ModuleType, content: bytes) -> None:
+    with pytest.raises(training.Rejected):
+        training.check_csv(content, True, "text", "label")
+
+    answer = check_csv(tmp_path, content)
+
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("::error::'data.csv': ")
+
+
+def test_an_upload_refuses_a_file_of_another_kind_or_none(tmp_path: Path) -> None:
+    assert "only files named .csv" in check_csv(tmp_path, b"text,label\na,x\n", "data.txt").stderr
+    missing = run_step("Check the CSV", tmp_path, FILE="none.csv", TEXT_COLUMN="text", LABEL_COLUMN="label")
+    assert "::error::'none.csv': No such file or directory" in missing.stderr
+
+
+@pytest.mark.parametrize("model", ["", "a", "spam-2", "a" * 32])
+def test_a_model_name_is_taken(tmp_path: Path, model: str) -> None:
+    answer = run_step("Check the settings", tmp_path, REGION="r", ROLE="a", MODEL=model)
+
+    assert answer.returncode == 0, answer.stdout
+
+
+@pytest.mark.parametrize("model", ["A", "-a", "a-", "a/b", "../x", "a" * 33, "a\nb", "a$(id)"])
+def test_what_is_no_model_name_is_refused(tmp_path: Path, model: str) -> None:
+    answer = run_step("Check the settings", tmp_path, REGION="r", ROLE="a", MODEL=model)
+
+    assert answer.returncode == 1
+    assert "::error::not a model name" in answer.stdout
+
+
+@pytest.mark.parametrize("missing", ["AWS_REGION", "BUCKET", "UPLOAD_ROLE_ARN"])
+def test_a_variable_that_is_not_set_is_named(tmp_path: Path, missing: str) -> None:
+    settings = {"AWS_REGION": "REGION", "BUCKET": "BUCKET", "UPLOAD_ROLE_ARN": "ROLE"}
+    given = {variable: "" if name == missing else "x" for name, variable in settings.items()}
+
+    answer = run_step("Check the settings", tmp_path, **given)
+
+    assert answer.returncode == 1
+    assert f"::error::the variable {missing} is not set" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "key"), [("", "data/train/a b;$(id).csv"), ("spam", "data/train/spam/a b;$(id).csv")]
+)
+def test_the_file_goes_where_the_pipeline_looks_whatever_its_name(tmp_path: Path, model: str, key: str) -> None:
+    stand_in = tmp_path / "bin" / "aws"
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    file = "data/a b;$(id).csv"
+
+    answer = run_step(
+        "Upload",
+        tmp_path,
+        FILE=file,
+        MODEL=model,
+        BUCKET="my-bucket",
+        PATH=f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}",
+        GITHUB_STEP_SUMMARY=str(tmp_path / "summary"),
+    )
+
+    assert answer.stdout.splitlines() == ["s3", "cp", "--no-progress", f"{tmp_path}/{file}", f"s3://my-bucket/{key}"]
+    assert key in (tmp_path / "summary").read_text()
