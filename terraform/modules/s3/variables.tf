@@ -13,6 +13,11 @@ variable "force_destroy" {
   description = "Whether the bucket may be destroyed with objects in it."
 }
 
+variable "kms_key_arn" {
+  type        = string
+  description = "Key of the bucket, or null for S3's own."
+}
+
 variable "noncurrent_version_retention_days" {
   type        = number
   description = "Days for which overwritten and deleted versions are kept."
