@@ -1,9 +1,17 @@
-# What a team sets that serves real users: instances with a canary, thresholds of its own, a bucket that GitHub may
-# upload to.
+# What a team sets that serves real users: instances with a canary, thresholds and an encryption key of its own, a bucket
+# that GitHub may upload to.
 
 locals {
   bucket_name = "my-team-models"
   tags        = { CostCenter = "1234", Team = "ml" }
+}
+
+# The module says what the key must allow; that needs nothing of what the key then encrypts.
+resource "aws_kms_key" "pipeline" {
+  description         = "Data, models and messages of ${local.bucket_name}"
+  enable_key_rotation = true
+  policy              = module.pipeline.kms_key_policy
+  tags                = local.tags
 }
 
 module "pipeline" {
@@ -11,6 +19,7 @@ module "pipeline" {
   source = "../.."
 
   bucket_name = local.bucket_name
+  kms_key_arn = aws_kms_key.pipeline.arn
   project     = "support-texts"
   tags        = local.tags
 
@@ -68,6 +77,7 @@ module "github_upload_role" {
   bucket_name  = module.pipeline.bucket_name
   branches     = []
   environments = ["production"]
+  kms_key_arn  = aws_kms_key.pipeline.arn
   repository   = "my-org/my-data"
   tags         = local.tags
 }
