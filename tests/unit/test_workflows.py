@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-WORKFLOWS = Path(__file__).resolve().parents[2] / ".github" / "workflows"
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = ROOT / ".github" / "workflows"
 NAMES = ["ci.yml", "release.yml", "upload-data.yml"]
 # A commit, and the version that it is in words.
 PINNED = re.compile(r"uses: [\w-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$")
@@ -32,8 +34,9 @@ def jobs(name: str) -> dict[str, dict[str, Any]]:
 
 
 def step(name: str) -> dict[str, Any]:
-    """The step of an upload with this name."""
-    [found] = [step for step in jobs("upload-data.yml")["upload"]["steps"] if step.get("name") == name]
+    """The step with this name, of all workflows."""
+    every = [step for workflow in NAMES for job in jobs(workflow).values() for step in job.get("steps", [])]
+    [found] = [step for step in every if step.get("name") == name]
     return dict(found)
 
 
@@ -96,8 +99,14 @@ def test_no_secret_is_read_and_no_checkout_leaves_a_token_behind(name: str) -> N
     assert text.count("actions/checkout@") == text.count("persist-credentials: false")
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_failure_within_a_pipe_counts(name: str) -> None:
+    # GitHub's own default is bash without pipefail.
+    assert read(name)["defaults"] == {"run": {"shell": "bash"}}
+
+
 def test_ci_runs_the_oldest_terraform_that_the_module_allows_and_the_newest() -> None:
-    versions = (WORKFLOWS.parents[1] / "terraform" / "versions.tf").read_text()
+    versions = (ROOT / "terraform" / "versions.tf").read_text()
     [minimum] = re.findall(r'required_version = ">= ([\d.]+)"', versions)
     terraforms = [row["terraform"] for row in jobs("ci.yml")["check"]["strategy"]["matrix"]["include"]]
 
@@ -115,13 +124,64 @@ def test_an_upload_asks_for_the_same_by_hand_and_from_another_workflow() -> None
 
 
 def run_step(name: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a step of the upload as GitHub does: its text in a file, its settings in the environment."""
+    """Run a step in a folder as GitHub does: its text in a file, its settings in the environment."""
     script = step(name)
-    interpreter = [sys.executable] if script.get("shell") == "python" else ["bash", "-e"]
+    interpreter = [sys.executable] if script.get("shell") == "python" else ["bash", "-eo", "pipefail"]
     path = folder / "step"
     path.write_text(script["run"])
     settings = {"PATH": os.environ["PATH"], "GITHUB_WORKSPACE": str(folder), "BUCKET": "b", "MODEL": "", **environment}
-    return subprocess.run([*interpreter, str(path)], env=settings, capture_output=True, text=True, timeout=60)
+    command = [*interpreter, str(path)]
+    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The sources of the packages, without a build."""
+    for name in ("lambda", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def first_build(checkout: Path) -> str:
+    """What the first machine gives to the second: the output `sums`."""
+    outputs = checkout / "outputs"
+    assert run_step("Build", checkout, GITHUB_OUTPUT=str(outputs)).returncode == 0
+    shutil.rmtree(checkout / "build")
+    [first, *sums, last] = outputs.read_text().splitlines()
+    assert (first, last) == ("sums<<END_OF_SUMS", "END_OF_SUMS")
+    return "\n".join(sums)
+
+
+def test_a_release_holds_every_package_and_their_checksums(checkout: Path) -> None:
+    answer = run_step("Build again and compare", checkout, SUMS=first_build(checkout))
+
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    published = {
+        path.name for pattern in ("*.zip", "*.tar.gz", "SHA256SUMS") for path in checkout.glob(f"build/{pattern}")
+    }
+    assert published == {path.name for path in (checkout / "build").iterdir()}
+    assert len(published) == 5
+    checked = subprocess.run(
+        ["sha256sum", "--check", "SHA256SUMS"], cwd=checkout / "build", capture_output=True, text=True
+    )
+    assert checked.stdout.count(": OK\n") == 4, checked.stderr
+
+
+def test_nothing_is_released_when_two_machines_build_different_bytes(checkout: Path) -> None:
+    sums = first_build(checkout)
+    (checkout / "lambda" / "model_evaluator" / "handler.py").write_text("CHANGED = True\n")
+
+    answer = run_step("Build again and compare", checkout, SUMS=sums)
+
+    assert answer.returncode == 1
+    assert "::error::the packages are not reproducible" in answer.stdout
+
+
+def test_a_package_that_cannot_be_built_is_not_released(checkout: Path) -> None:
+    sums = first_build(checkout)
+    (checkout / "lambda" / "model_evaluator" / "handler.py").unlink()
+
+    assert run_step("Build again and compare", checkout, SUMS=sums).returncode == 1
 
 
 def check_csv(folder: Path, content: bytes, file: str = "data.csv") -> subprocess.CompletedProcess[str]:
