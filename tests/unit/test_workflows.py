@@ -4,6 +4,7 @@ shell's text, and the steps of an upload run as they stand in the file.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from terraform import mirror_candidates
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / ".github" / "workflows"
@@ -105,12 +108,43 @@ def test_a_failure_within_a_pipe_counts(name: str) -> None:
     assert read(name)["defaults"] == {"run": {"shell": "bash"}}
 
 
-def test_ci_runs_the_oldest_terraform_that_the_module_allows_and_the_newest() -> None:
+def test_everything_is_checked_with_the_oldest_terraform_and_provider_and_with_the_newest_terraform() -> None:
     versions = (ROOT / "terraform" / "versions.tf").read_text()
-    [minimum] = re.findall(r'required_version = ">= ([\d.]+)"', versions)
-    terraforms = [row["terraform"] for row in jobs("ci.yml")["check"]["strategy"]["matrix"]["include"]]
+    [terraform] = re.findall(r'required_version = ">= ([\d.]+)"', versions)
+    [provider] = re.findall(r'version = ">= ([\d.]+), < 7.0"', versions)
+    rows = jobs("ci.yml")["check"]["strategy"]["matrix"]["include"]
 
-    assert terraforms == [f"{minimum}.0", "latest"]
+    checked = [(row["terraform"], row["provider"]) for row in rows if row["target"] == "check"]
+    assert checked == [(f"{terraform}.0", f"{provider}.0"), ("latest", f"{provider}.0")]
+
+
+def test_terraform_is_checked_with_the_newest_provider_that_the_module_allows() -> None:
+    rows = jobs("ci.yml")["check"]["strategy"]["matrix"]["include"]
+
+    assert ("terraform", "latest", ">= 6.0, < 7.0") in [
+        (row["target"], row["terraform"], row["provider"]) for row in rows
+    ]
+
+
+def test_the_provider_is_kept_where_terraform_looks_for_it(tmp_path: Path) -> None:
+    stand_in = tmp_path / "terraform"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+
+    answer = run_step(
+        "Keep the provider where every configuration of the tests finds it",
+        tmp_path,
+        HOME="/home/runner",
+        PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        PROVIDER=">= 6.0, < 7.0",
+        RUNNER_TEMP=str(tmp_path),
+    )
+
+    kept = "/home/runner/.terraform.d/plugins"
+    assert answer.stdout.splitlines() == [f"-chdir={tmp_path}/provider", "providers", "mirror", kept]
+    assert next(iter(mirror_candidates({"HOME": "/home/runner"}))) == Path(kept)
+    wanted = json.loads((tmp_path / "provider" / "main.tf.json").read_text())["terraform"]["required_providers"]
+    assert wanted == {"aws": {"source": "hashicorp/aws", "version": ">= 6.0, < 7.0"}}
 
 
 def test_an_upload_asks_for_the_same_by_hand_and_from_another_workflow() -> None:
