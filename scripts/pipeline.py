@@ -33,6 +33,7 @@ DEFAULT_MODEL = "default"
 TRAINING_LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 ENDPOINT_LOG_GROUP = "/aws/sagemaker/Endpoints/"
 PAUSED_KEY = "control/paused.json"
+LEDGER_KEY = "slots/training.json"
 JOBS_SHOWN = 10
 
 
@@ -262,12 +263,22 @@ def job_line(target: Target, job: str, records: Mapping[str, Mapping[str, Any]])
     return f"{job}  {decision['verdict']:<11} {state:<12} {name}  {numbers}{why}"
 
 
+def training_line(ledger: Mapping[str, Any] | None) -> str:
+    """How much of the spend guards is taken, from the training orchestrator's ledger (None: nothing was started)."""
+    held = sum(entry["state"] == "held" for entry in ledger["jobs"].values()) if ledger else 0
+    on_this_day = ledger is not None and ledger["day"]["date"] == f"{datetime.now(UTC):%Y-%m-%d}"
+    started = len(ledger["day"]["jobs"]) if ledger and on_this_day else 0
+    never = f"; the quota of {ledger['never']['instance_type']} is 0" if ledger and ledger["never"] else ""
+    return f"training   {held} running, {started} started today (UTC){never}"
+
+
 def show_status(target: Target) -> None:
     """Print the endpoints, the newest jobs, rejected uploads, and what needs somebody's attention."""
     print(f"bucket     {target.bucket}")
     paused = read_records(target, PAUSED_KEY).get(PAUSED_KEY)
     if paused is not None:
         print(f"PAUSED     since {paused['at'][:16]} by {paused['by']}: no new jobs, no endpoints; make resume ends it")
+    print(training_line(read_records(target, LEDGER_KEY).get(LEDGER_KEY)))
     jobs = newest_jobs(target)[:JOBS_SHOWN]
     by_model: dict[str, list[str]] = {DEFAULT_MODEL: []}
     for job in jobs:

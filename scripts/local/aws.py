@@ -52,6 +52,9 @@ RETRY_BASE_SECONDS = 1.0  # AWS: 60 s. Local runs should not wait minutes to see
 MAX_COPY_BYTES = 5 * 1024**3  # CopyObject ends here; larger objects need UploadPartCopy.
 LOG_DRAIN_SECONDS = 5.0
 SHUTDOWN_SECONDS = 1.0
+# Clients end idle connections, Go's after 90 s. Hypercorn, when its own time for one is over, still carries a request
+# out that arrives at that moment, and closes without the answer: Terraform then meets its own work as a conflict.
+KEEP_ALIVE_SECONDS = 24 * 60 * 60
 S3_EVENT_VERSION = "1.1"
 EVENTS_PATH = "/_local/events"
 END_OF_INVOCATION = "<end of invocation>"
@@ -613,7 +616,20 @@ def mended_app(gateway: str) -> App:
     mend_s3_events()
     mend_copy_object()
     app: App = ministack("app", app=("scope", "receive", "send")).app
-    return with_service_events(app)
+    return with_repeated_requests_logged(with_service_events(app))
+
+
+def with_repeated_requests_logged(app: App) -> App:
+    """Logs what an SDK sends again, after an error or a lost answer: a client can then conflict with itself."""
+
+    async def logged(scope: Scope, receive: Receive, send: Send) -> None:
+        sent = dict(scope.get("headers", [])).get(b"amz-sdk-request", b"").decode("latin-1")
+        attempt = re.search(r"attempt=(\d+)", sent)
+        if attempt and int(attempt[1]) > 1:
+            log.warning("%s %s: attempt %s of a client", scope["method"], scope["path"], attempt[1])
+        await app(scope, receive, send)
+
+    return logged
 
 
 async def serve(app: App, listener: socket.socket) -> None:
@@ -623,7 +639,7 @@ async def serve(app: App, listener: socket.socket) -> None:
 
     config = Config()
     config.bind = [f"fd://{listener.fileno()}"]
-    config.keep_alive_timeout = 75
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
     config.graceful_timeout = SHUTDOWN_SECONDS
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

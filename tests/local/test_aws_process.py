@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -10,9 +11,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
+from hypercorn.config import Config
 
+import aws
 from launcher import AWS_PY, WAIT_SECONDS, LocalAws, eventually, local_aws
 
 SLEEPING = """
@@ -124,3 +128,29 @@ def test_many_requests_at_once_are_answered(tmp_path: Path) -> None:
         for thread in threads:
             thread.join(WAIT_SECONDS)
         assert sorted(answers) == list(range(8))
+
+
+def test_a_connection_stays_open_for_longer_than_any_client_keeps_it_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = []
+
+    async def serve(app: object, config: Config, shutdown_trigger: object) -> None:
+        configs.append(config)
+
+    monkeypatch.setattr("hypercorn.asyncio.serve", serve)
+    with socket.socket() as listener:
+        asyncio.run(aws.serve(no_app, listener))
+    # Go's default transport, which the Terraform provider uses: net/http, DefaultTransport.IdleConnTimeout.
+    idle_connection_seconds = 90
+    assert configs[0].keep_alive_timeout > 100 * idle_connection_seconds
+
+
+async def no_app(scope: object, receive: object, send: object) -> None:
+    raise AssertionError("nobody calls it")
+
+
+def test_a_request_that_a_client_sends_again_is_logged(tmp_path: Path) -> None:
+    with local_aws(tmp_path) as aws_process:
+        request = Request(f"{aws_process.url}/_ministack/health", headers={"amz-sdk-request": "attempt=2; max=5"})
+        with urlopen(request, timeout=WAIT_SECONDS) as answer:
+            answer.read()
+        eventually(lambda: "attempt 2 of a client" in aws_process.output.read_text(), "log of the second attempt")

@@ -964,6 +964,13 @@ def test_status_shows_the_pause_what_waits_and_what_was_withdrawn(
         shell.world.put(f"models/decisions/{job}.json", decision)
     shell.world.put(f"data/snapshots/{THIRD}/source.json", {"job": THIRD, "model": "default", "key": "later.csv"})
     shell.world.put(f"data/snapshots/{THIRD}/waiting.json", {"job": THIRD, "for": "a free slot"})
+    ledger = {
+        "schema": 1,
+        "jobs": {FIRST: {"state": "ended"}, THIRD: {"state": "held"}},
+        "day": {"date": f"{datetime.now(UTC):%Y-%m-%d}", "jobs": [FIRST, SECOND, THIRD]},
+        "never": {"instance_type": "ml.g5.xlarge", "at": "2026-12-01T10:00:00+00:00"},
+    }
+    shell.world.put("slots/training.json", ledger)
     dead_letter(shell, SWEEP, FUNCTIONS["deployer"])
     shell.run("rollback", "--model", "default", "--reason", "rude answers")
     shell.settle()
@@ -972,6 +979,7 @@ def test_status_shows_the_pause_what_waits_and_what_was_withdrawn(
     assert pipeline.main(["status"]) == 0
     shown = capsys.readouterr().out
     assert "PAUSED     since 2026-12-01" in shown
+    assert "training   1 running, 3 started today (UTC); the quota of ml.g5.xlarge is 0\n" in shown
     assert f"endpoint   {ENDPOINT}: none while the pipeline is paused" in shown
     assert f"{THIRD}  waiting     later.csv  for a free slot" in shown
     assert f"{SECOND}  approved    withdrawn" in shown
