@@ -723,7 +723,7 @@ def was_made(record: Record, endpoint: Mapping[str, Any] | None) -> bool:
 
 def why_rolled_back(endpoint: Mapping[str, Any]) -> str:
     """What may have led to a rollback of which SageMaker gives no reason, which is common."""
-    rollback = endpoint.get("LastDeploymentConfig", {}).get("AutoRollbackConfiguration", {})
+    rollback = (endpoint.get("LastDeploymentConfig") or {}).get("AutoRollbackConfiguration", {})
     alarms = ", ".join(alarm["AlarmName"] for alarm in rollback.get("Alarms", []))
     if not alarms:
         return "SageMaker gave no reason; the model server's log tells more"
