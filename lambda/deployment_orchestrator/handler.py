@@ -721,6 +721,18 @@ def was_made(record: Record, endpoint: Mapping[str, Any] | None) -> bool:
     return bool(pending == record.data["config"])
 
 
+def why_rolled_back(endpoint: Mapping[str, Any]) -> str:
+    """What may have led to a rollback of which SageMaker gives no reason, which is common."""
+    rollback = (endpoint.get("LastDeploymentConfig") or {}).get("AutoRollbackConfiguration", {})
+    alarms = ", ".join(alarm["AlarmName"] for alarm in rollback.get("Alarms", []))
+    if not alarms:
+        return "SageMaker gave no reason; the model server's log tells more"
+    return (
+        "SageMaker gave no reason: either the new model's server did not come up, which its log tells, or an alarm "
+        f"went off while traffic moved to it ({alarms})"
+    )
+
+
 def outcome_of(record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] | None:
     """What became of a deployment that was started: (state, reason); None while it is under way."""
     status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
@@ -730,7 +742,7 @@ def outcome_of(record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] |
     if not was_made(record, endpoint):
         return None
     if status == "InService" and served == record.data["previous_config"]:
-        return "rolled back", reason or "SageMaker gave no reason; the model server's log tells more"
+        return "rolled back", reason or why_rolled_back(endpoint)
     if status == "InService":
         return "superseded", f"the endpoint serves {served}"
     if status in ("Failed", "UpdateRollbackFailed"):

@@ -1004,7 +1004,9 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     config = settings()
     event, request_id = unwrap(event, context)
     if event.get("source") == "sweep":
-        return {"training_job": "", "outcome": sweep(config, request_id, context.get_remaining_time_in_millis)}
+        outcome = sweep(config, request_id, context.get_remaining_time_in_millis)
+        log.info("sweep: %s", outcome, extra={"training_job": None})
+        return {"training_job": "", "outcome": outcome}
     job = field(field(event, "detail", dict), "TrainingJobName", str)
     outcome = "not ours"
     if JOB_NAME.fullmatch(job):

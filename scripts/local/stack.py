@@ -121,10 +121,11 @@ def environment(stack: Stack) -> dict[str, str]:
     }
 
 
-def up(report: Report | None = None, variables: Mapping[str, Any] | None = None) -> Stack:
+def up(report: Report | None = None, variables: Mapping[str, Any] | None = None, parallel_trainings: int = 1) -> Stack:
     """Starts the local AWS, deploys to it, and returns the stack, which runs until `down`.
 
-    `variables` are Terraform variables instead of the laptop's own. The base model is $BASE_MODEL, a Hub id or a
+    `variables` are Terraform variables instead of the laptop's own; `parallel_trainings` is how many jobs the local
+    SageMaker runs at once, whatever it is asked for. The base model is $BASE_MODEL, a Hub id or a
     folder; by default the small model that a Python package carries. Raises AlreadyRunning, or StackError after
     having stopped what was started.
     """
@@ -141,6 +142,7 @@ def up(report: Report | None = None, variables: Mapping[str, Any] | None = None)
         "account": ACCOUNT,
         "bucket": BUCKET,
         "outputs": {},
+        "parallel_trainings": parallel_trainings,
         "pids": {"starter": identity(os.getpid())},
     }
     (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -232,6 +234,7 @@ def start_service(stack: Stack, name: str) -> None:
         command = ["-m", "local_sagemaker", "--port", port, "--state", str(state)]
         command += ["--aws-endpoint", stack["gateway"], "--events-url", f"{stack['gateway']}/_local/events"]
         command += ["--region", stack["region"], "--account", stack["account"], "--python", sys.executable]
+        command += ["--parallel", str(stack["parallel_trainings"])]
         passed = [name for name in (*HUB_VARIABLES, "OMP_WAIT_POLICY") if name in variables]
         command += [part for name in passed for part in ("--pass-env", name)]
     start(stack, name, [sys.executable, "-u", *command], variables)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from pipeline import Target
-from tiny_model import WORDS
+import package
+from pipeline import Target, connect, stack
+from tiny_model import WORDS, build_tiny_model
 
 Rows = list[tuple[str, str]]
+# What makes the tiny model learn in seconds.
+HYPERPARAMETERS = {"epochs": "12", "learning_rate": "5e-3", "batch_size": "16", "max_length": "32"}
 
 
 def make_rows(labels: tuple[str, ...], count: int, seed: int) -> Rows:
@@ -58,8 +64,9 @@ class Pipeline:
         for message in answer.get("Messages", []):
             self.sqs.delete_message(QueueUrl=self.inbox, ReceiptHandle=message["ReceiptHandle"])
             body = json.loads(message["Body"])
-            attributes = {name: value["Value"] for name, value in body["MessageAttributes"].items()}
-            self.emails.append({"subject": body["Subject"], "text": body["Message"], **attributes})
+            # CloudWatch's own emails on alarms carry none.
+            attributes = {name: value["Value"] for name, value in body.get("MessageAttributes", {}).items()}
+            self.emails.append({"model": "", "subject": body["Subject"], "text": body["Message"], **attributes})
 
     def emails_of(self, model: str) -> list[dict[str, Any]]:
         return [email for email in self.emails if email["model"] == model]
@@ -77,14 +84,14 @@ class Pipeline:
                 return value
             assert time.monotonic() < deadline, f"not within {seconds} s: {what}; emails: {self.emails[-5:]}"
 
-    def wait_for_email(self, model: str, beginning: str, count: int = 1) -> dict[str, Any]:
+    def wait_for_email(self, model: str, beginning: str, count: int = 1, seconds: float = 120) -> dict[str, Any]:
         """The count-th email on a model whose subject begins so."""
 
         def arrived() -> Any:
             found = [email for email in self.emails_of(model) if email["subject"].startswith(beginning)]
             return found[count - 1] if len(found) >= count else None
 
-        email: dict[str, Any] = self.wait_for(f"email {count} on {model}: {beginning}", arrived)
+        email: dict[str, Any] = self.wait_for(f"email {count} on {model}: {beginning}", arrived, seconds)
         return email
 
     def train_and_deploy(self, model: str, rows: Rows, name: str = "data.csv") -> None:
@@ -124,3 +131,21 @@ class Pipeline:
             MessageAttributeNames=["All"],
         )
         return [json.loads(message["Body"]) for message in answer.get("Messages", [])]
+
+
+@contextmanager
+def deploy(folder: Path, variables: Mapping[str, Any], parallel_trainings: int = 1) -> Iterator[Pipeline]:
+    """The pipeline, deployed with the project's Terraform to a local AWS of its own, for the time of the block."""
+    base_model = build_tiny_model(folder / "tiny-model")
+    package.build(package.ROOT, folder / "build")
+    before = os.environ.get("LOCAL_STATE")
+    os.environ["LOCAL_STATE"] = str(folder / "state")
+    own = {"base_model": str(base_model), "package_dir": str(folder / "build"), "hyperparameters": HYPERPARAMETERS}
+    try:
+        stack.up(variables={**own, **variables}, parallel_trainings=parallel_trainings)
+        yield Pipeline(connect("local"))
+    finally:
+        stack.down()
+        del os.environ["LOCAL_STATE"]
+        if before is not None:
+            os.environ["LOCAL_STATE"] = before

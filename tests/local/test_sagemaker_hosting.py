@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
@@ -234,6 +235,94 @@ def test_update_that_does_not_come_up_rolls_back(start: Start, receiver: Receive
     server.api.update_endpoint(EndpointName="safe", EndpointConfigName="better")
     wait_for("new model", lambda: server.endpoint("safe")["EndpointConfigName"] == "better")
     assert server.ask("safe") == {"answer": "better"}
+
+
+def on_two_instances(server: LocalSageMaker, name: str) -> None:  # noqa: F811
+    """A model and an endpoint config of one name, on two instances."""
+    server.model(name)
+    variants = [variant(name, None, InitialInstanceCount=2)]
+    server.api.create_endpoint_config(EndpointConfigName=name, ProductionVariants=variants)
+
+
+def in_steps(kind: str, wait: int, last_wait: int, *alarms: str) -> dict[str, Any]:
+    """A DeploymentConfig that moves half of the traffic, then the rest."""
+    size = {"CANARY": "CanarySize", "LINEAR": "LinearStepSize"}[kind]
+    routing = {"Type": kind, "WaitIntervalInSeconds": wait, size: {"Type": "CAPACITY_PERCENT", "Value": 50}}
+    policy = {"TrafficRoutingConfiguration": routing, "TerminationWaitInSeconds": last_wait}
+    rollback = {"AutoRollbackConfiguration": {"Alarms": [{"AlarmName": name} for name in alarms]}} if alarms else {}
+    return {"BlueGreenUpdatePolicy": policy, **rollback}
+
+
+def set_alarm(server: LocalSageMaker, name: str, state: str) -> None:  # noqa: F811
+    cloudwatch = server._client("cloudwatch", server._endpoint)
+    cloudwatch.put_metric_alarm(
+        AlarmName=name,
+        Namespace="AWS/SageMaker",
+        MetricName="Invocation5XXErrors",
+        Statistic="Average",
+        Period=60,
+        EvaluationPeriods=1,
+        Threshold=0,
+        ComparisonOperator="GreaterThanThreshold",
+    )
+    cloudwatch.set_alarm_state(AlarmName=name, StateValue=state, StateReason="a test")
+
+
+def is_baking(server: LocalSageMaker, name: str) -> bool:  # noqa: F811
+    summary = server.endpoint(name).get("PendingDeploymentSummary")
+    return bool(summary) and summary["ProductionVariants"][0]["VariantStatus"][0]["Status"] == "Baking"
+
+
+@pytest.mark.parametrize("kind", ["CANARY", "LINEAR"])
+def test_deployment_in_steps_serves_both_models_and_then_the_new_one(server: LocalSageMaker, kind: str) -> None:  # noqa: F811
+    name = f"steps-{kind.lower()}"
+    on_two_instances(server, f"{name}-old")
+    on_two_instances(server, f"{name}-new")
+    server.serve(name, f"{name}-old")
+    set_alarm(server, f"{name}/5xx", "OK")
+    deployment = in_steps(kind, 2, 0, f"{name}/5xx")
+    with Asker(server, name) as asker:
+        server.api.update_endpoint(EndpointName=name, EndpointConfigName=f"{name}-new", DeploymentConfig=deployment)
+        wait_for("the first step", lambda: is_baking(server, name))
+        wait_for("an answer of the new model", lambda: f"{name}-new" in asker.answers)
+        first = asker.answers.index(f"{name}-new")
+        wait_for("an answer of the old model after it", lambda: f"{name}-old" in asker.answers[first:])
+        after = server.wait_endpoint(name, "InService")
+        count = len(asker.answers)
+        wait_for("more answers", lambda: len(asker.answers) > count + 10)
+    assert asker.errors == []
+    assert set(asker.answers[count + 1 :]) == {f"{name}-new"}
+    assert after["EndpointConfigName"] == f"{name}-new"
+    assert after["LastDeploymentConfig"] == deployment
+
+
+@pytest.mark.parametrize(("wait", "last_wait"), [(600, 0), (0, 600)], ids=["canary", "after-the-last-step"])
+def test_alarm_during_a_deployment_rolls_it_back(start: Start, receiver: Receiver, wait: int, last_wait: int) -> None:  # noqa: F811
+    server = start("--events-url", receiver.url)  # noqa: F811
+    on_two_instances(server, "old")
+    on_two_instances(server, "new")
+    server.serve("watched", "old")
+    alarm = f"watched/5xx-{wait}"
+    set_alarm(server, alarm, "OK")
+    with Asker(server, "watched") as asker:
+        server.api.update_endpoint(
+            EndpointName="watched",
+            EndpointConfigName="new",
+            DeploymentConfig=in_steps("CANARY", wait, last_wait, alarm),
+        )
+        wait_for("an answer of the new model", lambda: "new" in asker.answers)
+        assert server.endpoint("watched")["EndpointStatus"] == "Updating"
+        set_alarm(server, alarm, "ALARM")
+        after = server.wait_endpoint("watched", "InService")
+        count = len(asker.answers)
+        wait_for("more answers", lambda: len(asker.answers) > count + 10)
+    assert asker.errors == []
+    assert set(asker.answers[count + 1 :]) == {"old"}
+    assert after["EndpointConfigName"] == "old"
+    statuses = ["CREATING", "IN_SERVICE", "UPDATING", "ROLLING_BACK", "IN_SERVICE"]
+    wait_for("events", lambda: len(receiver.of("Endpoint", "watched")) == len(statuses))
+    assert [detail["EndpointStatus"] for detail in receiver.of("Endpoint", "watched")] == statuses
+    wait_for("the new server gone", lambda: len([p for p in server.processes() if "/servers/watched." in p]) == 2)
 
 
 def test_deleted_endpoint_is_gone_with_its_server(start: Start, receiver: Receiver) -> None:  # noqa: F811

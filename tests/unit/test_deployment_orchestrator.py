@@ -1271,6 +1271,24 @@ def test_every_update_on_instances_carries_the_deployment_settings_and_the_endpo
         assert sent["AutoRollbackConfiguration"] == {"Alarms": [{"AlarmName": f"{ENDPOINT}/5xx"}]}
 
 
+def test_a_rollback_without_a_reason_names_the_alarms_that_may_have_gone_off(
+    run: Callable[..., str],
+    world: World,
+    on_instances: Callable[..., None],
+    deploy_all: Callable[..., None],
+    approve: Callable[..., dict[str, Any]],
+) -> None:
+    first, second = jobs(2)
+    on_instances()
+    deploy_all(first)
+    run(approve(second))
+    world.sagemaker.roll_back(ENDPOINT, "")
+    run()
+    email = world.emails()[-1]
+    assert email.subject.startswith("Deployment rolled back")
+    assert f"an alarm went off while traffic moved to it ({ENDPOINT}/5xx)" in email.body
+
+
 def test_a_serverless_update_carries_no_deployment_settings(
     run: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
 ) -> None:

@@ -40,7 +40,8 @@ Different from AWS
     * Training input that does not exist fails the job while it downloads; AWS may already refuse the call.
     * VPC, KMS, roles and signatures are checked for shape only. Spot jobs run like any other.
     * One process per variant serves all its instances, one prediction at a time.
-    * A canary or linear deployment switches all traffic at once; alarms are not watched.
+    * A rolling deployment switches all traffic at once. Blue/green ones take their steps and their time, and watch
+      their alarms; no metrics are written, so an alarm goes off when somebody sets its state.
     * After a rollback FailureReason is empty, as it may be on AWS; the reason is in this server's log.
     * Memory, CPU and disk are not limited. Any instance type is this machine.
 

@@ -2,12 +2,13 @@
 
 An endpoint's record has `Served`: the config and models that answer, or are to answer, as they were when it
 was created or updated. So neither a restart nor a rollback needs a config or model that was deleted since.
-`Pending`, while an update is under way, is the same for the new side.
+`Pending`, while an update is under way, is the same for the new side, with the deployment settings of the update.
 """
 
 import dataclasses
 import http.client
 import logging
+import math
 import random
 import shutil
 import threading
@@ -15,6 +16,8 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
 
 from . import quotas, s3, toolkit
 from .errors import ApiError, already_exists, not_found, null_member, unsupported, validation
@@ -38,6 +41,7 @@ _POLL_SECONDS = 0.05
 _STARTS = 3
 _STOP_GRACE_SECONDS = 5.0
 _MAX_RESTART_DELAY_SECONDS = 30.0
+_ALARM_POLL_SECONDS = 0.25
 _BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 _DESCRIPTION = (
     "EndpointName",
@@ -61,6 +65,10 @@ _UNSUPPORTED_CONFIG = ("AsyncInferenceConfig", "ExplainerConfig", "ShadowProduct
 
 class _Unhealthy(Exception):
     """A variant did not come up; the text is the endpoint's FailureReason."""
+
+
+class _Alarmed(Exception):
+    """An alarm of the deployment settings went off while traffic moved; the text says which, for the log."""
 
 
 class _Cancelled(Exception):
@@ -214,9 +222,15 @@ class _Variant:
 
 @dataclasses.dataclass
 class _Fleet:
-    """The servers of one deployment of an endpoint."""
+    """The servers of one deployment of an endpoint.
+
+    While an update moves the traffic step by step, `next` are the new servers, and `share` is their part of it.
+    """
 
     variants: list[_Variant]
+    instances: int
+    next: "_Fleet | None" = None
+    share: float = 0.0
 
 
 class Hosting:
@@ -227,6 +241,7 @@ class Hosting:
         self._store = store
         self._s3 = s3_client
         self._logs = logs
+        self._cloudwatch = settings.client("cloudwatch")
         self._fleets: dict[str, _Fleet] = {}
         self._idle = threading.Condition(store.lock)
         self._shutdown = threading.Event()
@@ -436,7 +451,12 @@ class Hosting:
                 endpoint.pop("LastDeploymentConfig", None)
             if request.get("RetainAllVariantProperties"):
                 _retain(endpoint["Served"], pending, request.get("ExcludeRetainedVariantProperties", []))
-            endpoint["Pending"] = {**pending, "StartTime": now()}
+            endpoint["Pending"] = {
+                **pending,
+                "StartTime": now(),
+                "DeploymentConfig": endpoint.get("LastDeploymentConfig", {}),
+                "VariantStatus": {"Status": "Creating", "StartTime": now()},
+            }
             self._move(endpoint, "Updating")
             self._spawn(self._update, name)
         return {"EndpointArn": endpoint["EndpointArn"]}
@@ -470,7 +490,10 @@ class Hosting:
             answer["PendingDeploymentSummary"] = {
                 "EndpointConfigName": pending["Config"]["EndpointConfigName"],
                 "StartTime": pending["StartTime"],
-                "ProductionVariants": [_variant_summary(item) for item in _variants(pending)],
+                "ProductionVariants": [
+                    {**_variant_summary(item), "VariantStatus": [pending["VariantStatus"]]}
+                    for item in _variants(pending)
+                ],
             }
         return answer
 
@@ -554,6 +577,8 @@ class Hosting:
             fleet = self._fleets.get(name)
             if fleet is None:
                 raise _unavailable(name)
+            if fleet.next is not None and random.random() < fleet.share:
+                fleet = fleet.next
             variants = fleet.variants
             if target:
                 variants = [item for item in variants if item.name == target]
@@ -673,10 +698,12 @@ class Hosting:
             self._move(self._endpoint(name), "InService")
 
     def _update(self, name: str) -> None:
-        """Blue/green: the old servers answer until the new ones are healthy, then all traffic switches."""
+        """Blue/green: the old servers answer until the new ones are healthy, then the traffic moves."""
         try:
-            fleet = self._bring_up(name, self._endpoint(name)["Pending"])
-        except _Unhealthy as exc:
+            pending = self._endpoint(name)["Pending"]
+            fleet = self._bring_up(name, pending)
+            self._move_traffic(name, fleet, pending["DeploymentConfig"])
+        except (_Unhealthy, _Alarmed) as exc:
             log.warning("endpoint %s: update failed, rolling back: %s", name, exc)
             with self._store.lock:
                 endpoint = self._endpoint(name)
@@ -700,6 +727,54 @@ class Hosting:
             self._move(endpoint, "InService")
         if old is not None:
             self._drain(old)
+
+    def _move_traffic(self, name: str, fleet: _Fleet, deployment: Record) -> None:
+        """Give the new servers their traffic in the steps of the deployment settings, watching the alarms.
+
+        Between two steps WaitIntervalInSeconds pass, after the last one TerminationWaitInSeconds. The old servers
+        stay until then, and get everything back when an alarm is in ALARM at any moment (developer guide,
+        "Auto-Rollback Configuration and Monitoring"). Raises _Alarmed; then, as after any error, `fleet` is stopped.
+        """
+        policy = deployment.get("BlueGreenUpdatePolicy", {})
+        routing = policy.get("TrafficRoutingConfiguration", {})
+        alarms = [alarm["AlarmName"] for alarm in deployment.get("AutoRollbackConfiguration", {}).get("Alarms", [])]
+        shares = _shares(routing, fleet)
+        waits = [routing.get("WaitIntervalInSeconds", 0)] * (len(shares) - 1)
+        try:
+            for share, seconds in zip(shares, [*waits, policy.get("TerminationWaitInSeconds", 0)], strict=True):
+                with self._store.lock:
+                    old = self._fleets.get(name)
+                    if old is not None:
+                        old.next, old.share = fleet, share
+                    endpoint = self._endpoint(name)
+                    endpoint["Pending"]["VariantStatus"] = {"Status": "Baking", "StartTime": now()}
+                    self._store.put(ENDPOINTS, name, endpoint)
+                log.info("endpoint %s: %.0f %% of the traffic on the new servers", name, 100 * share)
+                self._bake(seconds, alarms)
+        except BaseException:
+            with self._idle:
+                if old is not None:
+                    old.next, old.share = None, 0.0
+            self._drain(fleet)
+            raise
+
+    def _bake(self, seconds: float, alarms: list[str]) -> None:
+        """Wait while traffic flows. Raises _Alarmed as soon as an alarm is in ALARM, or cannot be read."""
+        deadline = time.monotonic() + seconds
+        while True:
+            if alarms:
+                try:
+                    found = self._cloudwatch.describe_alarms(AlarmNames=alarms)["MetricAlarms"]
+                except (BotoCoreError, ClientError) as exc:
+                    raise _Alarmed(f"the alarms cannot be read: {exc}") from exc
+                names = [alarm["AlarmName"] for alarm in found if alarm["StateValue"] == "ALARM"]
+                if names:
+                    raise _Alarmed(f"in ALARM: {', '.join(names)}")
+            left = deadline - time.monotonic()
+            if self._shutdown.wait(min(_ALARM_POLL_SECONDS, max(0.0, left))):
+                raise _Cancelled
+            if left <= 0:
+                return
 
     def _delete(self, name: str) -> None:
         with self._store.lock:
@@ -758,7 +833,7 @@ class Hosting:
 
     def _bring_up(self, name: str, side: Record) -> _Fleet:
         """Servers for every variant, all healthy; on failure none is left. Raises _Unhealthy, _Cancelled."""
-        fleet = _Fleet([])
+        fleet = _Fleet([], instances=min(variant.get("InitialInstanceCount", 1) for variant in _variants(side)))
         try:
             for variant in _variants(side):
                 server = _Variant(
@@ -818,6 +893,16 @@ def _variant_summary(variant: Record) -> Record:
         count = variant["InitialInstanceCount"]
         summary["CurrentInstanceCount"] = summary["DesiredInstanceCount"] = count
     return summary
+
+
+def _shares(routing: Record, fleet: _Fleet) -> list[float]:
+    """The new servers' part of the traffic after each step of a TrafficRoutingConfiguration; the last one is 1."""
+    size = routing.get("CanarySize") or routing.get("LinearStepSize")
+    if routing.get("Type") not in ("CANARY", "LINEAR") or not size:
+        return [1.0]
+    step = size["Value"] / (100 if size["Type"] == "CAPACITY_PERCENT" else fleet.instances)
+    steps = math.ceil(1 / step) if routing["Type"] == "LINEAR" else 2
+    return [*(step * number for number in range(1, steps)), 1.0]
 
 
 def _retain(old: Record, new: Record, excluded: list[Record]) -> None:

@@ -30,7 +30,7 @@ class Settings:
         return f"arn:aws:sagemaker:{self.region}:{self.account}:{resource}/{name.lower()}"
 
     def client(self, service: str) -> Any:
-        """boto3 client for S3 or CloudWatch Logs. Path-style: local endpoints have no bucket host names."""
+        """boto3 client for S3, CloudWatch or CloudWatch Logs. Path-style: local endpoints have no bucket host names."""
         return boto3.client(
             service,
             region_name=self.region,
