@@ -40,9 +40,10 @@ TERMINAL = ("Completed", "Failed", "Stopped")
 
 SCHEMA = 1
 METRICS_FILE = "metrics.json"
-METRICS_MAX_BYTES = 1024 * 1024
+# JSON takes some thirty times its bytes in memory: with these limits, little beside what the process takes itself.
+METRICS_MAX_BYTES = 128 * 1024
 GOLDEN_FILE = "golden.json"
-GOLDEN_MAX_BYTES = 256 * 1024
+GOLDEN_MAX_BYTES = 128 * 1024
 GOLDEN_MAX_ROWS = 20
 # Of a text or a label.
 GOLDEN_MAX_CHARACTERS = 512
