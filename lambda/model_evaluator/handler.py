@@ -58,6 +58,7 @@ KEPT_SHARE = 0.95
 CONFIDENCE = 1.645
 # A difference of two figures is not exact: a loss of just the margin is within it.
 ROUNDING = 1e-9
+RIVALS_NAMED = 5
 # A pax header or a long name above this is no archive that SageMaker wrote.
 TAR_EXTENSION_MAX_BYTES = 64 * 1024
 TAR_BLOCK_BYTES = 512
@@ -724,22 +725,17 @@ def champion_of(decision: Mapping[str, Any] | None) -> dict[str, Any]:
     return ((decision or {}).get("champion")) or {}
 
 
-def read_line(config: Settings, source: Mapping[str, Any], job: str) -> tuple[dict[str, float], dict[str, Any]]:
-    """What decisions before this one say of the live model's line: (its below_best, its rivals), see compare().
-
-    Rivals are models that were approved while this one trained: they were compared with the same live model, so on the
-    same hold-out of it, and one of them may be live by now.
-    """
-    live, _ = read_json(config.bucket, f"{DECISION_PREFIX}{job}.json")
-    rivals: dict[str, Any] = {}
+def read_rivals(config: Settings, source: Mapping[str, Any], job: str) -> dict[str, dict[str, float]]:
+    """Models that were approved while this one trained, one of which may be live by now, with their figures on the
+    hold-out of the live model (that of the job, "" for none): {} where they were not compared with the same one."""
+    rivals: dict[str, dict[str, float]] = {}
     for name in approved_since(config.bucket, source["model"], job):
         if name == source["job"]:
             continue
         rival = champion_of(read_json(config.bucket, f"{DECISION_PREFIX}{name}.json")[0])
-        for judged in rival["sets"] if rival.get("job") == job else ():
-            if judged["name"] == LIVE_HOLDOUT:
-                rivals[name] = judged["new"]
-    return champion_of(live).get("below_best", {}), rivals
+        sets = rival["sets"] if rival.get("job") == job else []
+        rivals[name] = next((judged["new"] for judged in sets if judged["name"] == LIVE_HOLDOUT), {})
+    return rivals
 
 
 def approve(config: Settings, source: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
@@ -778,6 +774,7 @@ def evaluate(
         "thresholds": config.gate(source["model"]),
         "checks": [],
         "champion": None,
+        "rivals": {},
         "golden": [],
         "golden_note": "",
         "approved_key": None,
@@ -815,8 +812,10 @@ def evaluate(
     except ArchiveError as error:
         return decision | {"verdict": "rejected", "reason": str(error)}
     checks = judge(metrics, decision["thresholds"])
+    rivals = read_rivals(config, source, champion["job"] if champion is not None else "")
     if champion is not None and champion["compared"]:
-        below_best, rivals = read_line(config, source, champion["job"])
+        live, _ = read_json(config.bucket, f"{DECISION_PREFIX}{champion['job']}.json")
+        below_best = champion_of(live).get("below_best", {})
         compared, lost = compare(champion, decision["thresholds"], config.champion_margin, below_best, rivals)
         checks += compared
         champion |= {"margin": config.champion_margin, "below_best": lost}
@@ -830,6 +829,7 @@ def evaluate(
         "metrics": plain_metrics(metrics),
         "checks": [asdict(check) for check in checks],
         "champion": champion,
+        "rivals": rivals,
         "verdict": "rejected" if failed else "approved",
         "reason": "; ".join(failed) or "every metric is within its threshold",
     }
@@ -850,10 +850,23 @@ def check_table(checks: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def rivals_text(decision: Mapping[str, Any]) -> str:
+    """What people should know of approved models that this one was not compared with; "" when there are none."""
+    unknown = [job for job, figures in decision["rivals"].items() if not figures]
+    if not unknown or decision["verdict"] != "approved":
+        return ""
+    rest = len(unknown) - RIVALS_NAMED
+    names = ", ".join(unknown[:RIVALS_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return (
+        f"Approved by now, but not live when this training began, and so not compared with: {names}. The newest upload "
+        f"is the one that serves; for another: make rollback MODEL={decision['model']} TO=<job>.\n"
+    )
+
+
 def champion_text(champion: Mapping[str, Any] | None) -> str:
     """What the comparison with the live model was, for an email."""
     if champion is None:
-        return "There is no live model to compare with: the thresholds alone count."
+        return "There was no live model to compare with when this training began: the thresholds alone count."
     if not champion["compared"]:
         return f"Not compared with the live model {champion['job']}: the thresholds alone count. {champion['note']}"
     return (
@@ -872,7 +885,8 @@ def tell(config: Settings, decision: Mapping[str, Any]) -> None:
         ("data", f"s3://{data['bucket']}/{data['key']}"),
     ]
     champion = decision["champion"]
-    numbers = f"\n{check_table(decision['checks'])}\n\n{champion_text(champion)}\n" if decision["checks"] else ""
+    compared = f"{champion_text(champion)}\n{rivals_text(decision)}"
+    numbers = f"\n{check_table(decision['checks'])}\n\n{compared}" if decision["checks"] else ""
     counts = [
         (name.replace("_", " "), f"{decision['metrics'][name]:.0f}")
         for name in ("train_examples", "holdout_examples")
@@ -895,9 +909,15 @@ def tell(config: Settings, decision: Mapping[str, Any]) -> None:
                 ("golden rows", f"none, so the endpoint's answers will not be checked: {decision['golden_note']}")
             )
         subject = f"Model approved: {model} ({name})"
+        newer = max(decision["rivals"], default="")
+        then = (
+            f"{newer}, of a later upload, is approved already and goes first: this one is for when that one fails."
+            if newer > job
+            else "It is deployed now; the next email says when that begins."
+        )
         text = (
             f"The new model passed every check on rows that it was not trained on.\n\n{table(rows)}\n{numbers}\n"
-            f"What next: nothing to do. It is deployed now; the next email says when that begins.\n"
+            f"What next: nothing to do. {then}\n"
         )
     elif decision["verdict"] == "rejected":
         subject = f"Model rejected: {model} ({name})"

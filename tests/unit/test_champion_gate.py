@@ -17,6 +17,7 @@ from world import BUCKET, Context, World, tar_gz
 
 LIVE = "training-job-20261101-080000-aaaaaaaa"
 RIVAL = "training-job-20261122-080000-bbbbbbbb"
+NEWER = "training-job-20261124-080000-ffffffff"
 NEW_SET, LIVE_SET = "new hold-out", "hold-out of the live model"
 GATE = {"accuracy": {"min": 0.8}, "eval_loss": {"max": 0.5}}
 GOLDEN = [{"text": f"text {at}", "label": "ham", "score": 0.75} for at in range(20)]
@@ -197,7 +198,30 @@ def test_the_first_model_is_judged_by_its_thresholds_and_that_is_said(run: Run, 
     end(world, None)
     assert run() == "approved"
     assert world.record(DECISION)["champion"] is None
-    assert "There is no live model to compare with" in world.only_email().body
+    body = world.only_email().body
+    assert "There was no live model to compare with when this training began" in body
+    assert "Approved by now" not in body
+    assert "It is deployed now" in body
+
+
+def test_a_second_first_model_is_judged_by_its_thresholds_and_that_it_replaces_another_unseen_is_said(
+    run: Run, world: World
+) -> None:
+    decided(world, RIVAL, None)
+    end(world, None)
+    assert run() == "approved"
+    assert world.record(DECISION)["rivals"] == {RIVAL: {}}
+    body = world.only_email().body
+    assert f"Approved by now, but not live when this training began, and so not compared with: {RIVAL}." in body
+    assert "make rollback MODEL=default TO=<job>" in body
+    assert "It is deployed now" in body
+
+
+def test_an_older_upload_that_is_approved_after_a_newer_one_is_said_not_to_be_deployed(run: Run, world: World) -> None:
+    decided(world, NEWER, None)
+    end(world, None)
+    assert run() == "approved"
+    assert f"{NEWER}, of a later upload, is approved already and goes first" in world.only_email().body
 
 
 def test_a_live_model_that_could_not_be_compared_with_does_not_block_and_is_said(run: Run, world: World) -> None:
@@ -230,6 +254,15 @@ def test_a_rival_approved_meanwhile_is_found_and_others_are_not(run: Run, world:
     end(world, comparison(0.9, 0.91))
     assert run() == "rejected"
     assert f"{RIVAL}, approved meanwhile, has 0.93" in world.record(DECISION)["reason"]
+
+
+def test_a_rival_on_another_holdout_is_named_as_not_compared_with(run: Run, world: World) -> None:
+    decided(world, RIVAL, comparison(0.9, 0.9))
+    decided(world, NEWER, comparison(0.9, 0.99) | {"job": RIVAL})
+    end(world, comparison(0.9, 0.91))
+    assert run() == "approved"
+    assert world.record(DECISION)["rivals"] == {RIVAL: {"accuracy": 0.9}, NEWER: {}}
+    assert f"and so not compared with: {NEWER}. The newest" in world.only_email().body
 
 
 def test_a_retry_after_its_own_approval_is_no_rival_of_itself(run: Run, world: World) -> None:

@@ -343,6 +343,7 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
             },
         ],
         "champion": None,
+        "rivals": {},
         "golden": [],
         "golden_note": "the job wrote no golden.json",
         "approved_key": APPROVED,
