@@ -56,6 +56,8 @@ LIVE_HOLDOUT = "hold-out of the live model"
 KEPT_SHARE = 0.95
 # One-sided 95 % of a normal distribution, in standard errors.
 CONFIDENCE = 1.645
+# How many times the margin may be lost to chance, by data that has the live model's in it.
+MOST_MARGINS = 2
 # A difference of two figures is not exact: a loss of just the margin is within it.
 ROUNDING = 1e-9
 RIVALS_NAMED = 5
@@ -471,12 +473,13 @@ def compare(
 ) -> tuple[list[Check], dict[str, float]]:
     """Compare the new model with the live one: a check for each metric of the gate on each set of rows.
 
-    No metric may be worse than the live model's by more than the margin. On the live model's own hold-out, which is
+    No metric may be worse than the live model's by more than the margin; where the new data has the live model's in it
+    and a loss is within one standard error, up to MOST_MARGINS of it: a few hundred rows do not tell apart models that
+    differ by a point, and data that grows is not to be refused for that. On the live model's own hold-out, which is
     handed on from model to model, three more things count, or small losses would add up:
     below_best: {metric: what the live model is itself worse than the best before it}, which the margin covers, too;
     rivals: {job: figures on that hold-out} of models that were approved after the live one;
-    and unless the new data has the live model's in it, the loss must be ruled out, not just not be seen: a few hundred
-    rows do not tell apart models that differ by a point.
+    and unless the new data has the live model's in it, the loss must be ruled out, not just not be seen.
     Returns the checks, and what the new model is worse than the best of them: the next one's below_best.
     """
     checks = []
@@ -487,20 +490,24 @@ def compare(
         for metric in sorted(gate.keys() & judged["new"].keys()):
             sign = -1 if metric in LESS_IS_BETTER else 1
             live, value = judged["live"][metric], judged["new"][metric]
-            bound = live - sign * margin
-            said = f"the live model has {live:.6g}, and at most {margin:g} may be lost"
+            allowed = max(margin, min(judged["error"][metric], MOST_MARGINS * margin)) if more_of_the_same else margin
+            bound = live - sign * allowed
+            lose = f"at most {allowed:.4g} may be lost" + (", as that much is chance" if allowed > margin else "")
+            said = f"the live model has {live:.6g}, and {lose}"
             if judged["name"] == LIVE_HOLDOUT:
                 # What was lost under a larger margin than today's was meant to be.
-                before = below_best.get(metric, 0.0) if below_best.get(metric, 0.0) <= margin else 0.0
+                before = below_best.get(metric, 0.0)
+                if before > MOST_MARGINS * margin + ROUNDING:
+                    before = 0.0
                 best = live + sign * before
                 if before:
-                    bound = best - sign * margin
+                    bound = best - sign * allowed
                     said += f", of which {before:.6g} are lost already since the best model before it"
                 for job, figures in rivals.items():
                     if metric in figures and sign * figures[metric] > sign * best:
                         best = figures[metric]
-                        bound = best - sign * margin
-                        said = f"{job}, approved meanwhile, has {best:.6g}, and at most {margin:g} may be lost"
+                        bound = best - sign * allowed
+                        said = f"{job}, approved meanwhile, has {best:.6g}, and {lose}"
                 lost[metric] = max(sign * (best - value), 0.0)
                 chance = 0.0 if more_of_the_same else CONFIDENCE * judged["error"][metric]
                 if chance:

@@ -119,6 +119,31 @@ def test_small_losses_do_not_add_up(evaluator: ModuleType) -> None:
     assert lost == {"accuracy": 0}
 
 
+def test_a_loss_of_just_the_margin_is_not_forgotten(evaluator: ModuleType) -> None:
+    champion = evaluator.parse_champion({"champion": comparison(0.905, 0.9)})
+    _, lost = evaluator.compare(champion, GATE, 0.005, {}, {})
+    assert lost["accuracy"] > 0.005
+    (check,) = checks_of(evaluator, comparison(0.9, 0.899), below_best=lost)
+    assert not check.passed
+
+
+@given(st.lists(st.tuples(st.floats(-0.05, 0.05), st.floats(0, 0.1), st.sampled_from([0, 0.5, 0.95, 1])), max_size=30))
+def test_whatever_is_uploaded_twice_the_margin_is_the_most_that_the_best_model_can_lose(
+    evaluator: ModuleType, uploads: list[tuple[float, float, float]]
+) -> None:
+    best = accuracy = 0.9
+    below_best: dict[str, float] = {}
+    for difference, error, kept in uploads:
+        new = accuracy + difference
+        figures = judged(LIVE_SET, {"accuracy": accuracy}, {"accuracy": new}, error={"accuracy": error})
+        champion = evaluator.parse_champion({"champion": block(figures, kept=kept)})
+        checks, lost = evaluator.compare(champion, GATE, 0.005, below_best, {})
+        if all(check.passed for check in checks):
+            accuracy, below_best = new, lost
+        best = max(best, accuracy)
+        assert accuracy >= best - 0.01 - 1e-8
+
+
 def test_what_was_lost_under_a_larger_margin_was_meant_to_be(evaluator: ModuleType) -> None:
     (check,) = checks_of(evaluator, comparison(0.8, 0.796), below_best={"accuracy": 0.1})
     assert check.passed
@@ -153,6 +178,28 @@ def test_without_the_live_models_data_a_loss_must_be_ruled_out_on_its_holdout(
     (check,) = evaluator.compare(champion, GATE, 0.005, {}, {})[0]
     assert check.passed is passed
     assert ("0.01645 could be chance" in check.reason) is (name == LIVE_SET and kept != 0.95)
+
+
+@pytest.mark.parametrize(
+    ("error", "new", "passed"),
+    [
+        (0.004, 0.895, True),
+        (0.004, 0.8949, False),
+        (0.008, 0.892, True),
+        (0.008, 0.8919, False),
+        (0.02, 0.89, True),
+        (0.02, 0.8899, False),
+    ],
+)
+@pytest.mark.parametrize("name", [NEW_SET, LIVE_SET])
+def test_data_that_grows_may_lose_what_chance_explains_up_to_twice_the_margin(
+    evaluator: ModuleType, name: str, error: float, new: float, passed: bool
+) -> None:
+    figures = judged(name, {"accuracy": 0.9}, {"accuracy": new}, error={"accuracy": error})
+    champion = evaluator.parse_champion({"champion": block(figures, kept=1)})
+    (check,) = evaluator.compare(champion, GATE, 0.005, {}, {})[0]
+    assert check.passed is passed
+    assert ("as that much is chance" in check.reason) is (error > 0.005)
 
 
 # --- the decision -----------------------------------------------------------------------------------
