@@ -405,11 +405,11 @@ def invoke(function: str, aws: Aws, *events: dict[str, Any]) -> tuple[dict[str, 
             input=json.dumps(events), env=environment, cwd=home, capture_output=True, text=True,
             timeout=INVOCATION_SECONDS, check=False,
         )  # fmt: skip
-        left = sorted(path.name for path in Path(home).iterdir())
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         return {"answer": {"outcome": "failed"}, "seconds": 0.0, "peak_bytes": 0}, lines[-1]
-    return dict(json.loads(done.stdout)), f"it left files: {left}" if left else ""
+    took = dict(json.loads(done.stdout))
+    return took, f"it opened files for writing: {took['opened']}" if took["opened"] else ""
 
 
 def result(name: str, expected: str, outcome: str, took: dict[str, Any], problem: str) -> Result:
