@@ -117,6 +117,10 @@ unit: .venv/.tools ## The unit tests alone: seconds, no torch, no Terraform
 slow: .venv/.training ## Twenty worse uploads after a good model, in minutes: DATA=file.csv (4,000 texts or more)
 	@$(RUN) -m pytest tests -m slow -s
 
+.PHONY: bench
+bench: .venv/.tools ## Memory of the functions for hostile and huge archives and uploads, as ratios
+	@$(RUN) scripts/bench.py
+
 .PHONY: lint
 lint: .venv/.tools
 	@$(RUN) -m ruff check .

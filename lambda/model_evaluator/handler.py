@@ -40,9 +40,10 @@ TERMINAL = ("Completed", "Failed", "Stopped")
 
 SCHEMA = 1
 METRICS_FILE = "metrics.json"
-METRICS_MAX_BYTES = 1024 * 1024
+# JSON takes some thirty times its bytes in memory: with these limits, little beside what the process takes itself.
+METRICS_MAX_BYTES = 128 * 1024
 GOLDEN_FILE = "golden.json"
-GOLDEN_MAX_BYTES = 256 * 1024
+GOLDEN_MAX_BYTES = 128 * 1024
 GOLDEN_MAX_ROWS = 20
 # Of a text or a label.
 GOLDEN_MAX_CHARACTERS = 512
@@ -55,8 +56,11 @@ LIVE_HOLDOUT = "hold-out of the live model"
 KEPT_SHARE = 0.95
 # One-sided 95 % of a normal distribution, in standard errors.
 CONFIDENCE = 1.645
+# How many times the margin may be lost to chance, by data that has the live model's in it.
+MOST_MARGINS = 2
 # A difference of two figures is not exact: a loss of just the margin is within it.
 ROUNDING = 1e-9
+RIVALS_NAMED = 5
 # A pax header or a long name above this is no archive that SageMaker wrote.
 TAR_EXTENSION_MAX_BYTES = 64 * 1024
 TAR_BLOCK_BYTES = 512
@@ -469,12 +473,13 @@ def compare(
 ) -> tuple[list[Check], dict[str, float]]:
     """Compare the new model with the live one: a check for each metric of the gate on each set of rows.
 
-    No metric may be worse than the live model's by more than the margin. On the live model's own hold-out, which is
+    No metric may be worse than the live model's by more than the margin; where the new data has the live model's in it
+    and a loss is within one standard error, up to MOST_MARGINS of it: a few hundred rows do not tell apart models that
+    differ by a point, and data that grows is not to be refused for that. On the live model's own hold-out, which is
     handed on from model to model, three more things count, or small losses would add up:
     below_best: {metric: what the live model is itself worse than the best before it}, which the margin covers, too;
     rivals: {job: figures on that hold-out} of models that were approved after the live one;
-    and unless the new data has the live model's in it, the loss must be ruled out, not just not be seen: a few hundred
-    rows do not tell apart models that differ by a point.
+    and unless the new data has the live model's in it, the loss must be ruled out, not just not be seen.
     Returns the checks, and what the new model is worse than the best of them: the next one's below_best.
     """
     checks = []
@@ -485,20 +490,24 @@ def compare(
         for metric in sorted(gate.keys() & judged["new"].keys()):
             sign = -1 if metric in LESS_IS_BETTER else 1
             live, value = judged["live"][metric], judged["new"][metric]
-            bound = live - sign * margin
-            said = f"the live model has {live:.6g}, and at most {margin:g} may be lost"
+            allowed = max(margin, min(judged["error"][metric], MOST_MARGINS * margin)) if more_of_the_same else margin
+            bound = live - sign * allowed
+            lose = f"at most {allowed:.4g} may be lost" + (", as that much is chance" if allowed > margin else "")
+            said = f"the live model has {live:.6g}, and {lose}"
             if judged["name"] == LIVE_HOLDOUT:
                 # What was lost under a larger margin than today's was meant to be.
-                before = below_best.get(metric, 0.0) if below_best.get(metric, 0.0) <= margin else 0.0
+                before = below_best.get(metric, 0.0)
+                if before > MOST_MARGINS * margin + ROUNDING:
+                    before = 0.0
                 best = live + sign * before
                 if before:
-                    bound = best - sign * margin
+                    bound = best - sign * allowed
                     said += f", of which {before:.6g} are lost already since the best model before it"
                 for job, figures in rivals.items():
                     if metric in figures and sign * figures[metric] > sign * best:
                         best = figures[metric]
-                        bound = best - sign * margin
-                        said = f"{job}, approved meanwhile, has {best:.6g}, and at most {margin:g} may be lost"
+                        bound = best - sign * allowed
+                        said = f"{job}, approved meanwhile, has {best:.6g}, and {lose}"
                 lost[metric] = max(sign * (best - value), 0.0)
                 chance = 0.0 if more_of_the_same else CONFIDENCE * judged["error"][metric]
                 if chance:
@@ -723,22 +732,17 @@ def champion_of(decision: Mapping[str, Any] | None) -> dict[str, Any]:
     return ((decision or {}).get("champion")) or {}
 
 
-def read_line(config: Settings, source: Mapping[str, Any], job: str) -> tuple[dict[str, float], dict[str, Any]]:
-    """What decisions before this one say of the live model's line: (its below_best, its rivals), see compare().
-
-    Rivals are models that were approved while this one trained: they were compared with the same live model, so on the
-    same hold-out of it, and one of them may be live by now.
-    """
-    live, _ = read_json(config.bucket, f"{DECISION_PREFIX}{job}.json")
-    rivals: dict[str, Any] = {}
+def read_rivals(config: Settings, source: Mapping[str, Any], job: str) -> dict[str, dict[str, float]]:
+    """Models that were approved while this one trained, one of which may be live by now, with their figures on the
+    hold-out of the live model (that of the job, "" for none): {} where they were not compared with the same one."""
+    rivals: dict[str, dict[str, float]] = {}
     for name in approved_since(config.bucket, source["model"], job):
         if name == source["job"]:
             continue
         rival = champion_of(read_json(config.bucket, f"{DECISION_PREFIX}{name}.json")[0])
-        for judged in rival["sets"] if rival.get("job") == job else ():
-            if judged["name"] == LIVE_HOLDOUT:
-                rivals[name] = judged["new"]
-    return champion_of(live).get("below_best", {}), rivals
+        sets = rival["sets"] if rival.get("job") == job else []
+        rivals[name] = next((judged["new"] for judged in sets if judged["name"] == LIVE_HOLDOUT), {})
+    return rivals
 
 
 def approve(config: Settings, source: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
@@ -777,6 +781,7 @@ def evaluate(
         "thresholds": config.gate(source["model"]),
         "checks": [],
         "champion": None,
+        "rivals": {},
         "golden": [],
         "golden_note": "",
         "approved_key": None,
@@ -814,8 +819,10 @@ def evaluate(
     except ArchiveError as error:
         return decision | {"verdict": "rejected", "reason": str(error)}
     checks = judge(metrics, decision["thresholds"])
+    rivals = read_rivals(config, source, champion["job"] if champion is not None else "")
     if champion is not None and champion["compared"]:
-        below_best, rivals = read_line(config, source, champion["job"])
+        live, _ = read_json(config.bucket, f"{DECISION_PREFIX}{champion['job']}.json")
+        below_best = champion_of(live).get("below_best", {})
         compared, lost = compare(champion, decision["thresholds"], config.champion_margin, below_best, rivals)
         checks += compared
         champion |= {"margin": config.champion_margin, "below_best": lost}
@@ -829,6 +836,7 @@ def evaluate(
         "metrics": plain_metrics(metrics),
         "checks": [asdict(check) for check in checks],
         "champion": champion,
+        "rivals": rivals,
         "verdict": "rejected" if failed else "approved",
         "reason": "; ".join(failed) or "every metric is within its threshold",
     }
@@ -849,10 +857,23 @@ def check_table(checks: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def rivals_text(decision: Mapping[str, Any]) -> str:
+    """What people should know of approved models that this one was not compared with; "" when there are none."""
+    unknown = [job for job, figures in decision["rivals"].items() if not figures]
+    if not unknown or decision["verdict"] != "approved":
+        return ""
+    rest = len(unknown) - RIVALS_NAMED
+    names = ", ".join(unknown[:RIVALS_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return (
+        f"Approved by now, but not live when this training began, and so not compared with: {names}. The newest upload "
+        f"is the one that serves; for another: make rollback MODEL={decision['model']} TO=<job>.\n"
+    )
+
+
 def champion_text(champion: Mapping[str, Any] | None) -> str:
     """What the comparison with the live model was, for an email."""
     if champion is None:
-        return "There is no live model to compare with: the thresholds alone count."
+        return "There was no live model to compare with when this training began: the thresholds alone count."
     if not champion["compared"]:
         return f"Not compared with the live model {champion['job']}: the thresholds alone count. {champion['note']}"
     return (
@@ -871,7 +892,8 @@ def tell(config: Settings, decision: Mapping[str, Any]) -> None:
         ("data", f"s3://{data['bucket']}/{data['key']}"),
     ]
     champion = decision["champion"]
-    numbers = f"\n{check_table(decision['checks'])}\n\n{champion_text(champion)}\n" if decision["checks"] else ""
+    compared = f"{champion_text(champion)}\n{rivals_text(decision)}"
+    numbers = f"\n{check_table(decision['checks'])}\n\n{compared}" if decision["checks"] else ""
     counts = [
         (name.replace("_", " "), f"{decision['metrics'][name]:.0f}")
         for name in ("train_examples", "holdout_examples")
@@ -894,9 +916,15 @@ def tell(config: Settings, decision: Mapping[str, Any]) -> None:
                 ("golden rows", f"none, so the endpoint's answers will not be checked: {decision['golden_note']}")
             )
         subject = f"Model approved: {model} ({name})"
+        newer = max(decision["rivals"], default="")
+        then = (
+            f"{newer}, of a later upload, is approved already and goes first: this one is for when that one fails."
+            if newer > job
+            else "It is deployed now; the next email says when that begins."
+        )
         text = (
             f"The new model passed every check on rows that it was not trained on.\n\n{table(rows)}\n{numbers}\n"
-            f"What next: nothing to do. It is deployed now; the next email says when that begins.\n"
+            f"What next: nothing to do. {then}\n"
         )
     elif decision["verdict"] == "rejected":
         subject = f"Model rejected: {model} ({name})"

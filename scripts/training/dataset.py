@@ -87,7 +87,7 @@ def read_csv(path: Path, text_column: str, label_column: str) -> tuple[list[Exam
                     examples.append(Example(text, label))
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{path.name} is not UTF-8 text (byte {error.object[error.start]:#04x} after line {reader.line_num}). "
+                f"{path.name} is not UTF-8 text (byte {error.object[error.start]:#04x} on line {_undecodable(path)}). "
                 "Save it as 'CSV UTF-8' and upload it again."
             ) from error
         except csv.Error as error:
@@ -96,6 +96,17 @@ def read_csv(path: Path, text_column: str, label_column: str) -> tuple[list[Exam
                 'with commas, line breaks or quotes stands in quotes, and a quote inside it is doubled ("").'
             ) from error
     return examples, Skipped(too_many_fields, empty_text, empty_label)
+
+
+def _undecodable(path: Path) -> int:
+    """Return the first line, from 1, that is not UTF-8. (A decoder that reads ahead does not know.)"""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise ValueError(f"{path.name} is UTF-8 text")
 
 
 def _column(header: Sequence[str], name: str, path: Path) -> int:

@@ -61,6 +61,7 @@ PROGRESS_LINES = 20  # about so many per run ...
 PROGRESS_MAX_STEPS = 50  # ... but never further apart than this
 ROUGH_HOLDOUT = 30  # examples; with fewer, one of them moves the accuracy by more than three points
 SANITY_EXAMPLES = 2
+TEXTS_AT_ONCE = 256  # through the tokenizer: it holds on to the whole of them, not just to what is kept
 
 
 class TrainingError(Exception):
@@ -313,11 +314,15 @@ def load_base_model(settings: Settings, labels: Sequence[str]) -> inference.Clas
 def encode(examples: Sequence[Example], labels: Sequence[str], tokenizer: Any) -> list[dict[str, Any]]:
     """Return one item per example: its tokens, cut at the model's maximum length and not padded, and label index."""
     index = {label: position for position, label in enumerate(labels)}
-    encoded = tokenizer([e.text for e in examples], truncation=True, max_length=tokenizer.model_max_length)
-    return [
-        {**{key: values[row] for key, values in encoded.items()}, "labels": index[example.label]}
-        for row, example in enumerate(examples)
-    ]
+    items = []
+    for start in range(0, len(examples), TEXTS_AT_ONCE):
+        some = examples[start : start + TEXTS_AT_ONCE]
+        encoded = inference.tokenize([example.text for example in some], tokenizer)
+        items += [
+            {**{key: values[row] for key, values in encoded.items()}, "labels": index[example.label]}
+            for row, example in enumerate(some)
+        ]
+    return items
 
 
 def fine_tune(

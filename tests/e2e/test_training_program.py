@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import inference
 import tiny_model
 import train
+from dataset import Example
 
 TRAINING = Path(__file__).resolve().parents[2] / "scripts" / "training"
 
@@ -115,6 +116,34 @@ def trained(tmp_path_factory, base_model):
 @pytest.fixture(scope="module")
 def classifier(trained):
     return inference.model_fn(trained[0]["SM_MODEL_DIR"])
+
+
+# ---- odd texts
+
+
+def test_an_endless_text_and_nul_bytes_are_trained_on(job):
+    environment = job([*make_rows(), ("bread " * 2_000_000, "2"), ("ri\0ce \0", "2")])
+    assert train.main(FAST, environment) == 0
+    metrics = metrics_of(environment)
+    assert metrics["train_examples"] + metrics["holdout_examples"] == len(make_rows()) + 2
+
+
+def test_a_tokenizer_is_given_no_more_of_a_text_than_it_can_use_and_few_texts_at_once(classifier):
+    calls = []
+
+    class Recorder:
+        model_max_length = classifier.tokenizer.model_max_length
+
+        def __call__(self, texts, **options):
+            calls.append((len(texts), max(map(len, texts))))
+            return classifier.tokenizer(texts, **options)
+
+    endless = Example("snow " * 1_000_000, "0")
+    items = train.encode([endless] * 300, ["0", "1"], Recorder())
+    most = 100 * Recorder.model_max_length
+    assert calls == [(256, most), (44, most)]
+    assert items[0] == items[-1]
+    assert items[0]["input_ids"] == classifier.tokenizer(endless.text, truncation=True)["input_ids"]
 
 
 # ---- a run that succeeds

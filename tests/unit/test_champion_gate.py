@@ -17,6 +17,7 @@ from world import BUCKET, Context, World, tar_gz
 
 LIVE = "training-job-20261101-080000-aaaaaaaa"
 RIVAL = "training-job-20261122-080000-bbbbbbbb"
+NEWER = "training-job-20261124-080000-ffffffff"
 NEW_SET, LIVE_SET = "new hold-out", "hold-out of the live model"
 GATE = {"accuracy": {"min": 0.8}, "eval_loss": {"max": 0.5}}
 GOLDEN = [{"text": f"text {at}", "label": "ham", "score": 0.75} for at in range(20)]
@@ -118,6 +119,31 @@ def test_small_losses_do_not_add_up(evaluator: ModuleType) -> None:
     assert lost == {"accuracy": 0}
 
 
+def test_a_loss_of_just_the_margin_is_not_forgotten(evaluator: ModuleType) -> None:
+    champion = evaluator.parse_champion({"champion": comparison(0.905, 0.9)})
+    _, lost = evaluator.compare(champion, GATE, 0.005, {}, {})
+    assert lost["accuracy"] > 0.005
+    (check,) = checks_of(evaluator, comparison(0.9, 0.899), below_best=lost)
+    assert not check.passed
+
+
+@given(st.lists(st.tuples(st.floats(-0.05, 0.05), st.floats(0, 0.1), st.sampled_from([0, 0.5, 0.95, 1])), max_size=30))
+def test_whatever_is_uploaded_twice_the_margin_is_the_most_that_the_best_model_can_lose(
+    evaluator: ModuleType, uploads: list[tuple[float, float, float]]
+) -> None:
+    best = accuracy = 0.9
+    below_best: dict[str, float] = {}
+    for difference, error, kept in uploads:
+        new = accuracy + difference
+        figures = judged(LIVE_SET, {"accuracy": accuracy}, {"accuracy": new}, error={"accuracy": error})
+        champion = evaluator.parse_champion({"champion": block(figures, kept=kept)})
+        checks, lost = evaluator.compare(champion, GATE, 0.005, below_best, {})
+        if all(check.passed for check in checks):
+            accuracy, below_best = new, lost
+        best = max(best, accuracy)
+        assert accuracy >= best - 0.01 - 1e-8
+
+
 def test_what_was_lost_under_a_larger_margin_was_meant_to_be(evaluator: ModuleType) -> None:
     (check,) = checks_of(evaluator, comparison(0.8, 0.796), below_best={"accuracy": 0.1})
     assert check.passed
@@ -152,6 +178,28 @@ def test_without_the_live_models_data_a_loss_must_be_ruled_out_on_its_holdout(
     (check,) = evaluator.compare(champion, GATE, 0.005, {}, {})[0]
     assert check.passed is passed
     assert ("0.01645 could be chance" in check.reason) is (name == LIVE_SET and kept != 0.95)
+
+
+@pytest.mark.parametrize(
+    ("error", "new", "passed"),
+    [
+        (0.004, 0.895, True),
+        (0.004, 0.8949, False),
+        (0.008, 0.892, True),
+        (0.008, 0.8919, False),
+        (0.02, 0.89, True),
+        (0.02, 0.8899, False),
+    ],
+)
+@pytest.mark.parametrize("name", [NEW_SET, LIVE_SET])
+def test_data_that_grows_may_lose_what_chance_explains_up_to_twice_the_margin(
+    evaluator: ModuleType, name: str, error: float, new: float, passed: bool
+) -> None:
+    figures = judged(name, {"accuracy": 0.9}, {"accuracy": new}, error={"accuracy": error})
+    champion = evaluator.parse_champion({"champion": block(figures, kept=1)})
+    (check,) = evaluator.compare(champion, GATE, 0.005, {}, {})[0]
+    assert check.passed is passed
+    assert ("as that much is chance" in check.reason) is (error > 0.005)
 
 
 # --- the decision -----------------------------------------------------------------------------------
@@ -197,7 +245,30 @@ def test_the_first_model_is_judged_by_its_thresholds_and_that_is_said(run: Run, 
     end(world, None)
     assert run() == "approved"
     assert world.record(DECISION)["champion"] is None
-    assert "There is no live model to compare with" in world.only_email().body
+    body = world.only_email().body
+    assert "There was no live model to compare with when this training began" in body
+    assert "Approved by now" not in body
+    assert "It is deployed now" in body
+
+
+def test_a_second_first_model_is_judged_by_its_thresholds_and_that_it_replaces_another_unseen_is_said(
+    run: Run, world: World
+) -> None:
+    decided(world, RIVAL, None)
+    end(world, None)
+    assert run() == "approved"
+    assert world.record(DECISION)["rivals"] == {RIVAL: {}}
+    body = world.only_email().body
+    assert f"Approved by now, but not live when this training began, and so not compared with: {RIVAL}." in body
+    assert "make rollback MODEL=default TO=<job>" in body
+    assert "It is deployed now" in body
+
+
+def test_an_older_upload_that_is_approved_after_a_newer_one_is_said_not_to_be_deployed(run: Run, world: World) -> None:
+    decided(world, NEWER, None)
+    end(world, None)
+    assert run() == "approved"
+    assert f"{NEWER}, of a later upload, is approved already and goes first" in world.only_email().body
 
 
 def test_a_live_model_that_could_not_be_compared_with_does_not_block_and_is_said(run: Run, world: World) -> None:
@@ -230,6 +301,15 @@ def test_a_rival_approved_meanwhile_is_found_and_others_are_not(run: Run, world:
     end(world, comparison(0.9, 0.91))
     assert run() == "rejected"
     assert f"{RIVAL}, approved meanwhile, has 0.93" in world.record(DECISION)["reason"]
+
+
+def test_a_rival_on_another_holdout_is_named_as_not_compared_with(run: Run, world: World) -> None:
+    decided(world, RIVAL, comparison(0.9, 0.9))
+    decided(world, NEWER, comparison(0.9, 0.99) | {"job": RIVAL})
+    end(world, comparison(0.9, 0.91))
+    assert run() == "approved"
+    assert world.record(DECISION)["rivals"] == {RIVAL: {"accuracy": 0.9}, NEWER: {}}
+    assert f"and so not compared with: {NEWER}. The newest" in world.only_email().body
 
 
 def test_a_retry_after_its_own_approval_is_no_rival_of_itself(run: Run, world: World) -> None:
@@ -377,7 +457,7 @@ ODD_GOLDEN = {
     "score below 0": (row(score=-0.1), "the score is -0.1"),
     "NaN": (row(score=math.nan), "the score is nan"),
     "a truth": (row(score=True), "the score is True"),
-    "huge": (b"[" + b" " * 256 * 1024 + b"]", "golden.json has 262146 bytes; at most 262144 are read"),
+    "huge": (b"[" + b" " * 128 * 1024 + b"]", "golden.json has 131074 bytes; at most 131072 are read"),
     "deeply nested": (b"[" * 100_000, "golden.json is no JSON"),
 }
 

@@ -89,7 +89,7 @@ def never() -> bool:
 
 
 def find(evaluator: ModuleType, archive: bytes) -> bytes | None:
-    return evaluator.find_file(io.BytesIO(archive), "metrics.json", 1024**2, never)  # type: ignore[no-any-return]
+    return evaluator.find_file(io.BytesIO(archive), "metrics.json", evaluator.METRICS_MAX_BYTES, never)  # type: ignore[no-any-return]
 
 
 # --- reading the archives ---------------------------------------------------------------------------
@@ -169,7 +169,7 @@ DAMAGED = {
     ),
     "without its end": (gzip.compress(header("weights", 0)), "cut off"),
     "negative size": (gzip.compress(negative("weights")), "negative size"),
-    "metrics too large": (gzip.compress(header("metrics.json", 1024**2 + 1)), "has 1048577 bytes; at most 1048576"),
+    "metrics too large": (gzip.compress(header("metrics.json", 128 * 1024 + 1)), "has 131073 bytes; at most 131072"),
     "metrics shorter than said": (gzip.compress(header("metrics.json", 100) + b"{}"), "cut off"),
     "extended header too large": (gzip.compress(header("x", 10**9, tarfile.XHDTYPE)), "header of 1000000000 bytes"),
     "long name too large": (gzip.compress(header("x", 10**9, tarfile.GNUTYPE_LONGNAME)), "header of 1000000000 bytes"),
@@ -343,6 +343,7 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
             },
         ],
         "champion": None,
+        "rivals": {},
         "golden": [],
         "golden_note": "the job wrote no golden.json",
         "approved_key": APPROVED,

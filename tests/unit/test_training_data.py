@@ -95,7 +95,7 @@ def test_other_column_names_are_a_setting(write):
         (b"", "no column 'text'; its columns are none: the file is empty"),
         (b"message,label\nhello,ham\n", "no column 'text'; its columns are message, label"),
         (b"text,label,text\nhello,ham,x\n", "2 columns named 'text'"),
-        (b"text,label\nhello,ham\ncaf\xe9,ham\n", r"not UTF-8 text \(byte 0xe9"),
+        (b"text,label\nhello,ham\ncaf\xe9,ham\n", r"not UTF-8 text \(byte 0xe9 on line 3\)"),
         (b'text,label\nhello,ham\n"never closed,ham\nhi,ham\n', "broken quoting in the row that ends on line 4"),
         (b'text,label\n"so "called" friend",ham\n', "broken quoting in the row that ends on line 2"),
     ],
@@ -103,6 +103,18 @@ def test_other_column_names_are_a_setting(write):
 def test_an_unreadable_file_is_named_with_its_reason(write, content, reason):
     with pytest.raises(DataError, match=f"^data.csv .*{reason}"):
         read(write(content))
+
+
+def test_a_file_that_changes_its_encoding_behind_what_the_upload_was_checked_for_is_named_with_the_line(write):
+    rows = b"hello,ham\n" * 200_000
+    with pytest.raises(DataError, match=r"not UTF-8 text \(byte 0xe9 on line 200002\)"):
+        read(write(b"text,label\n" + rows + "café,ham\n".encode("latin-1")))
+
+
+def test_nul_bytes_and_a_line_of_100_mb_are_texts_like_any_other(write):
+    long = "a " * 50 * 1024**2 + "b"
+    content = f"text,label\nhel\0lo,ham\n{long},spam\n"
+    assert read(write(content))[0] == [("hel\0lo", "ham"), (long, "spam")]
 
 
 def test_all_csv_files_of_a_channel_are_read_in_the_order_of_their_names(tmp_path):

@@ -184,6 +184,12 @@ BAD_UPLOADS = {
         codecs.BOM_UTF8 + "text,label\ncafé,b\n".encode("latin-1"),
         "not UTF-8: byte 0xe9 at position 17",
     ),
+    "mixed encodings": (
+        "text,label\ncafé,a\n".encode() + "café,b\n".encode("latin-1"),
+        "not UTF-8: byte 0xe9 at position 22",
+    ),
+    "a line without an end": (b"x" * 3 * 1024**2, 'no column "text"; the first line has: "x{40}"'),
+    "column names without an end": (b"ab," * 1024**2, 'no column "text"; the first line has: ("ab", )+…'),
     "cut character": ("text,label\na,é".encode()[:-1], "not UTF-8"),
     "workbook": (b"PK\x03\x04" + b"\0" * 60, "a zip archive or an Excel workbook"),
     "gzip": (b"\x1f\x8b\x08\0" + b"\0" * 60, "gzip-compressed"),
