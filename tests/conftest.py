@@ -39,14 +39,19 @@ def clients() -> Clients:
 
 
 @pytest.fixture
-def make_world(
-    monkeypatch: pytest.MonkeyPatch, handlers: dict[str, ModuleType], clients: Clients
-) -> Iterator[Callable[[], World]]:
-    """Gives a fresh world at each call; the one before is gone then."""
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Terraform sets for the functions."""
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     for variables in ENVIRONMENT.values():
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def make_world(
+    monkeypatch: pytest.MonkeyPatch, handlers: dict[str, ModuleType], clients: Clients, environment: None
+) -> Iterator[Callable[[], World]]:
+    """Gives a fresh world at each call; the one before is gone then."""
     with ExitStack() as mocks:
 
         def fresh() -> World:
