@@ -257,7 +257,8 @@ class World:
         self.time = datetime(2026, 11, 23, 12, 0, 5, tzinfo=UTC)
 
     def now(self) -> datetime:
-        """Stands in for now() of the handlers that compare times with those of uploads."""
+        """Stands in for now() of the handlers that compare times with those of uploads; no two moments are the same."""
+        self.time += timedelta(microseconds=1)
         return self.time
 
     def wait(self, **duration: float) -> None:
