@@ -866,7 +866,7 @@ def take_turn(
     """Give a slot to the job of the line whose turn it is, if there is room for one.
 
     line: the waiting jobs, oldest first. own: the upload that this invocation is about; it is tried whatever became
-    of it before. A retry first ends what it began; what failed before goes last. Once the daily limit held the line
+    of it before. A retry first ends what it began, even if that was refused; what failed before goes last. Once the daily limit held the line
     up, each model's newest goes first.
     """
     jobs: dict[str, Any] = ledger["jobs"]
@@ -884,9 +884,11 @@ def take_turn(
     day_is_full = len(started_today) >= config.max_training_jobs_per_day
     slots_are_full = sum(entry["state"] == "held" for entry in jobs.values()) >= config.max_concurrent_training_jobs
 
+    def begun(job: str) -> bool:
+        return job in jobs and jobs[job]["by"] == request_id
+
     def order(job: str) -> tuple[bool, int, str]:
-        begun = job in jobs and jobs[job]["state"] != "failed" and jobs[job]["by"] == request_id
-        return not begun, tries(job), job
+        return not begun(job), tries(job), job
 
     waits_for = ""
     candidates = []
@@ -908,7 +910,7 @@ def take_turn(
     if not candidates:
         return Turn(None, waits_for=waits_for)
     job = candidates[0]
-    if ledger["line"] and ledger["line"]["capped"]:
+    if ledger["line"] and ledger["line"]["capped"] and not begun(job):
         newest_first = sorted(candidates, key=lambda job: (-tries(job), job), reverse=True)
         job = next(other for other in newest_first if model_of_job(other) == model_of_job(job))
     resumed = job in jobs and jobs[job]["state"] != "failed"

@@ -35,12 +35,10 @@ class AnswerLost(BaseException):
 def take_effect(after: Callable[[], None], effect: Callable[[], Any]) -> Any:
     """Make a call whose effect may be followed by something that a test wants (see Around in world.py)."""
     try:
-        answer = effect()
-    except ClientError:
-        after()
-        raise
-    try:
-        after()
+        try:
+            answer = effect()
+        finally:
+            after()
     except AnswerLost:
         answer = effect()
     return answer
