@@ -23,6 +23,7 @@ def make_world(
 
     def fresh() -> World:
         world = World(FastClients())
+        world.sagemaker.clock = world.now
         for module in handlers.values():
             module.settings.cache_clear()
             monkeypatch.setattr(module, "client", world.client)

@@ -364,6 +364,7 @@ def at_a_shell(world: World, handlers: Handlers) -> Shell:
     sqs = SimpleNamespace(create_queue=lambda **_: {"QueueUrl": "queue"})
     sts = SimpleNamespace(get_caller_identity=lambda: {"Arn": "arn:aws:sts::123456789012:assumed-role/people/ada"})
     shell = Shell(world, handlers["deployment_orchestrator"], sqs, sts)
+    world.sagemaker.clock = world.now
     shell.go_live(FIRST, SECOND, THIRD)
     return shell
 

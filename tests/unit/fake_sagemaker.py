@@ -96,7 +96,9 @@ class FakeSageMaker:
         self.answers: dict[str, tuple[str, float] | Exception] = {}
         self._around = around
         self._arn = f"arn:aws:sagemaker:{region}:{account}:"
-        self._clock = datetime(2026, 11, 1, tzinfo=UTC)
+        # What time it is; None: later at each change, and that is all.
+        self.clock: Callable[[], datetime] | None = None
+        self._last_change = datetime(2026, 11, 1, tzinfo=UTC)
 
     def __getattr__(self, name: str) -> Callable[..., dict[str, Any]]:
         if name not in OPERATIONS:
@@ -170,8 +172,8 @@ class FakeSageMaker:
         return {"jobs": jobs, "models": self.models, "configs": self.configs, "endpoints": endpoints}
 
     def _tick(self) -> datetime:
-        self._clock += timedelta(seconds=1)
-        return self._clock
+        self._last_change = self.clock() if self.clock else self._last_change + timedelta(seconds=1)
+        return self._last_change
 
     def _move(self, name: str, status: str, reason: str = "") -> None:
         endpoint = self.endpoints[name]
