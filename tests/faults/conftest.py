@@ -40,8 +40,8 @@ def make_world(
 
 @pytest.fixture(scope="session")
 def count() -> Callable[..., None]:
-    """Count what was played and ended as it should: count(cases=1)."""
-    return lambda **numbers: played.update(numbers)
+    """Count what was played and ended as it should: count({"cases": 1})."""
+    return played.update
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

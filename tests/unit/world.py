@@ -191,9 +191,12 @@ class Clients:
     def _refuse_as_aws(self, operation: str, params: dict[str, Any]) -> None:
         """What AWS refuses and moto does not."""
         if operation in ("CopyObject", "UploadPartCopy") and "CopySourceIfMatch" in params:
-            source = self.plain_s3.head_object(**params["CopySource"])
+            try:
+                source = self.plain_s3.head_object(**params["CopySource"])
+            except ClientError:
+                return  # moto says that it is missing
             if source["ETag"].strip('"') != params["CopySourceIfMatch"].strip('"'):
-                raise refusal(operation, "PreconditionFailed", "At least one of the pre-conditions did not hold")
+                raise refusal(operation, "PreconditionFailed", "A pre-condition did not hold", 412)
         if operation == "Publish":
             check_publish(params)
 
@@ -287,7 +290,11 @@ class World:
 
     def versions(self, key: str) -> int:
         """How many times the object was written."""
-        return len(self._clients.stored().get(key, []))
+        return len(self.bodies(key))
+
+    def bodies(self, key: str) -> list[bytes | None]:
+        """What was written there, each time; None for a deletion."""
+        return self._clients.stored().get(key, [])
 
     # --- events -------------------------------------------------------------------------------------
 
