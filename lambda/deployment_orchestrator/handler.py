@@ -320,7 +320,7 @@ def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str)
         try:
             return str(client("s3").put_object(**request)["ETag"])
         except ClientError as error:
-            # Another write of it is under way, which may come to nothing: S3 asks to try again (PutObject, If-None-Match).
+            # Another write of it is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
             if error_code(error) == "ConditionalRequestConflict" and tries_left:
                 continue
             if error_code(error) != "PreconditionFailed":
@@ -1074,7 +1074,7 @@ def take_down(config: Settings, endpoint: Mapping[str, Any], last: Record | None
 
 
 def report_outage(config: Settings, last: Record, endpoint: Mapping[str, Any], request_id: str) -> None:
-    """Tell, once, that SageMaker took the endpoint out of service; what it is to be done with, no documentation says."""
+    """Tell, once, that SageMaker took the endpoint out of service; what may be done then, no documentation says."""
     since, noted = last_modified(endpoint), last.data.get("outage") or {}
     if noted.get("since") == since and (noted["told"] or last.in_hand(request_id)):
         return

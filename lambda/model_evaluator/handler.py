@@ -551,7 +551,7 @@ def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str)
         try:
             return str(client("s3").put_object(**request)["ETag"])
         except ClientError as error:
-            # Another write of it is under way, which may come to nothing: S3 asks to try again (PutObject, If-None-Match).
+            # Another write of it is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
             if error_code(error) == "ConditionalRequestConflict" and tries_left:
                 continue
             if error_code(error) != "PreconditionFailed":

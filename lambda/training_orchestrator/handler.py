@@ -435,7 +435,7 @@ def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str)
         try:
             return str(client("s3").put_object(**request)["ETag"])
         except ClientError as error:
-            # Another write of it is under way, which may come to nothing: S3 asks to try again (PutObject, If-None-Match).
+            # Another write of it is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
             if error_code(error) == "ConditionalRequestConflict" and tries_left:
                 continue
             if error_code(error) != "PreconditionFailed":
@@ -866,8 +866,8 @@ def take_turn(
     """Give a slot to the job of the line whose turn it is, if there is room for one.
 
     line: the waiting jobs, oldest first. own: the upload that this invocation is about; it is tried whatever became
-    of it before. A retry first ends what it began, even if that was refused; what failed before goes last. Once the daily limit held the line
-    up, each model's newest goes first.
+    of it before. A retry first ends what it began, even if that was refused, so that the order of uploads stays; what
+    failed before goes last. Once the daily limit held the line up, each model's newest goes first.
     """
     jobs: dict[str, Any] = ledger["jobs"]
 

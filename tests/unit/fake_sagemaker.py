@@ -1,8 +1,8 @@
 """A SageMaker in memory, control plane and InvokeEndpoint, for unit tests: strict where moto is lax.
 
 Requests are checked by the code of the local SageMaker that `make local-up` runs (botocore's service model: required
-members, types, enums, patterns, lengths; tags; quotas); duplicates, unknown names and busy endpoints are refused with AWS's codes and texts. Nothing takes its course by
-itself: the test ends jobs and moves endpoints.
+members, types, enums, patterns, lengths; tags; quotas); duplicates, unknown names and busy endpoints are refused with
+AWS's codes and texts. Nothing takes its course by itself: the test ends jobs and moves endpoints.
 """
 
 from __future__ import annotations

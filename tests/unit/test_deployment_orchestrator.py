@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
@@ -217,6 +218,40 @@ def test_of_two_models_approved_during_a_rollout_the_newest_is_next(
     assert run() == "in service"
     assert served(world).startswith(THIRD)
     assert world.keys(f"models/deployments/{SECOND}") == []
+
+
+@pytest.mark.parametrize("came_up_after", range(3), ids=lambda number: f"came up after {number} approvals")
+@pytest.mark.parametrize("order", [(SECOND, THIRD), (THIRD, SECOND)], ids=["older first", "newer first"])
+def test_two_models_approved_while_another_rolls_out_end_with_the_newest_and_no_busy_endpoint_reaches_a_person(
+    run: Callable[..., str],
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    order: tuple[str, str],
+    came_up_after: int,
+) -> None:
+    def start_to_change() -> None:
+        """Just before the next update, SageMaker patches the endpoint."""
+        world.sagemaker.fail(ENDPOINT, status="SystemUpdating")
+
+    run(approve(FIRST))
+    events = [approve(job) for job in order]
+    world.around.interruption = Interruption("UpdateEndpoint", start_to_change)
+    for number in range(3):
+        if number == came_up_after:
+            world.sagemaker.come_up(ENDPOINT)
+            run(request_id="came up")
+        run(events[number % 2], f"approval {number}")
+    for settled in range(3):
+        world.sagemaker.come_up(ENDPOINT)
+        run(request_id=f"settled {settled}")
+        run(events[settled % 2], f"again {settled}")
+    assert world.around.interruption is None
+    assert served(world).startswith(THIRD)
+    assert record_of(world, THIRD)["state"] == "confirmed"
+    told = world.emails()
+    assert not any("in-progress" in email.body or "busy" in email.body.lower() for email in told)
+    assert {email.attributes["status"] for email in told} == {"started", "successful"}
+    assert set(Counter((email.subject, email.body) for email in told).values()) == {1}
 
 
 def test_a_model_approved_while_a_success_is_told_is_not_forgotten(

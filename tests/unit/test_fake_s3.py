@@ -75,9 +75,7 @@ class Side:
             CopySourceRange=f"bytes=0-{size - 1}", **self.of("CopySourceIfMatch", match),
         )  # fmt: skip
         parts = [{"PartNumber": 1, "ETag": part["CopyPartResult"]["ETag"]}]
-        answer = self.s3.complete_multipart_upload(
-            **self.where(to), UploadId=upload, MultipartUpload={"Parts": parts}
-        )
+        answer = self.s3.complete_multipart_upload(**self.where(to), UploadId=upload, MultipartUpload={"Parts": parts})
         self.written(answer)
         return answer["ETag"]
 
