@@ -188,6 +188,30 @@ def test_a_dead_event_that_is_sent_again_twice_ends_as_if_nothing_had_happened(
         count({CASES: 1, f"{CASES}: dead event sent again, twice": 1})
 
 
+# An upload whose event died before its snapshot was made waits in the queue for make redrive: it is no sweep's.
+LEFT_TO_THE_SWEEP = [
+    name for name, path in PATHS.items() if path.handler in ("model_evaluator", "deployment_orchestrator")
+]
+
+
+@pytest.mark.parametrize("start", LEFT_TO_THE_SWEEP, indirect=True)
+def test_what_a_dead_event_left_is_finished_by_the_sweep(
+    start: Callable[[], Run], undisturbed: Undisturbed, count: Callable[..., None]
+) -> None:
+    broken = Fault("5xx", lambda operation: answers(operation)[1](operation))
+    for call, operation in enumerate(undisturbed.calls):
+        run = start()
+        for attempt in range(3):
+            run.interrupt(call if attempt == 0 else len(run.calls), partial(broken.strike, operation))
+            run.attempt()
+        run.finish()
+        at = f"call {call}: {operation}"
+        assert run.state() == undisturbed.run.state(), (at, run.difference(undisturbed.run))
+        assert run.emails.keys() == undisturbed.emails.keys(), at
+        assert run.emails.total() <= undisturbed.emails.total() + 1, at
+        count({CASES: 1, f"{CASES}: dead event, left to the sweep": 1})
+
+
 def test_a_duplicate_event_handled_at_any_call_changes_nothing_and_mails_nobody_twice(
     start: Callable[[], Run], undisturbed: Undisturbed, count: Callable[..., None]
 ) -> None:
