@@ -1050,8 +1050,9 @@ def start(config: Settings, source: Mapping[str, Any]) -> tuple[str, str]:
         # The name follows from the event: an existing job is this upload's, started by an attempt that crashed.
         if error_code(error) != "ResourceInUse":
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-            if 400 <= status < 500:
-                # Refused, so certainly not started; after anything else the job may exist, and holds its slot.
+            if 400 <= status < 500 and error_code(error) != "ThrottlingException":
+                # Refused, so certainly not started; after anything else the job may exist, and holds its slot: a try
+                # of the SDK before the one that was throttled may have gone through.
                 update_ledger(config.bucket, lambda ledger: give_back(ledger, job, failed=True))
             raise
     tell_started(config, source)

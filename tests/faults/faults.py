@@ -51,6 +51,8 @@ def faults_of(operation: str) -> Iterator[Fault]:
         return
     yield Fault("read time-out after the effect", lambda _: ReadTimeoutError(endpoint_url="https://aws"), True)
     yield Fault("5xx after the effect", broken, True)
+    # The SDK's first try went through, and its answer was lost; its last one was throttled.
+    yield Fault("throttled after the effect", throttled, True)
     yield Fault("answer lost, call repeated by the SDK", lambda _: AnswerLost(), True)
     yield Fault("killed after it", lambda _: Killed(), True)
 

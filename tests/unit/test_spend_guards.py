@@ -453,6 +453,22 @@ def test_a_redriven_event_that_is_off_is_named(training: ModuleType, broken: dic
         training.unwrap(broken, Context("r"))
 
 
+def test_a_job_that_was_started_by_a_try_before_the_one_that_was_throttled_holds_its_slot(
+    run: Callable[..., str], world: World, limit: Callable[..., None]
+) -> None:
+    def throttled() -> None:
+        raise refusal("CreateTrainingJob", "ThrottlingException", "Rate exceeded")
+
+    limit(jobs=1)
+    first = upload(world, 1)
+    world.around.interruption = Interruption("CreateTrainingJob", throttled, after_the_effect=True)
+    with pytest.raises(ClientError, match="Throttling"):
+        run(first, "first")
+    assert run(upload(world, 2)) == "waiting for a slot"
+    assert run(first, "first") == "started"
+    assert minutes(world) == [1]
+
+
 # --- many at once -----------------------------------------------------------------------------------
 
 
