@@ -1,18 +1,13 @@
-"""The fault harness's worlds: in memory, with a clock of their own. What was played is counted and said at the end."""
+"""The fault harness's worlds: in memory, with a clock of their own."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
 
 import pytest
 
 from world import FastClients, World
-
-COUNTS = "what the fault harness played"
-played: Counter[str] = Counter()
 
 
 @pytest.fixture
@@ -36,28 +31,3 @@ def make_world(
     yield fresh
     for module in handlers.values():
         module.settings.cache_clear()
-
-
-@pytest.fixture(scope="session")
-def count() -> Callable[..., None]:
-    """Count what was played and ended as it should: count({"cases": 1})."""
-    return played.update
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a worker of pytest-xdist: hand the figures to the process that prints."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput[COUNTS] = dict(played)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    played.update(getattr(node, "workeroutput", {}).get(COUNTS, {}))
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if played:
-        terminalreporter.section("fault harness")
-        for what, number in sorted(played.items()):
-            _, part_of, part = what.partition(": ")
-            terminalreporter.line(f"{number:15,}  {part}" if part_of else f"{number:7,}  {what}")
