@@ -1,15 +1,24 @@
-"""Fixtures of the handlers' unit tests: the three modules, and a fresh world for each test."""
+"""Fixtures of the handlers' unit tests: the three modules, and a fresh world for each test.
+
+What the fault harness (tests/faults) played is counted, and said at the end. That is here, and not in its own
+conftest.py, since the process that prints for pytest-xdist collects no tests and reads no other one.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import ModuleType
+from typing import Any
 
 import pytest
 from moto import mock_aws
 
 from world import ENVIRONMENT, HANDLERS, REGION, Clients, World, load_handler
+
+COUNTS = "what the fault harness played"
+played: Counter[str] = Counter()
 
 
 @pytest.fixture(scope="session")
@@ -39,14 +48,19 @@ def clients() -> Clients:
 
 
 @pytest.fixture
-def make_world(
-    monkeypatch: pytest.MonkeyPatch, handlers: dict[str, ModuleType], clients: Clients
-) -> Iterator[Callable[[], World]]:
-    """Gives a fresh world at each call; the one before is gone then."""
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Terraform sets for the functions."""
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     for variables in ENVIRONMENT.values():
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def make_world(
+    monkeypatch: pytest.MonkeyPatch, handlers: dict[str, ModuleType], clients: Clients, environment: None
+) -> Iterator[Callable[[], World]]:
+    """Gives a fresh world at each call; the one before is gone then."""
     with ExitStack() as mocks:
 
         def fresh() -> World:
@@ -72,3 +86,31 @@ def make_world(
 @pytest.fixture
 def world(make_world: Callable[[], World]) -> World:
     return make_world()
+
+
+# --- what the fault harness played -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def count() -> Callable[..., None]:
+    """Count what was played and ended as it should: count({"cases": 1})."""
+    return played.update
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of pytest-xdist: hand the figures to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[COUNTS] = dict(played)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    played.update(getattr(node, "workeroutput", {}).get(COUNTS, {}))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if played:
+        terminalreporter.section("fault harness")
+        for what, number in sorted(played.items()):
+            _, part_of, part = what.partition(": ")
+            terminalreporter.line(f"{number:15,}  {part}" if part_of else f"{number:7,}  {what}")

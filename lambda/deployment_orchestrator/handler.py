@@ -58,6 +58,8 @@ TAR_BLOCK_BYTES = 512
 LEASE_SECONDS = 20 * 60
 # SageMaker's reads are eventually consistent (CreateEndpoint reference): a new endpoint may not be seen at once.
 VISIBLE_SECONDS = 60
+# Conditional writes of one object that meet each other; a lasting conflict is an error.
+CONFLICT_TRIES = 5
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
@@ -79,6 +81,7 @@ CHECK_PAUSE_SECONDS = 2.0
 # A container has 60 seconds to answer (developer guide, inference code); three times that fits the function's 300.
 INVOKE_READ_SECONDS = 65
 # A model that answers with timeouts or server errors may be starting still, for this long after the endpoint settled.
+# As long, a denial to ask it fails the function (retries, alarm); then the deployment counts, and its email says so.
 CHECK_PATIENCE_SECONDS = 10 * 60
 
 OPEN = ("requested", "started", "settling")
@@ -312,13 +315,20 @@ def read_json(bucket: str, key: str) -> tuple[dict[str, Any], str] | tuple[None,
 def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str) -> str | None:
     """Write a record and return its ETag; condition: IfNoneMatch="*" or IfMatch=<etag>, None when it did not hold."""
     body = json.dumps(record, indent=1, allow_nan=False).encode()
-    try:
-        answer = client("s3").put_object(Bucket=bucket, Key=key, Body=body, ContentType="application/json", **condition)
-    except ClientError as error:
-        if condition and error_code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
-            return None
-        raise
-    return str(answer["ETag"])
+    request = {"Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json", **condition}
+    for tries_left in reversed(range(CONFLICT_TRIES)):
+        try:
+            return str(client("s3").put_object(**request)["ETag"])
+        except ClientError as error:
+            # Another write of it is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
+            if error_code(error) == "ConditionalRequestConflict" and tries_left:
+                continue
+            if error_code(error) != "PreconditionFailed":
+                raise
+            break
+    # Or it held, and its answer was lost: the SDK then makes the call again, and finds our own record in its way.
+    present, etag = read_json(bucket, key)
+    return etag if present == json.loads(body) else None
 
 
 def publish(topic_arn: str, subject: str, body: str, *, stage: str, status: str, model: str) -> None:
@@ -619,6 +629,12 @@ def tell(config: Settings, record: Mapping[str, Any], outcome: str, reason: str 
             "The endpoint was in service, and has failed since. It is deleted: nothing else can be done with it.",
             f"nothing to do: the pipeline makes it anew, with the last confirmed model. {logs}",
         ),
+        "out of service": (
+            "Endpoint out of service",
+            "SageMaker took the endpoint out of service: it does not answer. The pipeline leaves it as it is.",
+            f"look at the endpoint in the SageMaker console, and at {logs[:1].lower() + logs[1:]}\nIf it does not come "
+            f"back: delete it, then make resume MODEL={model} makes it anew.",
+        ),
     }[outcome]
     why = f"Why: {reason}\n\n" if reason else ""
     publish(
@@ -692,11 +708,14 @@ def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any])
         except ClientError as error:
             if error_code(error) == "ValidationError" and "not found" in message(error):
                 return None
+            settled_for = (now() - endpoint["LastModifiedTime"]).total_seconds()
+            if error_code(error) == "AccessDeniedException" and settled_for >= CHECK_PATIENCE_SECONDS:
+                # A new policy may take minutes to hold. A denial that lasts says nothing about the model.
+                return "", f"NOT CHECKED: this function may not ask the endpoint. AWS said: {message(error):.500}"
             if error_code(error) != "ModelError":
                 raise
             answer: Mapping[str, Any] = error.response
             by_the_model = 400 <= answer.get("OriginalStatusCode", 0) < 500
-            settled_for = (now() - endpoint["LastModifiedTime"]).total_seconds()
             if not by_the_model and settled_for < CHECK_PATIENCE_SECONDS:
                 raise
             wrong = f"the new model does not answer. SageMaker said: {message(error):.500}"
@@ -1013,6 +1032,11 @@ def deploy(
             return give_up("waiting", f"a quota of the account is used up. SageMaker said: {message(error)}")
         busy = ("Cannot update in-progress endpoint", "Cannot create already existing endpoint")
         if error_code(error) == "ValidationException" and message(error).startswith(busy):
+            found = describe_endpoint(data["endpoint"]) or {}
+            if found.get("PendingDeploymentSummary", found).get("EndpointConfigName") == choice.config:
+                # Our own call was faster: its answer was lost, so the SDK made it again.
+                start(config, record, request_id)
+                return "started"
             # Somebody was faster; the event that ends their change brings this one's turn.
             move(config, record, request_id, "waiting")
             return "busy"
@@ -1059,6 +1083,18 @@ def take_down(config: Settings, endpoint: Mapping[str, Any], last: Record | None
         if not is_missing(error) and not message(error).startswith("Cannot update in-progress endpoint"):
             raise
     return "failed endpoint deleted"
+
+
+def report_outage(config: Settings, last: Record, endpoint: Mapping[str, Any], request_id: str) -> None:
+    """Tell, once, that SageMaker took the endpoint out of service; what may be done then, no documentation says."""
+    since, noted = last_modified(endpoint), last.data.get("outage") or {}
+    if noted.get("since") == since and (noted["told"] or last.in_hand(request_id)):
+        return
+    if not is_ours(config, endpoint):
+        return
+    if move(config, last, request_id, last.state, outage={"since": since, "told": False}):
+        tell(config, last.data, "out of service", str(endpoint.get("FailureReason") or ""))
+        move(config, last, request_id, last.state, outage={"since": since, "told": True})
 
 
 def hold(config: Settings, choice: Choice, request_id: str, quietly: bool) -> None:
@@ -1210,6 +1246,8 @@ def step(config: Settings, model: str, request_id: str) -> str:
     last = newest_started(records.values())
     status = endpoint["EndpointStatus"] if endpoint is not None else ""
 
+    if endpoint is not None and status == "OutOfService" and last is not None:
+        report_outage(config, last, endpoint, request_id)
     if endpoint is not None and status not in (*SETTLED, "Failed"):
         return f"busy: {status}"
     if any(record.state in OPEN for record in records.values()):

@@ -81,6 +81,8 @@ SWEEP_MILLISECONDS = 240_000
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
+# Conditional writes of one object that meet each other; a lasting conflict is an error.
+CONFLICT_TRIES = 5
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
@@ -553,13 +555,20 @@ def read_json(bucket: str, key: str) -> tuple[dict[str, Any], str] | tuple[None,
 def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str) -> str | None:
     """Write a record and return its ETag; condition: IfNoneMatch="*" or IfMatch=<etag>, None when it did not hold."""
     body = json.dumps(record, indent=1, allow_nan=False).encode()
-    try:
-        answer = client("s3").put_object(Bucket=bucket, Key=key, Body=body, ContentType="application/json", **condition)
-    except ClientError as error:
-        if condition and error_code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
-            return None
-        raise
-    return str(answer["ETag"])
+    request = {"Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json", **condition}
+    for tries_left in reversed(range(CONFLICT_TRIES)):
+        try:
+            return str(client("s3").put_object(**request)["ETag"])
+        except ClientError as error:
+            # Another write of it is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
+            if error_code(error) == "ConditionalRequestConflict" and tries_left:
+                continue
+            if error_code(error) != "PreconditionFailed":
+                raise
+            break
+    # Or it held, and its answer was lost: the SDK then makes the call again, and finds our own record in its way.
+    present, etag = read_json(bucket, key)
+    return etag if present == json.loads(body) else None
 
 
 def claim(bucket: str, step: str, name: str, request_id: str) -> bool:

@@ -70,6 +70,8 @@ COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
 INTERNAL_ERROR_RETRIES = 2
+# Conditional writes of one object that meet each other; a lasting conflict is an error.
+CONFLICT_TRIES = 5
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
@@ -430,13 +432,20 @@ def read_json(bucket: str, key: str) -> tuple[dict[str, Any], str] | tuple[None,
 def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str) -> str | None:
     """Write a record and return its ETag; condition: IfNoneMatch="*" or IfMatch=<etag>, None when it did not hold."""
     body = json.dumps(record, indent=1, allow_nan=False).encode()
-    try:
-        answer = client("s3").put_object(Bucket=bucket, Key=key, Body=body, ContentType="application/json", **condition)
-    except ClientError as error:
-        if condition and error_code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
-            return None
-        raise
-    return str(answer["ETag"])
+    request = {"Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json", **condition}
+    for tries_left in reversed(range(CONFLICT_TRIES)):
+        try:
+            return str(client("s3").put_object(**request)["ETag"])
+        except ClientError as error:
+            # Another write of it is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
+            if error_code(error) == "ConditionalRequestConflict" and tries_left:
+                continue
+            if error_code(error) != "PreconditionFailed":
+                raise
+            break
+    # Or it held, and its answer was lost: the SDK then makes the call again, and finds our own record in its way.
+    present, etag = read_json(bucket, key)
+    return etag if present == json.loads(body) else None
 
 
 def claim(bucket: str, step: str, name: str, request_id: str) -> bool:
@@ -861,8 +870,8 @@ def take_turn(
     """Give a slot to the job of the line whose turn it is, if there is room for one.
 
     line: the waiting jobs, oldest first. own: the upload that this invocation is about; it is tried whatever became
-    of it before. A retry first ends what it began; what failed before goes last. Once the daily limit held the line
-    up, each model's newest goes first.
+    of it before. A retry first ends what it began, even if that was refused, so that the order of uploads stays; what
+    failed before goes last. Once the daily limit held the line up, each model's newest goes first.
     """
     jobs: dict[str, Any] = ledger["jobs"]
 
@@ -879,9 +888,11 @@ def take_turn(
     day_is_full = len(started_today) >= config.max_training_jobs_per_day
     slots_are_full = sum(entry["state"] == "held" for entry in jobs.values()) >= config.max_concurrent_training_jobs
 
+    def begun(job: str) -> bool:
+        return job in jobs and jobs[job]["by"] == request_id
+
     def order(job: str) -> tuple[bool, int, str]:
-        begun = job in jobs and jobs[job]["state"] != "failed" and jobs[job]["by"] == request_id
-        return not begun, tries(job), job
+        return not begun(job), tries(job), job
 
     waits_for = ""
     candidates = []
@@ -903,7 +914,7 @@ def take_turn(
     if not candidates:
         return Turn(None, waits_for=waits_for)
     job = candidates[0]
-    if ledger["line"] and ledger["line"]["capped"]:
+    if ledger["line"] and ledger["line"]["capped"] and not begun(job):
         newest_first = sorted(candidates, key=lambda job: (-tries(job), job), reverse=True)
         job = next(other for other in newest_first if model_of_job(other) == model_of_job(job))
     resumed = job in jobs and jobs[job]["state"] != "failed"
@@ -1043,8 +1054,9 @@ def start(config: Settings, source: Mapping[str, Any]) -> tuple[str, str]:
         # The name follows from the event: an existing job is this upload's, started by an attempt that crashed.
         if error_code(error) != "ResourceInUse":
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-            if 400 <= status < 500:
-                # Refused, so certainly not started; after anything else the job may exist, and holds its slot.
+            if 400 <= status < 500 and error_code(error) != "ThrottlingException":
+                # Refused, so certainly not started; after anything else the job may exist, and holds its slot: a try
+                # of the SDK before the one that was throttled may have gone through.
                 update_ledger(config.bucket, lambda ledger: give_back(ledger, job, failed=True))
             raise
     tell_started(config, source)

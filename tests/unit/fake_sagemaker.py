@@ -1,16 +1,15 @@
 """A SageMaker in memory, control plane and InvokeEndpoint, for unit tests: strict where moto is lax.
 
-Requests are checked against botocore's own service model (required members, types, enums, patterns, lengths);
-duplicates, unknown names and busy endpoints are refused with AWS's codes and texts. Nothing takes its course by
-itself: the test ends jobs and moves endpoints.
+Requests are checked by the code of the local SageMaker that `make local-up` runs (botocore's service model: required
+members, types, enums, patterns, lengths; tags; quotas); duplicates, unknown names and busy endpoints are refused with
+AWS's codes and texts. Nothing takes its course by itself: the test ends jobs and moves endpoints.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +17,10 @@ from typing import Any
 import botocore.session
 from botocore import xform_name
 from botocore.exceptions import ClientError, ParamValidationError
-from botocore.model import Shape
 from botocore.validate import ParamValidator
+
+from local_sagemaker import api, quotas, validation
+from local_sagemaker.errors import ApiError
 
 MODEL = botocore.session.get_session().get_service_model("sagemaker")
 RUNTIME = botocore.session.get_session().get_service_model("sagemaker-runtime")
@@ -27,57 +28,46 @@ OPERATIONS = {xform_name(name): name for name in MODEL.operation_names}
 IN_PROGRESS = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 
 
-def refusal(operation: str, code: str, text: str) -> ClientError:
+class AnswerLost(BaseException):
+    """The call took effect and its answer never came: the SDK makes the call again, as after any 5xx or time-out."""
+
+
+def take_effect(after: Callable[[], None], effect: Callable[[], Any]) -> Any:
+    """Make a call whose effect may be followed by something that a test wants (see Around in world.py)."""
+    try:
+        try:
+            answer = effect()
+        finally:
+            after()
+    except AnswerLost:
+        answer = effect()
+    return answer
+
+
+def refusal(operation: str, code: str, text: str, status: int = 400) -> ClientError:
     """The error that boto3 raises when AWS refuses a call."""
-    answer = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    answer = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return ClientError(answer, operation)  # type: ignore[arg-type]
 
 
 def check_request(operation: str, request: dict[str, Any]) -> None:
-    """Raise what boto3 or AWS raises on a request that the service model does not allow."""
+    """Raise what boto3 or AWS raises on a request that the service model does not allow.
+
+    What AWS checks is checked by the local SageMaker's own code.
+    """
     shape = (RUNTIME if operation == "InvokeEndpoint" else MODEL).operation_model(operation).input_shape
     assert shape is not None
     report = ParamValidator().validate(request, shape)
     if report.has_errors():
         raise ParamValidationError(report=report.generate_report())
-    problems = list(_problems(shape, request, operation))
-    if problems:
-        raise refusal(operation, "ValidationException", f"{len(problems)} validation error detected: {problems}")
-
-
-def _problems(shape: Shape, value: Any, path: str) -> Iterator[str]:
-    """What botocore leaves to the service: patterns, maximum lengths and values, enums."""
-    if shape.type_name == "structure":
-        for name, member in value.items():
-            yield from _problems(shape.members[name], member, f"{path}.{name}")  # type: ignore[attr-defined]
-    elif shape.type_name == "list":
-        for member in value:
-            yield from _problems(shape.member, member, f"{path}[]")  # type: ignore[attr-defined]
-    elif shape.type_name == "map":
-        for key, member in value.items():
-            yield from _problems(shape.key, key, f"{path}.key")  # type: ignore[attr-defined]
-            yield from _problems(shape.value, member, f"{path}.{key}")  # type: ignore[attr-defined]
-    limits = shape.metadata
-    size = value if shape.type_name in ("integer", "long") else len(value) if hasattr(value, "__len__") else 0
-    if "max" in limits and size > limits["max"]:
-        yield f"Value at '{path}' failed to satisfy constraint: at most {limits['max']}"
-    if shape.type_name == "string":
-        if "enum" in limits and value not in limits["enum"]:
-            yield f"Value '{value}' at '{path}' failed to satisfy constraint: Member must satisfy enum value set"
-        if "pattern" in limits and not re.fullmatch(_python_pattern(limits["pattern"]), value):
-            yield f"Value '{value}' at '{path}' failed to satisfy constraint: pattern {limits['pattern']}"
-
-
-def _python_pattern(pattern: str) -> str:
-    for java, python in (
-        (r"\p{L}", r"\w"),
-        (r"\p{N}", r"\w"),
-        (r"\p{Z}", r"\s"),
-        (r"\p{Alnum}", "a-zA-Z0-9"),
-        (r"\p{ASCII}", r"[\x00-\x7f]"),
-    ):
-        pattern = pattern.replace(java, python)
-    return pattern
+    if operation == "InvokeEndpoint":
+        return  # its body is no JSON of the model's, and its name is checked as it is looked for
+    try:
+        validation.check_request(shape, request)
+        if "Tags" in request:
+            api._check_tags(request["Tags"])
+    except ApiError as error:
+        raise refusal(operation, error.code, error.message, error.status) from error
 
 
 def model_error(status: int) -> ClientError:
@@ -106,7 +96,9 @@ class FakeSageMaker:
         self.answers: dict[str, tuple[str, float] | Exception] = {}
         self._around = around
         self._arn = f"arn:aws:sagemaker:{region}:{account}:"
-        self._clock = datetime(2026, 11, 1, tzinfo=UTC)
+        # What time it is; None: later at each change, and that is all.
+        self.clock: Callable[[], datetime] | None = None
+        self._last_change = datetime(2026, 11, 1, tzinfo=UTC)
 
     def __getattr__(self, name: str) -> Callable[..., dict[str, Any]]:
         if name not in OPERATIONS:
@@ -120,12 +112,11 @@ class FakeSageMaker:
 
     def _strict(self, operation: str, effect: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
         def call(**request: Any) -> dict[str, Any]:
-            after = self._around(operation)
-            try:
+            def checked() -> dict[str, Any]:
                 check_request(operation, request)
-                answer: dict[str, Any] = effect(self, request)
-            finally:
-                after()
+                return effect(self, request)
+
+            answer: dict[str, Any] = take_effect(self._around(operation), checked)
             return answer
 
         return call
@@ -181,8 +172,8 @@ class FakeSageMaker:
         return {"jobs": jobs, "models": self.models, "configs": self.configs, "endpoints": endpoints}
 
     def _tick(self) -> datetime:
-        self._clock += timedelta(seconds=1)
-        return self._clock
+        self._last_change = self.clock() if self.clock else self._last_change + timedelta(seconds=1)
+        return self._last_change
 
     def _move(self, name: str, status: str, reason: str = "") -> None:
         endpoint = self.endpoints[name]
@@ -212,15 +203,13 @@ class FakeSageMaker:
         if name in self.jobs:
             text = "Job name must be unique within an AWS account and region, and a job with this name already exists"
             raise refusal(operation, "ResourceInUse", f"{text} ({arn})")
-        running = self.running()
-        if self.training_quota is not None and running >= self.training_quota:
-            quota = f"{request['ResourceConfig']['InstanceType']} for training job usage"
-            text = (
-                f"The account-level service limit '{quota}' is {self.training_quota} Instances, with current "
-                f"utilization of {running} Instances and a request delta of 1 Instances. Please use AWS Service Quotas "
-                f"to request an increase for this quota."
-            )
-            raise refusal(operation, "ResourceLimitExceeded", text)
+        resources = request["ResourceConfig"]
+        quota = f"{resources['InstanceType']} for training job usage"
+        limits = {} if self.training_quota is None else {quota: self.training_quota}
+        try:
+            quotas.check(limits, quota, self.running(), resources["InstanceCount"])
+        except ApiError as error:
+            raise refusal(operation, error.code, error.message) from error
         status = {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Starting"}
         self.jobs[name] = request | {"TrainingJobArn": arn, "LastModifiedTime": self._tick()} | status
         return {"TrainingJobArn": arn}

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
@@ -17,7 +18,7 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_sagemaker import check_request, model_error
+from fake_sagemaker import check_request, model_error, refusal
 from world import (
     BUCKET,
     ENDPOINT,
@@ -219,6 +220,40 @@ def test_of_two_models_approved_during_a_rollout_the_newest_is_next(
     assert world.keys(f"models/deployments/{SECOND}") == []
 
 
+@pytest.mark.parametrize("came_up_after", range(3), ids=lambda number: f"came up after {number} approvals")
+@pytest.mark.parametrize("order", [(SECOND, THIRD), (THIRD, SECOND)], ids=["older first", "newer first"])
+def test_two_models_approved_while_another_rolls_out_end_with_the_newest_and_no_busy_endpoint_reaches_a_person(
+    run: Callable[..., str],
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    order: tuple[str, str],
+    came_up_after: int,
+) -> None:
+    def start_to_change() -> None:
+        """Just before the next update, SageMaker patches the endpoint."""
+        world.sagemaker.fail(ENDPOINT, status="SystemUpdating")
+
+    run(approve(FIRST))
+    events = [approve(job) for job in order]
+    world.around.interruption = Interruption("UpdateEndpoint", start_to_change)
+    for number in range(3):
+        if number == came_up_after:
+            world.sagemaker.come_up(ENDPOINT)
+            run(request_id="came up")
+        run(events[number % 2], f"approval {number}")
+    for settled in range(3):
+        world.sagemaker.come_up(ENDPOINT)
+        run(request_id=f"settled {settled}")
+        run(events[settled % 2], f"again {settled}")
+    assert world.around.interruption is None
+    assert served(world).startswith(THIRD)
+    assert record_of(world, THIRD)["state"] == "confirmed"
+    told = world.emails()
+    assert not any("in-progress" in email.body or "busy" in email.body.lower() for email in told)
+    assert {email.attributes["status"] for email in told} == {"started", "successful"}
+    assert set(Counter((email.subject, email.body) for email in told).values()) == {1}
+
+
 def test_a_model_approved_while_a_success_is_told_is_not_forgotten(
     run: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]]
 ) -> None:
@@ -231,7 +266,7 @@ def test_a_model_approved_while_a_success_is_told_is_not_forgotten(
     assert world.sagemaker.endpoints[ENDPOINT]["EndpointStatus"] == "Updating"
 
 
-@pytest.mark.parametrize("status", ["SystemUpdating", "RollingBack", "Deleting", "OutOfService"])
+@pytest.mark.parametrize("status", ["SystemUpdating", "RollingBack", "Deleting"])
 def test_a_busy_endpoint_is_left_alone(
     run: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]], status: str
 ) -> None:
@@ -251,6 +286,52 @@ def test_an_endpoint_that_became_busy_just_now_is_left_until_it_settles(
     world.sagemaker.fail(ENDPOINT, status="InService")
     assert run() == "started"
     assert subjects(world)[2:] == ["Deployment started"]
+
+
+def test_an_update_whose_answer_was_lost_and_that_the_sdk_made_again_is_our_own(
+    run: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
+) -> None:
+    def made_before() -> None:
+        world.around.interruption = None
+        config = sorted(world.sagemaker.configs)[-1]
+        world.sagemaker.update_endpoint(EndpointName=ENDPOINT, EndpointConfigName=config)
+
+    world.around.interruption = Interruption("UpdateEndpoint", made_before)
+    assert run(approve(SECOND)) == "started"
+    world.sagemaker.roll_back(ENDPOINT, PING_FAILED)
+    assert run() == "in service"
+    assert subjects(world)[2:] == ["Deployment started", "Deployment rolled back"]
+    assert served(world) == live
+
+
+def test_an_endpoint_out_of_service_is_told_once_each_time(
+    run: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
+) -> None:
+    world.sagemaker.fail(ENDPOINT, "No capacity", status="OutOfService")
+    assert run() == "busy: OutOfService"
+    assert run(approve(SECOND), "second") == "busy: OutOfService"
+    assert subjects(world)[2:] == ["Endpoint out of service"]
+    email = world.emails()[-1]
+    assert "Why: No capacity" in email.body
+    assert "make resume MODEL=default" in email.body
+    assert email.attributes["status"] == "endpoint-out-of-service"
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "started"
+    world.sagemaker.come_up(ENDPOINT)
+    run()
+    world.sagemaker.fail(ENDPOINT, status="OutOfService")
+    run()
+    assert subjects(world)[-1] == "Endpoint out of service"
+
+
+def test_an_endpoint_of_another_stack_out_of_service_is_none_of_ours(
+    run: Callable[..., str], world: World, live: str
+) -> None:
+    world.sagemaker.vanish(ENDPOINT)
+    make_foreign_endpoint(world)
+    world.sagemaker.fail(ENDPOINT, status="OutOfService")
+    assert run() == "busy: OutOfService"
+    assert len(world.emails()) == 2
 
 
 # --- names ------------------------------------------------------------------------------------------
@@ -800,6 +881,40 @@ def test_a_failure_that_may_pass_is_no_verdict(
     del world.sagemaker.answers[SECOND]
     assert run() == "in service"
     assert record_of(world, SECOND)["state"] == "confirmed"
+
+
+DENIED = refusal("InvokeEndpoint", "AccessDeniedException", "not authorized to perform: sagemaker:InvokeEndpoint", 403)
+
+
+def test_a_denial_to_ask_the_endpoint_may_pass_as_a_new_policy_spreads(
+    run: Callable[..., str],
+    world: World,
+    live: str,
+    second_comes_up: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    deployer: ModuleType,
+) -> None:
+    monkeypatch.setattr(deployer, "CHECK_PATIENCE_SECONDS", 10**9)
+    world.sagemaker.answers[SECOND] = DENIED
+    with pytest.raises(ClientError, match="AccessDenied"):
+        second_comes_up()
+    assert record_of(world, SECOND)["state"] == "started"
+    world.sagemaker.answers[SECOND] = ("spam", 0.9)
+    assert run() == "started"
+    assert record_of(world, SECOND)["state"] == "rolled back"
+
+
+def test_a_denial_to_ask_the_endpoint_that_lasts_is_told_and_neither_asked_for_ever_nor_held_against_the_model(
+    run: Callable[..., str], world: World, live: str, second_comes_up: Callable[[], str]
+) -> None:
+    world.sagemaker.answers[SECOND] = DENIED
+    assert second_comes_up() == "in service"
+    assert record_of(world, SECOND)["state"] == "confirmed"
+    assert "golden rows" in world.emails()[-1].body
+    assert "NOT CHECKED: this function may not ask the endpoint" in world.emails()[-1].body
+    asked = world.around.calls.count("InvokeEndpoint")
+    assert run() == "in service"
+    assert world.around.calls.count("InvokeEndpoint") == asked
 
 
 def test_a_wrong_answer_counts_only_when_it_stays(world: World, live: str, second_comes_up: Callable[[], str]) -> None:

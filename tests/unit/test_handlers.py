@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
-from world import BUCKET, ENVIRONMENT, HANDLERS, ROOT
+from fake_sagemaker import refusal
+from world import BUCKET, ENVIRONMENT, HANDLERS, ROOT, Interruption, World
 
 # The parts that each handler has of its own.
 OWN = {"Settings", "handle", "lambda_handler", "start", "sweep", "tell"}
@@ -88,6 +92,52 @@ def test_clients_retry_in_the_sdk_and_are_made_once(training: ModuleType, monkey
     assert sagemaker is training.client("sagemaker")
     assert sagemaker.meta.config.retries == {"mode": "standard", "total_max_attempts": 6}
     training.client.cache_clear()
+
+
+# --- conditional writes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_conditional_write_that_the_sdk_made_again_is_found_to_be_our_own(
+    handlers: dict[str, ModuleType], world: World, name: str
+) -> None:
+    record = {"schema": 1, "by": "request", "parts": ("a", 1.5, None)}
+
+    def made_before() -> None:
+        world.put("record.json", json.loads(json.dumps(record)))
+
+    world.around.interruption = Interruption("PutObject", made_before)
+    etag = handlers[name].put_json(BUCKET, "record.json", record, IfNoneMatch="*")
+    assert etag == world.s3.head_object(Bucket=BUCKET, Key="record.json")["ETag"]
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+@pytest.mark.parametrize("condition", [{"IfNoneMatch": "*"}, {"IfMatch": '"another"'}], ids=str)
+def test_a_condition_that_does_not_hold_is_said(
+    handlers: dict[str, ModuleType], world: World, name: str, condition: dict[str, str]
+) -> None:
+    world.put("record.json", {"by": "somebody else"})
+    assert handlers[name].put_json(BUCKET, "record.json", {"by": "us"}, **condition) is None
+    assert world.record("record.json") == {"by": "somebody else"}
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+@pytest.mark.parametrize(("conflicts", "written"), [(1, True), (4, True), (5, False)])
+def test_a_conflict_of_writes_is_tried_again_a_few_times_and_then_an_error(
+    handlers: dict[str, ModuleType], world: World, name: str, conflicts: int, written: bool
+) -> None:
+    left = iter(range(conflicts))
+
+    def conflict() -> None:
+        if next(left, None) is not None:
+            world.around.interruption = Interruption("PutObject", conflict)
+            raise refusal("PutObject", "ConditionalRequestConflict", "Please try again", 409)
+
+    world.around.interruption = Interruption("PutObject", conflict)
+    outcome = contextlib.nullcontext() if written else pytest.raises(ClientError, match="ConditionalRequestConflict")
+    with outcome:
+        handlers[name].put_json(BUCKET, "record.json", {}, IfNoneMatch="*")
+    assert (world.keys() == ["record.json"]) == written
 
 
 # --- settings ---------------------------------------------------------------------------------------

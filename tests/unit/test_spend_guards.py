@@ -311,7 +311,7 @@ def test_another_instance_type_is_tried_by_the_next_sweep(
     world.sagemaker.training_quota = 0
     run(upload(world, 1))
     world.sagemaker.training_quota = None
-    limit(instance_type="ml.g5.xlarge")
+    limit(instance_type="ml.c5.xlarge")
     assert run(SWEEP) == "started 1, waiting 0"
 
 
@@ -453,6 +453,22 @@ def test_a_redriven_event_that_is_off_is_named(training: ModuleType, broken: dic
         training.unwrap(broken, Context("r"))
 
 
+def test_a_job_that_was_started_by_a_try_before_the_one_that_was_throttled_holds_its_slot(
+    run: Callable[..., str], world: World, limit: Callable[..., None]
+) -> None:
+    def throttled() -> None:
+        raise refusal("CreateTrainingJob", "ThrottlingException", "Rate exceeded")
+
+    limit(jobs=1)
+    first = upload(world, 1)
+    world.around.interruption = Interruption("CreateTrainingJob", throttled, after_the_effect=True)
+    with pytest.raises(ClientError, match="Throttling"):
+        run(first, "first")
+    assert run(upload(world, 2)) == "waiting for a slot"
+    assert run(first, "first") == "started"
+    assert minutes(world) == [1]
+
+
 # --- many at once -----------------------------------------------------------------------------------
 
 
@@ -482,9 +498,9 @@ class OneAtATime:
         return SimpleNamespace(**calls, meta=wrapped.meta, get_paginator=lambda _: pages)
 
     def _paginate(self, Bucket: str, Prefix: str, StartAfter: str = "") -> list[dict[str, Any]]:
-        """Straight from moto's memory: every invocation lists up to 800 keys."""
+        """Straight from memory: every invocation lists up to 800 keys."""
         with self._lock:
-            keys = sorted(self._world.stored())
+            keys = sorted(self._world.stored_keys())
         return [{"Contents": [{"Key": key} for key in keys if key.startswith(Prefix) and key > StartAfter]}]
 
 
@@ -550,5 +566,5 @@ def test_200_uploads_at_once_with_room_for_5_never_run_more_and_lose_and_double_
     told = Counter(subjects(world))
     assert sum(told[subject] for subject in told if subject.startswith("Training waiting")) == 1
     assert sum(told.values()) == 201
-    assert len([key for key in world.stored() if key.endswith("/started.json")]) == 200
+    assert len([key for key in world.stored_keys() if key.endswith("/started.json")]) == 200
     assert len(world.record(LEDGER)["day"]["jobs"]) == 200

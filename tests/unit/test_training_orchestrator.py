@@ -470,7 +470,7 @@ def test_any_other_refusal_raises_and_tells_nobody(
     run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRAINING_ROLE_ARN", "not-an-arn-but-long-enough")
-    with pytest.raises(ClientError, match="RoleArn"):
+    with pytest.raises(ClientError, match="roleArn"):
         run(world.upload("data/train/x.csv"))
     assert world.emails() == []
 

@@ -1,7 +1,8 @@
-"""The world that a handler acts on, for unit tests: S3 and SNS by moto, SageMaker by the strict fake.
+"""The world that a handler acts on, for tests: SageMaker is the strict fake; S3 and SNS are moto, or FastClients.
 
 moto lacks some of AWS's refusals that the handlers rely on; they are added here: CopySourceIfMatch, and the rules
-for an SNS subject. Conditional PutObject and GetObject work in moto as they do on AWS.
+for an SNS subject. Conditional PutObject and GetObject work in moto as they do on AWS. FastClients are in memory, and
+for tests that run a handler thousands of times.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from moto.moto_api._internal import mock_random
 from moto.s3.models import FakeDeleteMarker, s3_backends
 from moto.sns.models import sns_backends
 
+from fake_s3 import FakeS3, FakeSNS, check_publish
 from fake_sagemaker import FakeSageMaker, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,7 +175,7 @@ class Clients:
         self.plain_sns = boto3.client("sns", region_name=REGION)
         self.s3 = boto3.client("s3", region_name=REGION)
         self.sns = boto3.client("sns", region_name=REGION)
-        self.around = Around()
+        self.around: Callable[[str], Callable[[], None]] = Around()
         for client in (self.s3, self.sns):
             events = client.meta.events
             events.register_first("provide-client-params.*.*", self._keep_parameters)
@@ -190,35 +192,77 @@ class Clients:
     def _refuse_as_aws(self, operation: str, params: dict[str, Any]) -> None:
         """What AWS refuses and moto does not."""
         if operation in ("CopyObject", "UploadPartCopy") and "CopySourceIfMatch" in params:
-            source = self.plain_s3.head_object(**params["CopySource"])
+            try:
+                source = self.plain_s3.head_object(**params["CopySource"])
+            except ClientError:
+                return  # moto says that it is missing
             if source["ETag"].strip('"') != params["CopySourceIfMatch"].strip('"'):
-                raise refusal(operation, "PreconditionFailed", "At least one of the pre-conditions did not hold")
+                raise refusal(operation, "PreconditionFailed", "A pre-condition did not hold", 412)
         if operation == "Publish":
-            subject = params["Subject"]
-            if not (subject.isascii() and subject.isprintable() and subject.strip() and len(subject) < 100):
-                raise refusal(operation, "InvalidParameter", f"Invalid parameter: Subject: {subject!r}")
+            check_publish(params)
 
     def _after(self, context: dict[str, Any], **_: object) -> None:
         context["after"]()
+
+    def begin(self, around: Callable[[str], Callable[[], None]]) -> None:
+        """A new account, with the stack's bucket and topic; around stands around the handlers' calls."""
+        mock_random.seed(1)  # version ids go into job names: the same ones in each world
+        self.around = around
+        self.plain_s3.create_bucket(Bucket=BUCKET)
+        self.plain_s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+        self.plain_sns.create_topic(Name=TOPIC_ARN.rsplit(":", 1)[-1])
+
+    def emails(self) -> list[Email]:
+        topic = sns_backends[DEFAULT_ACCOUNT_ID][REGION].topics[TOPIC_ARN]
+        return [
+            Email(subject, body, {name: value["Value"] for name, value in attributes.items()})
+            for _, body, subject, attributes, _ in topic.sent_notifications
+        ]
+
+    def stored(self) -> dict[str, list[bytes | None]]:
+        """The bucket, straight from moto's memory: each key's versions, oldest first, None for a delete marker."""
+        keys = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[BUCKET].keys
+        return {
+            key: [None if isinstance(version, FakeDeleteMarker) else version.value for version in keys.getlist(key)]
+            for key in keys
+        }
+
+    def keys(self) -> list[str]:
+        return list(s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[BUCKET].keys)
+
+
+class FastClients:
+    """The same with S3 and SNS in memory."""
+
+    def begin(self, around: Callable[[str], Callable[[], None]]) -> None:
+        self.s3, self.sns = FakeS3(BUCKET, around), FakeSNS(TOPIC_ARN, around)
+        self.plain_s3 = self.s3.unwatched()
+
+    def emails(self) -> list[Email]:
+        return [Email(*sent) for sent in self.sns.sent]
+
+    def stored(self) -> dict[str, list[bytes | None]]:
+        return {key: [version.body for version in versions] for key, versions in self.s3.versions.items()}
+
+    def keys(self) -> list[str]:
+        return list(self.s3.versions)
 
 
 class World:
     """A fresh account with the stack's bucket (versioned) and topic; what a test does to it and sees of it."""
 
-    def __init__(self, clients: Clients) -> None:
-        mock_random.seed(1)  # version ids go into job names: the same ones in each world
-        clients.around = self.around = Around()
+    def __init__(self, clients: Clients | FastClients) -> None:
+        self.around = Around()
+        clients.begin(self.around)
         self._clients = clients
-        self.s3 = clients.plain_s3
+        self.s3: Any = clients.plain_s3
         self.sagemaker = FakeSageMaker(REGION, DEFAULT_ACCOUNT_ID, self.around)
-        self.s3.create_bucket(Bucket=BUCKET)
-        self.s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
-        clients.plain_sns.create_topic(Name=TOPIC_ARN.rsplit(":", 1)[-1])
         self._uploads = 0
         self.time = datetime(2026, 11, 23, 12, 0, 5, tzinfo=UTC)
 
     def now(self) -> datetime:
-        """Stands in for now() of the handlers that compare times with those of uploads."""
+        """Stands in for now() of the handlers that compare times with those of uploads; no two moments are the same."""
+        self.time += timedelta(microseconds=1)
         return self.time
 
     def wait(self, **duration: float) -> None:
@@ -247,8 +291,11 @@ class World:
 
     def versions(self, key: str) -> int:
         """How many times the object was written."""
-        versions = self.s3.list_object_versions(Bucket=BUCKET, Prefix=key).get("Versions", [])
-        return sum(version["Key"] == key for version in versions)
+        return len(self.bodies(key))
+
+    def bodies(self, key: str) -> list[bytes | None]:
+        """What was written there, each time; None for a deletion."""
+        return self._clients.stored().get(key, [])
 
     # --- events -------------------------------------------------------------------------------------
 
@@ -285,32 +332,24 @@ class World:
 
     def emails(self) -> list[Email]:
         """Everything published so far, in order."""
-        topic = sns_backends[DEFAULT_ACCOUNT_ID][REGION].topics[TOPIC_ARN]
-        return [
-            Email(subject, body, {name: value["Value"] for name, value in attributes.items()})
-            for _, body, subject, attributes, _ in topic.sent_notifications
-        ]
+        return self._clients.emails()
 
     def only_email(self) -> Email:
         emails = self.emails()
         assert len(emails) == 1, [email.subject for email in emails]
         return emails[0]
 
-    def stored(self) -> Any:
-        """The bucket's keys with their versions, straight from moto's memory."""
-        return s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[BUCKET].keys
+    def stored_keys(self) -> list[str]:
+        """All keys that were ever written, without a call that anybody watches."""
+        return self._clients.keys()
 
     def final_state(self) -> dict[str, Any]:
         """All that lasts, without what differs between two equal runs: times, request ids and leases."""
         objects: dict[str, Any] = {}
-        stored = self.stored()
-        for key in stored:
-            if key.startswith("claims/"):
+        for key, versions in self._clients.stored().items():
+            body = versions[-1] if versions else None
+            if key.startswith("claims/") or body is None:
                 continue
-            versions = stored.getlist(key)
-            if isinstance(versions[-1], FakeDeleteMarker):
-                continue
-            body = versions[-1].value
             objects[key] = body
             if key.endswith(".json"):
                 objects[key] = json.loads(
