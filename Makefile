@@ -125,7 +125,7 @@ lint: .venv/.tools
 	@MYPYPATH=scripts/local $(RUN) -m mypy scripts
 
 .PHONY: terraform
-terraform: .venv/.tools package
+terraform: .venv/.tools package ## Format, validity and terraform test of the root and every module, offline
 	@$(RUN) scripts/terraform.py fmt -check -recursive -diff
 	@$(RUN) scripts/terraform_check.py
 

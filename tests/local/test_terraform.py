@@ -305,6 +305,15 @@ def test_every_target_retries_and_has_a_permission_of_its_own(plan: dict[str, An
         assert permission["after_unknown"]["source_arn"] is True
 
 
+def test_whatever_takes_tags_has_them_from_the_stack(plan: dict[str, Any]) -> None:
+    taggable = {address: change["after"]["tags"] for address, change in plan.items() if "tags" in change["after"]}
+    # Objects take ten tags at most, so that a caller's default tags could break them.
+    del taggable["module.s3.aws_s3_object.training_source"]
+
+    assert len(taggable) > 20
+    assert {address: tags for address, tags in taggable.items() if tags != {"Project": "atml", "Stack": BUCKET}} == {}
+
+
 def test_a_star_resource_stands_only_where_aws_has_nothing_narrower(plan: dict[str, Any]) -> None:
     starred = set()
     for address, change in plan.items():
