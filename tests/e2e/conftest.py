@@ -9,14 +9,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from deployed import Pipeline, deploy
+from deployed import KMS_KEY_ARN, Pipeline, deploy
 
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """The pipeline as most end-to-end tests use it, with the default settings."""
+    """The pipeline as most end-to-end tests use it, with the default settings and a key of its own."""
     # They share this stack, on one day.
-    with deploy(tmp_path_factory.mktemp("e2e"), {"max_training_jobs_per_day": 500}) as deployed:
+    variables = {"kms_key_arn": KMS_KEY_ARN, "max_training_jobs_per_day": 500}
+    with deploy(tmp_path_factory.mktemp("e2e"), variables) as deployed:
         yield deployed
 
 

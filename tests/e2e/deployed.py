@@ -20,6 +20,8 @@ from tiny_model import WORDS, build_tiny_model
 Rows = list[tuple[str, str]]
 # What makes the tiny model learn in seconds.
 HYPERPARAMETERS = {"epochs": "12", "learning_rate": "5e-3", "batch_size": "16", "max_length": "32"}
+# The local AWS encrypts nothing, but keeps what it was told; so all end-to-end tests go the way of an own key.
+KMS_KEY_ARN = f"arn:aws:kms:{stack.REGION}:{stack.ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 
 
 def make_rows(labels: tuple[str, ...], count: int, seed: int) -> Rows:
