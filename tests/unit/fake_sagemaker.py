@@ -21,6 +21,8 @@ from botocore.exceptions import ClientError, ParamValidationError
 from botocore.model import Shape
 from botocore.validate import ParamValidator
 
+from calls import record
+
 MODEL = botocore.session.get_session().get_service_model("sagemaker")
 RUNTIME = botocore.session.get_session().get_service_model("sagemaker-runtime")
 OPERATIONS = {xform_name(name): name for name in MODEL.operation_names}
@@ -119,7 +121,10 @@ class FakeSageMaker:
         return SimpleNamespace(invoke_endpoint=self._strict("InvokeEndpoint", type(self)._invoke_endpoint))
 
     def _strict(self, operation: str, effect: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+        service = "sagemaker-runtime" if operation == "InvokeEndpoint" else "sagemaker"
+
         def call(**request: Any) -> dict[str, Any]:
+            record(service, operation, request)
             after = self._around(operation)
             try:
                 check_request(operation, request)
