@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,10 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     base_model = build_tiny_model(folder / "tiny-model")
     package.build(package.ROOT, folder / "build")
     os.environ["LOCAL_STATE"] = str(folder / "state")
+    calls = os.environ.get("RECORD_CALLS")
+    if calls:
+        Path(calls).mkdir(parents=True, exist_ok=True)
+        os.environ["RECORD_FUNCTION_CALLS"] = str(Path(calls).resolve())
     try:
         stack.up(
             variables={
@@ -38,6 +43,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     finally:
         stack.down()
         del os.environ["LOCAL_STATE"]
+        os.environ.pop("RECORD_FUNCTION_CALLS", None)
 
 
 @pytest.fixture
