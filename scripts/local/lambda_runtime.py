@@ -97,7 +97,7 @@ def record_calls(folder: str) -> None:
     import boto3
 
     function = os.environ["AWS_LAMBDA_FUNCTION_NAME"]
-    notes = Path(folder, f"{function}-{os.getpid()}.jsonl").open("a", buffering=1)
+    notes = Path(folder, f"{function}-{os.getpid()}.jsonl")
 
     def note(params: dict[str, Any], model: Any, **_: object) -> None:
         frame = sys._getframe()
@@ -110,7 +110,8 @@ def record_calls(folder: str) -> None:
             "operation": model.name,
             "parameters": {name: value for name, value in params.items() if name not in CONTENT},
         }
-        notes.write(json.dumps(call, default=str) + "\n")
+        with notes.open("a") as file:
+            file.write(json.dumps(call, default=str) + "\n")
 
     boto3.setup_default_session()
     boto3.DEFAULT_SESSION.events.register("provide-client-params.*.*", note)

@@ -12,7 +12,7 @@ import pytest
 
 from needs import KMS_KEY_ARN, SECRET_ARN
 from rendered import Plan, plan
-from world import HANDLERS
+from world import HANDLERS, ROOT
 
 table = pytest.StashKey[list[str]]()
 
@@ -35,6 +35,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def calls() -> list[dict[str, Any]]:
     """The calls that the handlers made in the test run before this one, with the handler's name."""
     folder = Path(os.environ.get("RECORD_CALLS", "build/calls"))
+    missing = "run make permissions (or make test), which records them first"
     found = []
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text().splitlines():
@@ -42,7 +43,10 @@ def calls() -> list[dict[str, Any]]:
             # The local AWS knows functions by their full names.
             named = [name for name in HANDLERS if name in call["handler"].replace("-", "_")]
             found.append(call | {"handler": named[0]})
-    assert found, f"no recorded calls in {folder}: run make permissions (or make test), which records them first"
+    assert found, f"no recorded calls in {folder}: {missing}"
+    recorded = min(path.stat().st_mtime for path in folder.glob("*.jsonl"))
+    changed = [name for name in HANDLERS if (ROOT / "lambda" / name / "handler.py").stat().st_mtime > recorded]
+    assert not changed, f"the calls in {folder} are older than the handlers {changed}: {missing}"
     return found
 
 

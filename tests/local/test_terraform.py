@@ -329,7 +329,7 @@ def test_a_star_resource_stands_only_where_aws_has_nothing_narrower(plan: dict[s
 def test_a_training_job_may_read_the_live_model_and_what_that_was_trained_on(plan: dict[str, Any]) -> None:
     training = statements(plan["module.iam.aws_iam_role_policy.training"]["after"]["policy"])
     read = training["ReadDataSourceAndLiveModel"]["Resource"]
-    listed = training["ListOwnPrefixes"]["Condition"]["StringLike"]["s3:prefix"]
+    listed = training["ListChannels"]["Condition"]["StringLike"]["s3:prefix"]
 
     for prefix in ("data/snapshots/*", "models/approved/*"):
         assert f"arn:aws:s3:::{BUCKET}/{prefix}" in read
@@ -409,7 +409,8 @@ def test_an_alarm_watches_its_endpoint_and_reaches_people(canary_plan: dict[str,
 
 def test_only_what_carries_the_stacks_tag_may_be_cleaned_up(plan: dict[str, Any]) -> None:
     policy = plan['module.iam.aws_iam_role_policy.function["deployment_orchestrator"]']["after"]["policy"]
-    clean_up = statements(policy)["CleanUp"]
 
-    assert set(clean_up["Action"]) == {"sagemaker:DeleteEndpointConfig", "sagemaker:DeleteModel"}
-    assert clean_up["Condition"] == {"StringEquals": {"aws:ResourceTag/Stack": BUCKET}}
+    for action in ("DeleteEndpointConfig", "DeleteModel"):
+        clean_up = statements(policy)[action]
+        assert clean_up["Action"] == f"sagemaker:{action}"
+        assert clean_up["Condition"] == {"StringEquals": {"aws:ResourceTag/Stack": BUCKET}}

@@ -124,10 +124,10 @@ class FakeSageMaker:
         service = "sagemaker-runtime" if operation == "InvokeEndpoint" else "sagemaker"
 
         def call(**request: Any) -> dict[str, Any]:
-            record(service, operation, request)
             after = self._around(operation)
             try:
                 check_request(operation, request)
+                record(service, operation, request)
                 answer: dict[str, Any] = effect(self, request)
             finally:
                 after()

@@ -1271,6 +1271,22 @@ def test_every_update_on_instances_carries_the_deployment_settings_and_the_endpo
         assert sent["AutoRollbackConfiguration"] == {"Alarms": [{"AlarmName": f"{ENDPOINT}/5xx"}]}
 
 
+def test_the_update_of_another_model_carries_that_models_alarms(
+    run: Callable[..., str],
+    world: World,
+    on_instances: Callable[..., None],
+    approve: Callable[..., dict[str, Any]],
+) -> None:
+    endpoint = f"{ENDPOINT}-reviews"
+    on_instances()
+    for job in jobs(2):
+        run(approve(job, model="reviews"))
+        world.sagemaker.come_up(endpoint)
+        assert run(world.endpoint_event(endpoint)) == "in service"
+    sent = world.sagemaker.endpoints[endpoint]["LastDeploymentConfig"]
+    assert sent["AutoRollbackConfiguration"] == {"Alarms": [{"AlarmName": f"{endpoint}/5xx"}]}
+
+
 def test_a_serverless_update_carries_no_deployment_settings(
     run: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
 ) -> None:

@@ -26,7 +26,8 @@ from moto.moto_api._internal import mock_random
 from moto.s3.models import FakeDeleteMarker, s3_backends
 from moto.sns.models import sns_backends
 
-from calls import HANDLERS, record
+from calls import HANDLERS as HANDLERS
+from calls import record
 from fake_sagemaker import FakeSageMaker, refusal
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -35,6 +35,13 @@ data "aws_iam_policy_document" "assume_function" {
       type        = "Service"
       identifiers = ["lambda.amazonaws.com"]
     }
+
+    # https://docs.aws.amazon.com/lambda/latest/dg/permissions-managed-policies.html
+    condition {
+      test     = "StringEquals"
+      variable = "aws:SourceAccount"
+      values   = [var.account_id]
+    }
   }
 }
 
@@ -221,15 +228,21 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     resources = ["${local.bucket_arn}/models/deployments/*"]
   }
 
+  # Looked at before they are deleted.
   statement {
     sid       = "CreateModel"
-    actions   = ["sagemaker:AddTags", "sagemaker:CreateModel"]
+    actions   = ["sagemaker:AddTags", "sagemaker:CreateModel", "sagemaker:DescribeModel", "sagemaker:ListTags"]
     resources = ["${local.sagemaker_prefix}:model/training-job-*"]
   }
 
   statement {
-    sid       = "CreateEndpointConfig"
-    actions   = ["sagemaker:AddTags", "sagemaker:CreateEndpointConfig", "sagemaker:DescribeEndpointConfig"]
+    sid = "CreateEndpointConfig"
+    actions = [
+      "sagemaker:AddTags",
+      "sagemaker:CreateEndpointConfig",
+      "sagemaker:DescribeEndpointConfig",
+      "sagemaker:ListTags",
+    ]
     resources = ["${local.sagemaker_prefix}:endpoint-config/training-job-*"]
   }
 
@@ -260,28 +273,20 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     ]
   }
 
-  statement {
-    sid     = "LookBeforeCleaningUp"
-    actions = ["sagemaker:DescribeModel", "sagemaker:ListTags"]
-    resources = [
-      "${local.sagemaker_prefix}:endpoint-config/training-job-*",
-      "${local.sagemaker_prefix}:model/training-job-*",
-    ]
-  }
-
   # Stacks share the prefix of these names: only what carries this stack's tag.
-  statement {
-    sid     = "CleanUp"
-    actions = ["sagemaker:DeleteEndpointConfig", "sagemaker:DeleteModel"]
-    resources = [
-      "${local.sagemaker_prefix}:endpoint-config/training-job-*",
-      "${local.sagemaker_prefix}:model/training-job-*",
-    ]
+  dynamic "statement" {
+    for_each = { DeleteEndpointConfig = "endpoint-config", DeleteModel = "model" }
 
-    condition {
-      test     = "StringEquals"
-      variable = "aws:ResourceTag/Stack"
-      values   = [var.bucket_name]
+    content {
+      sid       = statement.key
+      actions   = ["sagemaker:${statement.key}"]
+      resources = ["${local.sagemaker_prefix}:${statement.value}/training-job-*"]
+
+      condition {
+        test     = "StringEquals"
+        variable = "aws:ResourceTag/Stack"
+        values   = [var.bucket_name]
+      }
     }
   }
 
