@@ -718,6 +718,19 @@ def test_golden_rows_that_are_answered_as_in_training_confirm_the_deployment(
     assert record_of(world, SECOND)["state"] == "confirmed"
 
 
+def test_the_golden_rows_of_another_model_are_asked_of_its_own_endpoint(
+    run: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]]
+) -> None:
+    endpoint = f"{ENDPOINT}-reviews"
+    decide(world, FIRST)
+    world.sagemaker.answers[FIRST] = (GOLDEN[0]["label"], GOLDEN[0]["score"])
+    run(approve(FIRST, model="reviews"))
+    world.sagemaker.come_up(endpoint)
+    run(world.endpoint_event(endpoint))
+    assert "InvokeEndpoint" in world.around.calls
+    assert record_of(world, FIRST)["endpoint"] == endpoint
+
+
 def test_a_model_without_golden_rows_is_confirmed_and_said_to_be_unchecked(world: World, live: str) -> None:
     assert "not checked" in world.emails()[-1].body
     assert record_of(world, FIRST)["state"] == "confirmed"
