@@ -151,13 +151,12 @@ def needs_of(call: dict[str, Any]) -> Iterator[Need]:
             yield from creation("endpoint-config", p["EndpointConfigName"])
         case "DescribeEndpointConfig":
             yield need(f"sagemaker:{operation}", f"{SAGEMAKER}:endpoint-config/{p['EndpointConfigName']}")
-        # The function deletes only what it saw to carry its stack's tag, see remove() in the handler.
-        case "DeleteModel":
-            tag = {"aws_resourcetag/stack": BUCKET}
-            yield need(f"sagemaker:{operation}", f"{SAGEMAKER}:model/{p['ModelName']}", **tag)
-        case "DeleteEndpointConfig":
-            tag = {"aws_resourcetag/stack": BUCKET}
-            yield need(f"sagemaker:{operation}", f"{SAGEMAKER}:endpoint-config/{p['EndpointConfigName']}", **tag)
+        # The function deletes only what it saw to carry its stack's tag, see remove() and is_ours() in the handler.
+        case "DeleteEndpoint" | "DeleteEndpointConfig" | "DeleteModel":
+            kind = {"DeleteEndpoint": "endpoint", "DeleteEndpointConfig": "endpoint-config", "DeleteModel": "model"}
+            name = next(p[member] for member in ("EndpointName", "EndpointConfigName", "ModelName") if member in p)
+            arn = f"{SAGEMAKER}:{kind[operation]}/{name}"
+            yield need(f"sagemaker:{operation}", arn, **{"aws_resourcetag/stack": BUCKET})
         case "CreateEndpoint" | "UpdateEndpoint":
             yield from creation("endpoint", p["EndpointName"])
             yield need(f"sagemaker:{operation}", f"{SAGEMAKER}:endpoint-config/{p['EndpointConfigName']}")
@@ -168,7 +167,7 @@ def needs_of(call: dict[str, Any]) -> Iterator[Need]:
                 # "Your IAM execution role": whose, the guide leaves open.
                 for role in (call["handler"], "model"):
                     yield Need(role, "cloudwatch:DescribeAlarms", arn, operation, "guardrails")
-        case "DescribeEndpoint" | "DeleteEndpoint" | "InvokeEndpoint":
+        case "DescribeEndpoint" | "InvokeEndpoint":
             yield need(f"sagemaker:{operation}", f"{SAGEMAKER}:endpoint/{p['EndpointName']}")
         case "ListTags":
             yield need("sagemaker:ListTags", p["ResourceArn"])
@@ -279,17 +278,22 @@ def forbidden() -> Iterator[Need]:
         "the training role, by another function",
         iam_passedtoservice="sagemaker.amazonaws.com",
     )
-    for kind, action in (("model", "DeleteModel"), ("endpoint-config", "DeleteEndpointConfig")):
-        arn = f"{SAGEMAKER}:{kind}/training-job-20261123-120000-0123abcd-0123abcd"
+    config = "training-job-20261123-120000-0123abcd-0123abcd"
+    for thing, action in (
+        (f"model/{config}", "DeleteModel"),
+        (f"endpoint-config/{config}", "DeleteEndpointConfig"),
+        ("endpoint/mlops-endpoint", "DeleteEndpoint"),
+    ):
+        arn = f"{SAGEMAKER}:{thing}"
         yield from refused(
             deployer, f"sagemaker:{action}", arn, "another stack's", **{"aws_resourcetag/stack": "another-bucket"}
         )
         yield from refused(deployer, f"sagemaker:{action}", arn, "without a tag")
+    ours = {"aws_resourcetag/stack": BUCKET}
     for action in ("CreateEndpoint", "DeleteEndpoint", "InvokeEndpoint", "UpdateEndpoint"):
-        yield from refused(
-            deployer, f"sagemaker:{action}", f"{SAGEMAKER}:endpoint/mlops-endpoint2", "another's endpoint"
-        )
-    yield from refused(deployer, "sagemaker:DeleteModel", f"{SAGEMAKER}:model/theirs", "another's model")
+        other = f"{SAGEMAKER}:endpoint/mlops-endpoint2"
+        yield from refused(deployer, f"sagemaker:{action}", other, "another's endpoint", **ours)
+    yield from refused(deployer, "sagemaker:DeleteModel", f"{SAGEMAKER}:model/theirs", "another's model", **ours)
     job = f"{SAGEMAKER}:training-job/theirs"
     yield from refused(FUNCTIONS, "sagemaker:CreateTrainingJob", job, "a job of another name")
     yield from refused(
@@ -313,6 +317,7 @@ def forbidden() -> Iterator[Need]:
         yield from refused(ROLES, action, object_arn(f"{BUCKET}-2", "models/approved/x"), "another bucket")
     for action in ("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:PutObjectAcl", "s3:GetObjectTagging"):
         yield from refused(ROLES, action, object_arn(BUCKET, "data/snapshots/x"), "never")
+    yield from refused(("training",), "s3:ListBucket", "arn:aws:s3:::weights", "another base model", s3_prefix="other/")
     for prefix in ("", "data/train/", "models/decisions/"):
         yield from refused(("training",), "s3:ListBucket", f"arn:aws:s3:::{BUCKET}", "other prefixes", s3_prefix=prefix)
     yield from refused(

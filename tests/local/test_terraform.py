@@ -410,7 +410,7 @@ def test_an_alarm_watches_its_endpoint_and_reaches_people(canary_plan: dict[str,
 def test_only_what_carries_the_stacks_tag_may_be_cleaned_up(plan: dict[str, Any]) -> None:
     policy = plan['module.iam.aws_iam_role_policy.function["deployment_orchestrator"]']["after"]["policy"]
 
-    for action in ("DeleteEndpointConfig", "DeleteModel"):
+    for action in ("DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"):
         clean_up = statements(policy)[action]
         assert clean_up["Action"] == f"sagemaker:{action}"
         assert clean_up["Condition"] == {"StringEquals": {"aws:ResourceTag/Stack": BUCKET}}

@@ -1300,6 +1300,25 @@ def test_the_update_of_another_model_carries_that_models_alarms(
     assert sent["AutoRollbackConfiguration"] == {"Alarms": [{"AlarmName": f"{endpoint}/5xx"}]}
 
 
+def test_a_config_that_somebody_made_is_read_before_the_update_away_from_it(
+    run: Callable[..., str],
+    world: World,
+    on_instances: Callable[..., None],
+    deploy_all: Callable[..., None],
+    approve: Callable[..., dict[str, Any]],
+) -> None:
+    on_instances()
+    deploy_all(FIRST)
+    variant = {"VariantName": "AllTraffic", "ModelName": next(iter(world.sagemaker.models))}
+    variant |= {"InstanceType": "ml.m5.large", "InitialInstanceCount": 2}
+    world.sagemaker.create_endpoint_config(EndpointConfigName="by-hand", ProductionVariants=[variant])
+    world.sagemaker.update_endpoint(EndpointName=ENDPOINT, EndpointConfigName="by-hand")
+    world.sagemaker.come_up(ENDPOINT)
+    assert run(approve(SECOND)) == "started"
+    # Its own count of instances is not the setting's: that counts.
+    assert world.sagemaker.endpoints[ENDPOINT]["PendingDeploymentSummary"]["EndpointConfigName"].startswith(SECOND)
+
+
 def test_a_serverless_update_carries_no_deployment_settings(
     run: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
 ) -> None:

@@ -240,10 +240,16 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     actions = [
       "sagemaker:AddTags",
       "sagemaker:CreateEndpointConfig",
-      "sagemaker:DescribeEndpointConfig",
       "sagemaker:ListTags",
     ]
     resources = ["${local.sagemaker_prefix}:endpoint-config/training-job-*"]
+  }
+
+  # An endpoint may serve a config that a person made, of any name.
+  statement {
+    sid       = "SeeServedConfig"
+    actions   = ["sagemaker:DescribeEndpointConfig"]
+    resources = ["${local.sagemaker_prefix}:endpoint-config/*"]
   }
 
   # Creating and updating an endpoint is checked on the endpoint and on the configuration that it gets.
@@ -257,12 +263,10 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     ]
   }
 
-  # A failed endpoint can only be deleted.
   statement {
     sid = "FollowEndpoint"
     actions = [
       "sagemaker:AddTags",
-      "sagemaker:DeleteEndpoint",
       "sagemaker:DescribeEndpoint",
       "sagemaker:InvokeEndpoint",
       "sagemaker:ListTags",
@@ -273,14 +277,18 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     ]
   }
 
-  # Stacks share the prefix of these names: only what carries this stack's tag.
+  # Other stacks may use the same names: only what carries this stack's tag. A failed endpoint can only be deleted.
   dynamic "statement" {
-    for_each = { DeleteEndpointConfig = "endpoint-config", DeleteModel = "model" }
+    for_each = {
+      DeleteEndpoint       = ["endpoint/${var.endpoint_name}", "endpoint/${var.endpoint_name}-*"]
+      DeleteEndpointConfig = ["endpoint-config/training-job-*"]
+      DeleteModel          = ["model/training-job-*"]
+    }
 
     content {
       sid       = statement.key
       actions   = ["sagemaker:${statement.key}"]
-      resources = ["${local.sagemaker_prefix}:${statement.value}/training-job-*"]
+      resources = [for name in statement.value : "${local.sagemaker_prefix}:${name}"]
 
       condition {
         test     = "StringEquals"
