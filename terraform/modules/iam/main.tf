@@ -4,8 +4,8 @@ locals {
   bucket_arn       = "arn:${var.partition}:s3:::${var.bucket_name}"
   sagemaker_prefix = "arn:${var.partition}:sagemaker:${var.region}:${var.account_id}"
   endpoint_alarm_arns = [
-    for prefix in ["${var.endpoint_name}/", "${var.endpoint_name}-"] :
-    "arn:${var.partition}:cloudwatch:${var.region}:${var.account_id}:alarm:${prefix}*"
+    for endpoint in var.alarmed_endpoints :
+    "arn:${var.partition}:cloudwatch:${var.region}:${var.account_id}:alarm:${endpoint}/*"
   ]
   # Which services the functions reach the key through.
   dns_suffix   = var.partition == "aws-cn" ? "amazonaws.com.cn" : "amazonaws.com"
@@ -300,10 +300,14 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
 
   # SageMaker's guide asks it of "your IAM execution role" and leaves open whether that is the caller's or the model's,
   # so both have it. https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-configuration.html
-  statement {
-    sid       = "SeeRollbackAlarms"
-    actions   = ["cloudwatch:DescribeAlarms"]
-    resources = local.endpoint_alarm_arns
+  dynamic "statement" {
+    for_each = length(var.alarmed_endpoints) > 0 ? [true] : []
+
+    content {
+      sid       = "SeeRollbackAlarms"
+      actions   = ["cloudwatch:DescribeAlarms"]
+      resources = local.endpoint_alarm_arns
+    }
   }
 
   statement {

@@ -213,10 +213,14 @@ data "aws_iam_policy_document" "model" {
   }
 
   # See the deployment orchestrator's statement of this name.
-  statement {
-    sid       = "SeeRollbackAlarms"
-    actions   = ["cloudwatch:DescribeAlarms"]
-    resources = local.endpoint_alarm_arns
+  dynamic "statement" {
+    for_each = length(var.alarmed_endpoints) > 0 ? [true] : []
+
+    content {
+      sid       = "SeeRollbackAlarms"
+      actions   = ["cloudwatch:DescribeAlarms"]
+      resources = local.endpoint_alarm_arns
+    }
   }
 
   # See the training role's statement of this name.
