@@ -40,6 +40,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
             }
         )
         yield Pipeline(connect("local"))
+        assert not calls or list(Path(calls).glob("mlops-*.jsonl")), f"the functions noted no calls in {calls}"
     finally:
         stack.down()
         del os.environ["LOCAL_STATE"]
