@@ -250,8 +250,8 @@ def implicit(role: str) -> Iterator[Need]:
     name = f"mlops-{role.replace('_', '-')}-{BUCKET}"
     stream = f"{LOGS}:/aws/lambda/{name}:log-stream:2026/11/23/[$LATEST]0123456789abcdef"
     for action in ("logs:CreateLogStream", "logs:PutLogEvents"):
-        yield Need(role, action, stream, "implicit: Lambda writes the function's log", "lambda")
-    why = "implicit: Lambda sends what failed to the queue"
+        yield Need(role, action, stream, "(Lambda writes the function's log)", "lambda")
+    why = "(Lambda sends what failed to the queue)"
     yield Need(role, "sqs:SendMessage", QUEUE_ARN, why, "destinations")
     for action in ("kms:Decrypt", "kms:GenerateDataKey"):
         yield Need(role, action, KMS_KEY_ARN, why, "sqs-key", via("sqs"))

@@ -48,9 +48,13 @@ class Grant:
             conditions.setdefault(operator, {})[key] = value
         return {"Effect": "Allow", "Action": self.action, "Resource": self.resource, "Condition": conditions}
 
+    def where(self) -> str:
+        """The resource, and the conditions."""
+        conditions = "".join(f" if {key.rpartition(':')[2]} = {value}" for _, key, value in self.conditions)
+        return f"{self.resource}{conditions}"
+
     def __str__(self) -> str:
-        where = "".join(f" if {key.rpartition(':')[2]} = {value}" for _, key, value in self.conditions)
-        return f"{self.action} on {self.resource}{where}"
+        return f"{self.action} on {self.where()}"
 
 
 def grants_of(policy: str) -> Iterator[Grant]:
@@ -142,6 +146,19 @@ def test_every_call_is_allowed(stack: Plan, needs: dict[str, list[Need]], role: 
     assert [need for need in needs[role] if not allows(statements, need)] == []
 
 
+def table_of(role: str, used: dict[Grant, Counter[str]]) -> list[str]:
+    """The lines on a role: how many grants of each action there are, how many are needed, and what needs them."""
+    needed = sum(bool(calls) for calls in used.values())
+    lines = [f"{role}: {len(used)} granted, {needed} needed", f"  {'action':<36} granted needed  for"]
+    for action in sorted({grant.action for grant in used}):
+        of_action = {grant: calls for grant, calls in used.items() if grant.action == action}
+        reasons = sorted(set(itertools.chain(*of_action.values())))
+        met = sum(bool(calls) for calls in of_action.values())
+        lines.append(f"  {action:<36} {len(of_action):>7} {met:>6}  {', '.join(reasons)}")
+        lines += [f"      {grant.where().replace(ACCOUNT, '<account>')}" for grant in of_action]
+    return [*lines, ""]
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_every_grant_is_needed(
     grants: dict[str, list[Grant]],
@@ -152,13 +169,9 @@ def test_every_grant_is_needed(
     used: dict[Grant, Counter[str]] = {grant: Counter() for grant in grants[role]}
     for need, found in allowed_by[role].items():
         if len(found) == 1:  # without this one grant, the need would not be met
-            used[found[0]][f"{need.why} [{need.source}]"] += 1
+            used[found[0]][need.why] += 1
 
-    met = sum(bool(calls) for calls in used.values())
-    permissions_table.append(f"{role}: {len(used)} granted, {met} needed, for {len(allowed_by[role])} requests")
-    for grant, calls in used.items():
-        reasons = ", ".join(calls) or "NOTHING"
-        permissions_table.append(f"  {str(grant).replace(ACCOUNT, '<account>')}\n      {grant.sid}: {reasons}")
+    permissions_table += table_of(role, used)
     assert [str(grant) for grant, calls in used.items() if not calls] == []
 
 
