@@ -313,6 +313,7 @@ def forbidden() -> Iterator[Need]:
         ("model", "models/approved/default/training-job-1/model.tar.gz"),
     ):
         yield from refused((role,), "s3:PutObject", object_arn(BUCKET, key), "what others write")
+    yield from refused(ROLES, "s3:GetObject", object_arn(BUCKET, "control/other.json"), "more than the pause")
     for action in ("s3:GetObject", "s3:PutObject"):
         yield from refused(ROLES, action, object_arn(f"{BUCKET}-2", "data/snapshots/x"), "another bucket")
         yield from refused(ROLES, action, object_arn(f"{BUCKET}-2", "models/approved/x"), "another bucket")

@@ -215,7 +215,7 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     sid     = "ReadModelAndItsSource"
     actions = ["s3:GetObject"]
     resources = [
-      "${local.bucket_arn}/control/*",
+      "${local.bucket_arn}/control/paused.json",
       "${local.bucket_arn}/data/snapshots/*",
       "${local.bucket_arn}/models/approved/*",
       "${local.bucket_arn}/models/decisions/*",
