@@ -105,9 +105,20 @@ deploy: package ## Create or update the stack on AWS (asks before it changes any
 
 # --- development ---
 
+# Where the tests note the calls that the functions make to AWS. tests/contract holds the roles against them, afterwards.
+test permissions: export RECORD_CALLS := build/calls
+
 .PHONY: test
 test: .venv/.training package ## All tests: unit, faults, local services, end to end with a tiny model
-	@$(RUN) -m pytest tests -n 2 --dist loadfile
+	@rm -rf $(RECORD_CALLS)
+	@$(RUN) -m pytest tests -n 2 --dist loadfile --ignore tests/contract
+	@$(RUN) -m pytest tests/contract
+
+.PHONY: permissions
+permissions: .venv/.tools package ## What each role may do, and the calls that need it (minutes: runs the unit tests)
+	@rm -rf $(RECORD_CALLS)
+	@$(RUN) -m pytest tests/unit tests/faults -n 2 --dist loadfile --quiet --durations 0 --durations-min 60
+	@$(RUN) -m pytest tests/contract/test_least_privilege.py
 
 .PHONY: unit
 unit: .venv/.tools ## The unit tests alone: seconds, no torch, no Terraform

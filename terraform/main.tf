@@ -25,10 +25,11 @@ module "s3" {
 module "iam" {
   source = "./modules/iam"
 
-  account_id    = local.account_id
-  base_model    = var.base_model
-  bucket_name   = local.bucket_name
-  endpoint_name = var.endpoint_name
+  account_id        = local.account_id
+  alarmed_endpoints = values(local.alarmed_endpoints)
+  base_model        = var.base_model
+  bucket_name       = local.bucket_name
+  endpoint_name     = var.endpoint_name
   function_names = {
     deployment_orchestrator = local.names.deployment_orchestrator
     model_evaluator         = local.names.model_evaluator

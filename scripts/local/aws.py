@@ -8,8 +8,9 @@ emulator; each `mend_*` function below closes one gap and says what AWS does. Wh
 first: with another MiniStack it refuses to start instead of pretending.
 
 Settings from the environment (all optional): LAMBDA_ASYNC_RETRY_BASE_SECONDS, LAMBDA_ASYNC_WORKERS,
-S3_MAX_COPY_BYTES, MINISTACK_ACCOUNT_ID, MINISTACK_REGION. Variables named AWS_ENDPOINT_URL_<SERVICE> reach the
-functions. All state is in memory and ends with the process.
+S3_MAX_COPY_BYTES, MINISTACK_ACCOUNT_ID, MINISTACK_REGION, and RECORD_FUNCTION_CALLS, a folder in which the functions
+note their calls to AWS. Variables named AWS_ENDPOINT_URL_<SERVICE> reach the functions. All state is in memory and
+ends with the process.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ END_OF_INVOCATION = "<end of invocation>"
 RUNTIME_PROGRAM = Path(__file__).resolve().parent / "lambda_runtime.py"
 
 # What a function may see of this process's environment, beside AWS_*: on AWS it sees nothing of anybody's shell.
-INHERITED = {"HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ"}
+INHERITED = {"HOME", "LANG", "LC_ALL", "PATH", "RECORD_FUNCTION_CALLS", "TMPDIR", "TZ"}
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]

@@ -8,10 +8,12 @@ Source of the interface: Lambda developer guide, "Using the Lambda runtime API f
 """
 
 import http.client
+import json
 import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from awslambdaric import bootstrap
@@ -19,6 +21,8 @@ from awslambdaric.lambda_runtime_client import InvocationRequest, LambdaRuntimeC
 
 API = "/2018-06-01/runtime/invocation"
 PARENT_CHECK_SECONDS = 0.5
+# What is sent, as opposed to what is touched: no permission depends on it.
+CONTENT = {"Body", "Message", "MessageAttributes", "MultipartUpload", "Subject"}
 
 
 class RuntimeClient(LambdaRuntimeClient):
@@ -88,7 +92,34 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def record_calls(folder: str) -> None:
+    """Notes each call that the function makes to AWS, one JSON object a line, in a file of this process's own."""
+    import boto3
+
+    function = os.environ["AWS_LAMBDA_FUNCTION_NAME"]
+    notes = Path(folder, f"{function}-{os.getpid()}.jsonl")
+
+    def note(params: dict[str, Any], model: Any, **_: object) -> None:
+        frame = sys._getframe()
+        while frame.f_back and frame.f_globals["__name__"] != "handler":
+            frame = frame.f_back
+        call = {
+            "handler": function,
+            "function": frame.f_code.co_name,
+            "service": model.service_model.service_name,
+            "operation": model.name,
+            "parameters": {name: value for name, value in params.items() if name not in CONTENT},
+        }
+        with notes.open("a") as file:
+            file.write(json.dumps(call, default=str) + "\n")
+
+    boto3.setup_default_session()
+    boto3.DEFAULT_SESSION.events.register("provide-client-params.*.*", note)
+
+
 if __name__ == "__main__":
     end_with_parent()
+    if "RECORD_FUNCTION_CALLS" in os.environ:
+        record_calls(os.environ["RECORD_FUNCTION_CALLS"])
     sys.path.insert(0, os.environ["LAMBDA_TASK_ROOT"])
     bootstrap.run(os.environ["_HANDLER"], RuntimeClient(os.environ["AWS_LAMBDA_RUNTIME_API"]))

@@ -326,10 +326,29 @@ def test_a_star_resource_stands_only_where_aws_has_nothing_narrower(plan: dict[s
     assert starred == {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
 
 
+def test_what_an_option_needs_is_granted_with_the_option_only(plan: dict[str, Any]) -> None:
+    granted = {
+        sid
+        for address, change in plan.items()
+        if ".aws_iam_role_policy." in address
+        for sid in statements(change["after"]["policy"])
+    }
+
+    # Of kms_key_arn, base_model = "s3://...", hub_token_secret_arn and deployment_alarm_models.
+    assert not granted & {
+        "UseKey",
+        "EncryptModel",
+        "ReadBaseModel",
+        "ListBaseModel",
+        "ReadHubToken",
+        "SeeRollbackAlarms",
+    }
+
+
 def test_a_training_job_may_read_the_live_model_and_what_that_was_trained_on(plan: dict[str, Any]) -> None:
     training = statements(plan["module.iam.aws_iam_role_policy.training"]["after"]["policy"])
     read = training["ReadDataSourceAndLiveModel"]["Resource"]
-    listed = training["ListOwnPrefixes"]["Condition"]["StringLike"]["s3:prefix"]
+    listed = training["ListChannels"]["Condition"]["StringLike"]["s3:prefix"]
 
     for prefix in ("data/snapshots/*", "models/approved/*"):
         assert f"arn:aws:s3:::{BUCKET}/{prefix}" in read
@@ -409,7 +428,8 @@ def test_an_alarm_watches_its_endpoint_and_reaches_people(canary_plan: dict[str,
 
 def test_only_what_carries_the_stacks_tag_may_be_cleaned_up(plan: dict[str, Any]) -> None:
     policy = plan['module.iam.aws_iam_role_policy.function["deployment_orchestrator"]']["after"]["policy"]
-    clean_up = statements(policy)["CleanUp"]
 
-    assert set(clean_up["Action"]) == {"sagemaker:DeleteEndpointConfig", "sagemaker:DeleteModel"}
-    assert clean_up["Condition"] == {"StringEquals": {"aws:ResourceTag/Stack": BUCKET}}
+    for action in ("DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"):
+        clean_up = statements(policy)[action]
+        assert clean_up["Action"] == f"sagemaker:{action}"
+        assert clean_up["Condition"] == {"StringEquals": {"aws:ResourceTag/Stack": BUCKET}}

@@ -24,6 +24,7 @@ from botocore.exceptions import ParamValidationError
 from botocore.model import Shape
 from botocore.validate import ParamValidator
 
+from calls import record
 from fake_sagemaker import refusal, take_effect
 
 PAGE_KEYS = 1000
@@ -61,6 +62,7 @@ class Service:
                 report = ParamValidator().validate(request | source, shape)
                 if report.has_errors():
                     raise ParamValidationError(report=report.generate_report())
+                record(self.name, operation, request)
                 return effect(self, request)
 
             return take_effect(self.around(operation), checked)

@@ -19,6 +19,7 @@ from botocore import xform_name
 from botocore.exceptions import ClientError, ParamValidationError
 from botocore.validate import ParamValidator
 
+from calls import record
 from local_sagemaker import api, quotas, validation
 from local_sagemaker.errors import ApiError
 
@@ -111,9 +112,12 @@ class FakeSageMaker:
         return SimpleNamespace(invoke_endpoint=self._strict("InvokeEndpoint", type(self)._invoke_endpoint))
 
     def _strict(self, operation: str, effect: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+        service = "sagemaker-runtime" if operation == "InvokeEndpoint" else "sagemaker"
+
         def call(**request: Any) -> dict[str, Any]:
             def checked() -> dict[str, Any]:
                 check_request(operation, request)
+                record(service, operation, request)
                 return effect(self, request)
 
             answer: dict[str, Any] = take_effect(self._around(operation), checked)

@@ -799,6 +799,19 @@ def test_golden_rows_that_are_answered_as_in_training_confirm_the_deployment(
     assert record_of(world, SECOND)["state"] == "confirmed"
 
 
+def test_the_golden_rows_of_another_model_are_asked_of_its_own_endpoint(
+    run: Callable[..., str], world: World, approve: Callable[..., dict[str, Any]]
+) -> None:
+    endpoint = f"{ENDPOINT}-reviews"
+    decide(world, FIRST)
+    world.sagemaker.answers[FIRST] = (GOLDEN[0]["label"], GOLDEN[0]["score"])
+    run(approve(FIRST, model="reviews"))
+    world.sagemaker.come_up(endpoint)
+    run(world.endpoint_event(endpoint))
+    assert "InvokeEndpoint" in world.around.calls
+    assert record_of(world, FIRST)["endpoint"] == endpoint
+
+
 def test_a_model_without_golden_rows_is_confirmed_and_said_to_be_unchecked(world: World, live: str) -> None:
     assert "not checked" in world.emails()[-1].body
     assert record_of(world, FIRST)["state"] == "confirmed"
@@ -1402,6 +1415,41 @@ def test_a_rollback_without_a_reason_names_the_alarms_that_may_have_gone_off(
     email = world.emails()[-1]
     assert email.subject.startswith("Deployment rolled back")
     assert f"an alarm went off while traffic moved to it ({ENDPOINT}/5xx)" in email.body
+
+
+def test_the_update_of_another_model_carries_that_models_alarms(
+    run: Callable[..., str],
+    world: World,
+    on_instances: Callable[..., None],
+    approve: Callable[..., dict[str, Any]],
+) -> None:
+    endpoint = f"{ENDPOINT}-reviews"
+    on_instances()
+    for job in jobs(2):
+        run(approve(job, model="reviews"))
+        world.sagemaker.come_up(endpoint)
+        assert run(world.endpoint_event(endpoint)) == "in service"
+    sent = world.sagemaker.endpoints[endpoint]["LastDeploymentConfig"]
+    assert sent["AutoRollbackConfiguration"] == {"Alarms": [{"AlarmName": f"{endpoint}/5xx"}]}
+
+
+def test_a_config_that_somebody_made_is_read_before_the_update_away_from_it(
+    run: Callable[..., str],
+    world: World,
+    on_instances: Callable[..., None],
+    deploy_all: Callable[..., None],
+    approve: Callable[..., dict[str, Any]],
+) -> None:
+    on_instances()
+    deploy_all(FIRST)
+    variant = {"VariantName": "AllTraffic", "ModelName": next(iter(world.sagemaker.models))}
+    variant |= {"InstanceType": "ml.m5.large", "InitialInstanceCount": 2}
+    world.sagemaker.create_endpoint_config(EndpointConfigName="by-hand", ProductionVariants=[variant])
+    world.sagemaker.update_endpoint(EndpointName=ENDPOINT, EndpointConfigName="by-hand")
+    world.sagemaker.come_up(ENDPOINT)
+    assert run(approve(SECOND)) == "started"
+    # Its own count of instances is not the setting's: that counts.
+    assert world.sagemaker.endpoints[ENDPOINT]["PendingDeploymentSummary"]["EndpointConfigName"].startswith(SECOND)
 
 
 def test_a_serverless_update_carries_no_deployment_settings(

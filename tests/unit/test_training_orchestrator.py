@@ -378,6 +378,16 @@ def test_with_an_own_key_the_model_is_written_under_it(
     assert job["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/models/raw/", "KmsKeyId": key}
 
 
+def test_the_secret_of_a_hub_token_goes_to_the_job_by_name(
+    run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "arn:aws:secretsmanager:us-east-1:123456789012:secret:hub-token-AbCdEf"
+    monkeypatch.setenv("HUB_TOKEN_SECRET_ARN", secret)
+    run(world.upload("data/train/x.csv"))
+    (job,) = world.sagemaker.jobs.values()
+    assert job["Environment"]["HUB_TOKEN_SECRET_ARN"] == secret
+
+
 def test_a_base_model_in_s3_becomes_a_channel(
     run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,22 +27,25 @@ from moto.moto_api._internal import mock_random
 from moto.s3.models import FakeDeleteMarker, s3_backends
 from moto.sns.models import sns_backends
 
+from calls import HANDLERS as HANDLERS
+from calls import record
 from fake_s3 import FakeS3, FakeSNS, check_publish
 from fake_sagemaker import FakeSageMaker, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
-HANDLERS = ("training_orchestrator", "model_evaluator", "deployment_orchestrator")
 BUCKET = "atml-models-bucket"
 REGION = "us-east-1"
 ENDPOINT = "mlops-endpoint"
-TOPIC_ARN = f"arn:aws:sns:{REGION}:{DEFAULT_ACCOUNT_ID}:mlops-notifications"
-ROLE_ARN = f"arn:aws:iam::{DEFAULT_ACCOUNT_ID}:role/mlops"
+# The names that Terraform makes for this bucket.
+TOPIC_ARN = f"arn:aws:sns:{REGION}:{DEFAULT_ACCOUNT_ID}:mlops-notifications-{BUCKET}"
+TRAINING_ROLE_ARN = f"arn:aws:iam::{DEFAULT_ACCOUNT_ID}:role/mlops-training-{BUCKET}"
+ROLE_ARN = f"arn:aws:iam::{DEFAULT_ACCOUNT_ID}:role/mlops-model-{BUCKET}"
 
 COMMON = {"BUCKET": BUCKET, "PROJECT": "mlops", "TOPIC_ARN": TOPIC_ARN}
 ENVIRONMENT = {
     "training_orchestrator": COMMON
     | {
-        "TRAINING_ROLE_ARN": ROLE_ARN,
+        "TRAINING_ROLE_ARN": TRAINING_ROLE_ARN,
         "TRAINING_IMAGE": "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13.0-cpu-amzn2023-sagemaker",
         "TRAINING_SOURCE_URI": f"s3://{BUCKET}/code/training-0123abcd.tar.gz",
         "TRAINING_INSTANCE_TYPE": "ml.m5.xlarge",
@@ -186,6 +189,7 @@ class Clients:
         context["parameters"] = dict(params)
 
     def _before(self, model: Any, context: dict[str, Any], **_: object) -> None:
+        record(model.service_model.service_name, model.name, context["parameters"])
         context["after"] = self.around(model.name)
         self._refuse_as_aws(model.name, context["parameters"])
 

@@ -4,8 +4,8 @@ locals {
   bucket_arn       = "arn:${var.partition}:s3:::${var.bucket_name}"
   sagemaker_prefix = "arn:${var.partition}:sagemaker:${var.region}:${var.account_id}"
   endpoint_alarm_arns = [
-    for prefix in ["${var.endpoint_name}/", "${var.endpoint_name}-"] :
-    "arn:${var.partition}:cloudwatch:${var.region}:${var.account_id}:alarm:${prefix}*"
+    for endpoint in var.alarmed_endpoints :
+    "arn:${var.partition}:cloudwatch:${var.region}:${var.account_id}:alarm:${endpoint}/*"
   ]
   # Which services the functions reach the key through.
   dns_suffix   = var.partition == "aws-cn" ? "amazonaws.com.cn" : "amazonaws.com"
@@ -34,6 +34,13 @@ data "aws_iam_policy_document" "assume_function" {
     principals {
       type        = "Service"
       identifiers = ["lambda.amazonaws.com"]
+    }
+
+    # https://docs.aws.amazon.com/lambda/latest/dg/permissions-managed-policies.html
+    condition {
+      test     = "StringEquals"
+      variable = "aws:SourceAccount"
+      values   = [var.account_id]
     }
   }
 }
@@ -208,7 +215,7 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     sid     = "ReadModelAndItsSource"
     actions = ["s3:GetObject"]
     resources = [
-      "${local.bucket_arn}/control/*",
+      "${local.bucket_arn}/control/paused.json",
       "${local.bucket_arn}/data/snapshots/*",
       "${local.bucket_arn}/models/approved/*",
       "${local.bucket_arn}/models/decisions/*",
@@ -221,16 +228,28 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     resources = ["${local.bucket_arn}/models/deployments/*"]
   }
 
+  # Looked at before they are deleted.
   statement {
     sid       = "CreateModel"
-    actions   = ["sagemaker:AddTags", "sagemaker:CreateModel"]
+    actions   = ["sagemaker:AddTags", "sagemaker:CreateModel", "sagemaker:DescribeModel", "sagemaker:ListTags"]
     resources = ["${local.sagemaker_prefix}:model/training-job-*"]
   }
 
   statement {
-    sid       = "CreateEndpointConfig"
-    actions   = ["sagemaker:AddTags", "sagemaker:CreateEndpointConfig", "sagemaker:DescribeEndpointConfig"]
+    sid = "CreateEndpointConfig"
+    actions = [
+      "sagemaker:AddTags",
+      "sagemaker:CreateEndpointConfig",
+      "sagemaker:ListTags",
+    ]
     resources = ["${local.sagemaker_prefix}:endpoint-config/training-job-*"]
+  }
+
+  # An endpoint may serve a config that a person made, of any name.
+  statement {
+    sid       = "SeeServedConfig"
+    actions   = ["sagemaker:DescribeEndpointConfig"]
+    resources = ["${local.sagemaker_prefix}:endpoint-config/*"]
   }
 
   # Creating and updating an endpoint is checked on the endpoint and on the configuration that it gets.
@@ -244,12 +263,10 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     ]
   }
 
-  # A failed endpoint can only be deleted.
   statement {
     sid = "FollowEndpoint"
     actions = [
       "sagemaker:AddTags",
-      "sagemaker:DeleteEndpoint",
       "sagemaker:DescribeEndpoint",
       "sagemaker:InvokeEndpoint",
       "sagemaker:ListTags",
@@ -260,37 +277,37 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     ]
   }
 
-  statement {
-    sid     = "LookBeforeCleaningUp"
-    actions = ["sagemaker:DescribeModel", "sagemaker:ListTags"]
-    resources = [
-      "${local.sagemaker_prefix}:endpoint-config/training-job-*",
-      "${local.sagemaker_prefix}:model/training-job-*",
-    ]
-  }
+  # Other stacks may use the same names: only what carries this stack's tag. A failed endpoint can only be deleted.
+  dynamic "statement" {
+    for_each = {
+      DeleteEndpoint       = ["endpoint/${var.endpoint_name}", "endpoint/${var.endpoint_name}-*"]
+      DeleteEndpointConfig = ["endpoint-config/training-job-*"]
+      DeleteModel          = ["model/training-job-*"]
+    }
 
-  # Stacks share the prefix of these names: only what carries this stack's tag.
-  statement {
-    sid     = "CleanUp"
-    actions = ["sagemaker:DeleteEndpointConfig", "sagemaker:DeleteModel"]
-    resources = [
-      "${local.sagemaker_prefix}:endpoint-config/training-job-*",
-      "${local.sagemaker_prefix}:model/training-job-*",
-    ]
+    content {
+      sid       = statement.key
+      actions   = ["sagemaker:${statement.key}"]
+      resources = [for name in statement.value : "${local.sagemaker_prefix}:${name}"]
 
-    condition {
-      test     = "StringEquals"
-      variable = "aws:ResourceTag/Stack"
-      values   = [var.bucket_name]
+      condition {
+        test     = "StringEquals"
+        variable = "aws:ResourceTag/Stack"
+        values   = [var.bucket_name]
+      }
     }
   }
 
   # SageMaker's guide asks it of "your IAM execution role" and leaves open whether that is the caller's or the model's,
   # so both have it. https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-configuration.html
-  statement {
-    sid       = "SeeRollbackAlarms"
-    actions   = ["cloudwatch:DescribeAlarms"]
-    resources = local.endpoint_alarm_arns
+  dynamic "statement" {
+    for_each = length(var.alarmed_endpoints) > 0 ? [true] : []
+
+    content {
+      sid       = "SeeRollbackAlarms"
+      actions   = ["cloudwatch:DescribeAlarms"]
+      resources = local.endpoint_alarm_arns
+    }
   }
 
   statement {

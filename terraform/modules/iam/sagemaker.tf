@@ -94,25 +94,34 @@ data "aws_iam_policy_document" "training" {
     resources = ["${local.bucket_arn}/models/raw/*"]
   }
 
+  # Of the channels' prefixes only: https://docs.aws.amazon.com/sagemaker/latest/dg/sagemaker-roles.html
   statement {
-    sid       = "ListOwnPrefixes"
+    sid       = "ListChannels"
     actions   = ["s3:ListBucket"]
     resources = [local.bucket_arn]
 
     condition {
       test     = "StringLike"
       variable = "s3:prefix"
-      values   = ["code/*", "data/snapshots/*", "models/approved/*", "models/raw/*"]
+      values   = ["data/snapshots/*", "models/approved/*"]
     }
   }
 
+  # A group has two ARNs, and which of them a call is checked on is not said for each:
+  # https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/iam-access-control-overview-cwl.html
   statement {
-    sid     = "WriteLog"
-    actions = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"]
+    sid     = "FindLog"
+    actions = ["logs:CreateLogGroup", "logs:DescribeLogStreams"]
     resources = [
       "${local.logs_prefix}:/aws/sagemaker/TrainingJobs",
       "${local.logs_prefix}:/aws/sagemaker/TrainingJobs:*",
     ]
+  }
+
+  statement {
+    sid       = "WriteLog"
+    actions   = ["logs:CreateLogStream", "logs:PutLogEvents"]
+    resources = ["${local.logs_prefix}:/aws/sagemaker/TrainingJobs:*"]
   }
 
   dynamic "statement" {
@@ -204,17 +213,31 @@ data "aws_iam_policy_document" "model" {
   }
 
   # See the deployment orchestrator's statement of this name.
+  dynamic "statement" {
+    for_each = length(var.alarmed_endpoints) > 0 ? [true] : []
+
+    content {
+      sid       = "SeeRollbackAlarms"
+      actions   = ["cloudwatch:DescribeAlarms"]
+      resources = local.endpoint_alarm_arns
+    }
+  }
+
+  # See the training role's statement of this name.
   statement {
-    sid       = "SeeRollbackAlarms"
-    actions   = ["cloudwatch:DescribeAlarms"]
-    resources = local.endpoint_alarm_arns
+    sid     = "FindLog"
+    actions = ["logs:CreateLogGroup", "logs:DescribeLogStreams"]
+    resources = [
+      "${local.logs_prefix}:/aws/sagemaker/Endpoints/${var.endpoint_name}",
+      "${local.logs_prefix}:/aws/sagemaker/Endpoints/${var.endpoint_name}:*",
+      "${local.logs_prefix}:/aws/sagemaker/Endpoints/${var.endpoint_name}-*",
+    ]
   }
 
   statement {
     sid     = "WriteLog"
-    actions = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"]
+    actions = ["logs:CreateLogStream", "logs:PutLogEvents"]
     resources = [
-      "${local.logs_prefix}:/aws/sagemaker/Endpoints/${var.endpoint_name}",
       "${local.logs_prefix}:/aws/sagemaker/Endpoints/${var.endpoint_name}:*",
       "${local.logs_prefix}:/aws/sagemaker/Endpoints/${var.endpoint_name}-*",
     ]

@@ -3,6 +3,11 @@ variable "account_id" {
   description = "AWS account, for ARNs."
 }
 
+variable "alarmed_endpoints" {
+  type        = list(string)
+  description = "Endpoints whose alarms roll a deployment back."
+}
+
 variable "base_model" {
   type        = string
   description = "Base model: training may read it when it is an S3 prefix."

@@ -8,10 +8,11 @@ provider "aws" {
 }
 
 variables {
-  account_id    = "111122223333"
-  base_model    = "org/name"
-  bucket_name   = "team-models"
-  endpoint_name = "reviews"
+  account_id        = "111122223333"
+  alarmed_endpoints = []
+  base_model        = "org/name"
+  bucket_name       = "team-models"
+  endpoint_name     = "reviews"
   function_names = {
     deployment_orchestrator = "deployer"
     model_evaluator         = "evaluator"
@@ -30,7 +31,7 @@ variables {
   training_role_name   = "training"
 }
 
-# What each statement allows is proven against the calls that the functions make (tests/); here is what must never be.
+# What each statement allows is proven against the calls that the functions make (tests/contract); here is what must never be.
 run "no_role_reaches_beyond_the_stack" {
   command = plan
 
@@ -40,9 +41,10 @@ run "no_role_reaches_beyond_the_stack" {
         Effect    = "Allow"
         Action    = "sts:AssumeRole"
         Principal = { Service = "lambda.amazonaws.com" }
+        Condition = { StringEquals = { "aws:SourceAccount" = "111122223333" } }
       }]
     ])
-    error_message = "Only Lambda takes a function's role."
+    error_message = "Only Lambda, for this account, takes a function's role."
   }
 
   assert {
@@ -221,5 +223,47 @@ run "a_base_model_in_s3_and_a_token_are_read_by_training_alone" {
       strcontains(policy.policy, "weights") || strcontains(policy.policy, "secretsmanager")
     ])
     error_message = "Nobody else does."
+  }
+}
+
+run "alarms_are_seen_where_they_roll_back" {
+  command = plan
+
+  variables {
+    alarmed_endpoints = ["reviews", "reviews-spam"]
+  }
+
+  assert {
+    condition = alltrue([
+      for policy in [aws_iam_role_policy.function["deployment_orchestrator"], aws_iam_role_policy.model] : [
+        for statement in jsondecode(policy.policy).Statement : statement.Resource if statement.Action == "cloudwatch:DescribeAlarms"
+        ] == [[
+          "arn:aws:cloudwatch:eu-west-1:111122223333:alarm:reviews/*",
+          "arn:aws:cloudwatch:eu-west-1:111122223333:alarm:reviews-spam/*",
+      ]]
+    ])
+    error_message = "The deployer and the model see those endpoints' alarms."
+  }
+
+  assert {
+    condition = !anytrue([
+      for policy in [aws_iam_role_policy.function["model_evaluator"], aws_iam_role_policy.function["training_orchestrator"], aws_iam_role_policy.training] :
+      strcontains(policy.policy, "cloudwatch:DescribeAlarms")
+    ])
+    error_message = "Nobody else does."
+  }
+}
+
+run "only_what_carries_the_stacks_tag_is_deleted" {
+  command = plan
+
+  assert {
+    condition = {
+      for statement in jsondecode(aws_iam_role_policy.function["deployment_orchestrator"].policy).Statement : statement.Sid => jsonencode(statement.Condition)
+      if anytrue([for action in flatten([statement.Action]) : strcontains(action, ":Delete")])
+      } == {
+      for action in ["DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"] : action => jsonencode({ StringEquals = { "aws:ResourceTag/Stack" = "team-models" } })
+    }
+    error_message = "Endpoints, configs and models of other stacks stay."
   }
 }

@@ -1,0 +1,134 @@
+"""What Terraform deploys is what the handlers expect: their settings, and zips that run on their own."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import package
+from rendered import Plan
+from world import ENVIRONMENT, HANDLERS, ROOT
+
+# Where Lambda puts boto3 and what it needs (requirements of its wheel); everything else is the standard library.
+RUNTIME_PACKAGES = {"boto3", "botocore", "dateutil", "jmespath", "s3transfer", "six", "urllib3"}
+
+
+class Watched(Mapping[str, str]):
+    """An environment that remembers which of its variables were asked for."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.asked.add(name)
+        return self._variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+
+def variables_of(stack: Plan, name: str) -> dict[str, str]:
+    """The environment of a function; all of it is known in the plan, since ARNs are made from names."""
+    variables: dict[str, str] = stack[f"module.lambda_{name}.aws_lambda_function.this"]["environment"][0]["variables"]
+    return variables
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_handler_reads_exactly_the_variables_that_its_function_has(
+    stack: Plan, handlers: dict[str, ModuleType], name: str
+) -> None:
+    environment = Watched(variables_of(stack, name))
+
+    handlers[name].Settings.from_env(environment)
+
+    assert environment.asked == set(environment)
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_handler_reads_its_environment_in_settings_only(name: str) -> None:
+    tree = ast.parse((ROOT / "lambda" / name / "handler.py").read_text())
+    reads = [
+        function.name
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        and any(ast.unparse(node) in ("os.environ", "os.getenv") for node in ast.walk(function))
+    ]
+
+    assert reads == ["settings"]
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_the_unit_tests_run_with_the_functions_variables(stack: Plan, name: str) -> None:
+    assert set(ENVIRONMENT[name]) == set(variables_of(stack, name))
+
+
+@pytest.fixture(scope="module")
+def zips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The zips that are deployed, built now, by function."""
+    folder = tmp_path_factory.mktemp("zips")
+    package.build(ROOT, folder)
+    return {name: folder / f"{name}.zip" for name in HANDLERS}
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_zip_holds_the_handler_of_this_checkout_and_nothing_else(zips: dict[str, Path], name: str) -> None:
+    with zipfile.ZipFile(zips[name]) as archive:
+        assert archive.namelist() == ["handler.py"]
+        assert archive.read("handler.py") == (ROOT / "lambda" / name / "handler.py").read_bytes()
+
+
+def test_two_builds_are_the_same_bytes(zips: dict[str, Path], tmp_path: Path) -> None:
+    package.build(ROOT, tmp_path)
+
+    for name, path in zips.items():
+        again = tmp_path / f"{name}.zip"
+        assert hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(path.read_bytes()).digest()
+
+
+# Runs without site-packages and without the environment: what is imported comes from the zip, the standard library
+# or the packages that Lambda has, which are linked into a folder of their own.
+IMPORT = """
+import importlib, json, sys
+path, runtime, entry = sys.argv[1:]
+sys.path[:0] = [path]
+sys.path.append(runtime)
+module, _, function = entry.rpartition(".")
+handler = getattr(importlib.import_module(module), function)
+print(json.dumps({"file": sys.modules[module].__file__, "callable": callable(handler),
+                  "parameters": list(handler.__code__.co_varnames[:handler.__code__.co_argcount])}))
+"""
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_zip_runs_with_nothing_but_boto3(stack: Plan, zips: dict[str, Path], tmp_path: Path, name: str) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    for entry in sys.path:
+        for found in (Path(entry, each) for each in RUNTIME_PACKAGES):
+            # six is one file, the others are folders.
+            source = found if found.is_dir() else found.with_suffix(".py")
+            if source.exists() and not (runtime / source.name).exists():
+                (runtime / source.name).symlink_to(source)
+    assert {path.stem for path in runtime.iterdir()} == RUNTIME_PACKAGES
+    entry_point = stack[f"module.lambda_{name}.aws_lambda_function.this"]["handler"]
+
+    command = [sys.executable, "-I", "-S", "-c", IMPORT, str(zips[name]), str(runtime), entry_point]
+    answer = subprocess.run(command, capture_output=True, text=True, env={}, cwd=tmp_path, check=False)
+
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == ""
+    loaded = json.loads(answer.stdout)
+    assert loaded == {"file": f"{zips[name]}/handler.py", "callable": True, "parameters": ["event", "context"]}
