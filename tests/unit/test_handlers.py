@@ -96,6 +96,13 @@ def test_clients_retry_in_the_sdk_and_are_made_once(training: ModuleType, monkey
 
 # --- conditional writes -----------------------------------------------------------------------------
 
+# A record that each handler may write.
+RECORD_KEYS = {
+    "training_orchestrator": "slots/training.json",
+    "model_evaluator": "models/decisions/record.json",
+    "deployment_orchestrator": "models/deployments/record.json",
+}
+
 
 @pytest.mark.parametrize("name", HANDLERS)
 def test_a_conditional_write_that_the_sdk_made_again_is_found_to_be_our_own(
@@ -104,11 +111,11 @@ def test_a_conditional_write_that_the_sdk_made_again_is_found_to_be_our_own(
     record = {"schema": 1, "by": "request", "parts": ("a", 1.5, None)}
 
     def made_before() -> None:
-        world.put("record.json", json.loads(json.dumps(record)))
+        world.put(RECORD_KEYS[name], json.loads(json.dumps(record)))
 
     world.around.interruption = Interruption("PutObject", made_before)
-    etag = handlers[name].put_json(BUCKET, "record.json", record, IfNoneMatch="*")
-    assert etag == world.s3.head_object(Bucket=BUCKET, Key="record.json")["ETag"]
+    etag = handlers[name].put_json(BUCKET, RECORD_KEYS[name], record, IfNoneMatch="*")
+    assert etag == world.s3.head_object(Bucket=BUCKET, Key=RECORD_KEYS[name])["ETag"]
 
 
 @pytest.mark.parametrize("name", HANDLERS)
@@ -116,9 +123,9 @@ def test_a_conditional_write_that_the_sdk_made_again_is_found_to_be_our_own(
 def test_a_condition_that_does_not_hold_is_said(
     handlers: dict[str, ModuleType], world: World, name: str, condition: dict[str, str]
 ) -> None:
-    world.put("record.json", {"by": "somebody else"})
-    assert handlers[name].put_json(BUCKET, "record.json", {"by": "us"}, **condition) is None
-    assert world.record("record.json") == {"by": "somebody else"}
+    world.put(RECORD_KEYS[name], {"by": "somebody else"})
+    assert handlers[name].put_json(BUCKET, RECORD_KEYS[name], {"by": "us"}, **condition) is None
+    assert world.record(RECORD_KEYS[name]) == {"by": "somebody else"}
 
 
 @pytest.mark.parametrize("name", HANDLERS)
@@ -136,8 +143,8 @@ def test_a_conflict_of_writes_is_tried_again_a_few_times_and_then_an_error(
     world.around.interruption = Interruption("PutObject", conflict)
     outcome = contextlib.nullcontext() if written else pytest.raises(ClientError, match="ConditionalRequestConflict")
     with outcome:
-        handlers[name].put_json(BUCKET, "record.json", {}, IfNoneMatch="*")
-    assert (world.keys() == ["record.json"]) == written
+        handlers[name].put_json(BUCKET, RECORD_KEYS[name], {}, IfNoneMatch="*")
+    assert (world.keys() == [RECORD_KEYS[name]]) == written
 
 
 # --- settings ---------------------------------------------------------------------------------------
