@@ -13,6 +13,7 @@ module "s3" {
   bucket_name                       = local.bucket_name
   create_bucket                     = var.create_bucket
   force_destroy                     = var.force_destroy
+  manage_bucket_notification        = var.manage_bucket_notification
   noncurrent_version_retention_days = var.noncurrent_version_retention_days
   partition                         = local.partition
   raw_model_retention_days          = var.raw_model_retention_days

@@ -218,6 +218,16 @@ def test_an_existing_bucket_keeps_its_settings(configuration: Path) -> None:
     assert "aws_s3_bucket" not in answer.stdout
 
 
+def test_an_existing_bucket_sends_its_events_by_terraform_only_when_asked(configuration: Path) -> None:
+    settings = ["-var=create_bucket=false", "-var=bucket_name=shared-bucket", "-var=manage_bucket_notification=true"]
+
+    answer = terraform("plan", "-input=false", "-no-color", *settings, folder=configuration)
+
+    assert answer.returncode == 0, answer.stderr
+    managed = {line.split()[1] for line in answer.stdout.splitlines() if line.startswith("  # module.s3.")}
+    assert managed == {"module.s3.aws_s3_object.training_source", "module.s3.aws_s3_bucket_notification.this[0]"}
+
+
 @pytest.mark.parametrize("name", FUNCTION_VARIABLES)
 def test_a_function_gets_exactly_its_variables(plan: dict[str, Any], name: str) -> None:
     variables = function_of(plan, name)["environment"][0]["variables"]
@@ -279,6 +289,7 @@ def test_rules_match_the_events_of_this_stack(plan: dict[str, Any]) -> None:
             "source": ["aws.sagemaker"],
             "detail-type": ["SageMaker Training Job State Change"],
             "detail": {
+                "OutputDataConfig": {"S3OutputPath": [{"prefix": f"s3://{BUCKET}/"}, {"exists": False}]},
                 "TrainingJobName": [{"prefix": "training-job-"}],
                 "TrainingJobStatus": ["Completed", "Failed", "Stopped"],
             },

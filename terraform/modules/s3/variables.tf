@@ -13,6 +13,11 @@ variable "force_destroy" {
   description = "Whether the bucket may be destroyed with objects in it."
 }
 
+variable "manage_bucket_notification" {
+  type        = bool
+  description = "Whether an existing bucket's notifications are replaced by sending its events to EventBridge."
+}
+
 variable "noncurrent_version_retention_days" {
   type        = number
   description = "Days for which overwritten and deleted versions are kept."
