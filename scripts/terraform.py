@@ -5,6 +5,7 @@
 `init` installs the AWS provider from a mirror on disk where there is one, else from the registry; every command that
 needs an initialised folder is preceded by it. A mirror is looked for in $TF_PLUGIN_MIRROR, then where Terraform looks
 by itself, then below /opt. Whoever has configured provider installation in Terraform's own file is left alone.
+`plan`, `apply` and `destroy` need a region, and refuse another one than that of the stack.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import botocore.session
+from botocore.exceptions import BotoCoreError
+
 ROOT = Path(__file__).resolve().parent.parent
 PROVIDER = Path("registry.terraform.io", "hashicorp", "aws")
 # The same limits as in terraform/versions.tf.
@@ -26,6 +30,7 @@ MINIMUM_TERRAFORM = (1, 9)
 MINIMUM_PROVIDER = (5, 100)
 BELOW_PROVIDER = (7,)
 NO_INIT = frozenset({"fmt", "init", "version"})
+NEEDS_REGION = frozenset({"apply", "destroy", "plan", "refresh"})
 
 
 class TerraformError(Exception):
@@ -130,10 +135,46 @@ def init_arguments(environment: Mapping[str, str], platform: str) -> list[str]:
     return [f"-plugin-dir={mirror}"] if mirror else []
 
 
+def find_region(environment: Mapping[str, str]) -> str:
+    """Return the region that the AWS provider will take: AWS_REGION, AWS_DEFAULT_REGION or the profile's.
+
+    Raises TerraformError when there is none.
+    """
+    try:
+        region = environment.get("AWS_REGION") or botocore.session.Session().get_config_variable("region")
+    except BotoCoreError as error:
+        raise TerraformError(f"your AWS settings cannot be read: {error}") from error
+    if not region:
+        raise TerraformError(
+            "no AWS region is configured, and the stack is made where your AWS settings point. Set one, as in "
+            "`AWS_REGION=eu-west-1 make deploy`, or give your profile one: aws configure set region eu-west-1"
+        )
+    return str(region)
+
+
+def check_region(command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> None:
+    """Refuse to work without a region, or in another one than the stack's: that would make a second stack.
+
+    A folder with a provider block of its own is left alone: the region may be in it.
+    """
+    if any('provider "aws"' in path.read_text() for path in directory.glob("*.tf")):
+        return
+    region = find_region(environment)
+    output = subprocess.run(
+        [*command, "output", "-json"], env={**environment, "TF_CLI_ARGS": ""}, capture_output=True, text=True
+    )
+    stack = json.loads(output.stdout or "{}").get("region_name", {}).get("value", region)
+    if stack != region:
+        raise TerraformError(
+            f"this stack is in {stack}, but your AWS settings say {region}. For this stack: AWS_REGION={stack} make "
+            "deploy. For one in another region, use a Terraform workspace or state of its own."
+        )
+
+
 def run(arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
     """Run one Terraform command in a folder, after `init` where it needs that, and return its exit code.
 
-    Raises TerraformError when terraform is missing or too old, or when `init` fails.
+    Raises TerraformError when terraform is missing or too old, `init` fails, or the region is missing or another.
     """
     environment = clean_environment(environment)
     binary, platform = find_terraform(environment)
@@ -154,6 +195,8 @@ def run(arguments: Sequence[str], directory: Path, environment: Mapping[str, str
         )
         if init.returncode != 0:
             raise TerraformError(f"terraform init failed:\n{init.stdout}{init.stderr}".rstrip())
+    if name in NEEDS_REGION:
+        check_region(command, directory, environment)
     return finish([*command, *arguments], environment)
 
 

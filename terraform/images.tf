@@ -41,8 +41,8 @@ locals {
     us-gov-west-1  = "442386744353"
   }
 
-  image_account  = lookup(local.image_accounts, var.region, "763104351884")
-  image_registry = "${local.image_account}.dkr.ecr.${var.region}.${data.aws_partition.current.dns_suffix}"
+  image_account  = lookup(local.image_accounts, local.region, "763104351884")
+  image_registry = "${local.image_account}.dkr.ecr.${local.region}.${data.aws_partition.current.dns_suffix}"
 
   gpu_instance   = "^ml\\.(g|gr|p)[0-9]"
   training_gpu   = can(regex(local.gpu_instance, var.training_instance_type))

@@ -2,14 +2,21 @@ data "aws_caller_identity" "current" {}
 
 data "aws_partition" "current" {}
 
+data "aws_region" "current" {}
+
 locals {
   account_id = data.aws_caller_identity.current.account_id
   partition  = data.aws_partition.current.partition
+  # Not name, which provider 6 deprecates, nor region, which provider 5 lacks.
+  region = data.aws_region.current.id
 
   # S3 names are global, so the default carries the account and the region.
-  bucket_name = coalesce(var.bucket_name, "atml-models-${local.account_id}-${var.region}")
+  bucket_name = coalesce(var.bucket_name, "atml-models-${local.account_id}-${local.region}")
 
   package_dir = coalesce(var.package_dir, "${path.module}/../build")
+
+  # On everything that takes tags, whether or not the caller's provider has default tags.
+  tags = merge(var.tags, { Project = var.project, Stack = local.bucket_name })
 
   name_bases = {
     approved_rule           = "mlops-approved"

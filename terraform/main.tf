@@ -18,6 +18,7 @@ module "s3" {
   partition                         = local.partition
   raw_model_retention_days          = var.raw_model_retention_days
   snapshot_retention_days           = var.snapshot_retention_days
+  tags                              = local.tags
   training_package                  = "${local.package_dir}/training.tar.gz"
 }
 
@@ -38,9 +39,10 @@ module "iam" {
   model_role_name      = local.names.model_role
   partition            = local.partition
   # ARNs by name: the roles need not wait for the queue, which the provider takes half a minute to call ready.
-  queue_arn          = "arn:${local.partition}:sqs:${var.region}:${local.account_id}:${local.names.failure_queue}"
-  region             = var.region
-  topic_arn          = "arn:${local.partition}:sns:${var.region}:${local.account_id}:${local.names.topic}"
+  queue_arn          = "arn:${local.partition}:sqs:${local.region}:${local.account_id}:${local.names.failure_queue}"
+  region             = local.region
+  tags               = local.tags
+  topic_arn          = "arn:${local.partition}:sns:${local.region}:${local.account_id}:${local.names.topic}"
   training_image     = local.training_image
   training_role_name = local.names.training_role
 }
@@ -57,7 +59,7 @@ module "monitoring" {
   notification_emails        = var.notification_emails
   partition                  = local.partition
   queue_name                 = local.names.failure_queue
-  region                     = var.region
+  region                     = local.region
   rule_names = [
     local.names.approved_rule,
     local.names.endpoint_rule,
@@ -65,6 +67,7 @@ module "monitoring" {
     local.names.training_ended_rule,
     local.names.uploads_rule,
   ]
+  tags       = local.tags
   topic_name = local.names.topic
 }
 
@@ -86,6 +89,7 @@ module "lambda_training_orchestrator" {
   package                      = "${local.package_dir}/training_orchestrator.zip"
   project                      = var.project
   role_arn                     = module.iam.function_role_arns.training_orchestrator
+  tags                         = local.tags
   text_column                  = var.text_column
   timeout_seconds              = local.timeouts.training_orchestrator
   topic_arn                    = module.monitoring.topic_arn
@@ -110,6 +114,7 @@ module "lambda_model_evaluator" {
   package            = "${local.package_dir}/model_evaluator.zip"
   project            = var.project
   role_arn           = module.iam.function_role_arns.model_evaluator
+  tags               = local.tags
   thresholds         = var.thresholds
   timeout_seconds    = local.timeouts.model_evaluator
   topic_arn          = module.monitoring.topic_arn
@@ -136,6 +141,7 @@ module "lambda_deployment_orchestrator" {
   role_arn                   = module.iam.function_role_arns.deployment_orchestrator
   serverless_max_concurrency = var.serverless_max_concurrency
   serverless_memory_mb       = var.serverless_memory_mb
+  tags                       = local.tags
   timeout_seconds            = local.timeouts.deployment_orchestrator
   topic_arn                  = module.monitoring.topic_arn
 }
@@ -168,4 +174,5 @@ module "eventbridge" {
     uploads        = local.names.uploads_rule
   }
   sweep_schedule = var.sweep_schedule
+  tags           = local.tags
 }

@@ -30,7 +30,7 @@ output "project_name" {
 
 output "region_name" {
   description = "AWS region of the stack."
-  value       = var.region
+  value       = local.region
 }
 
 output "rule_names" {

@@ -199,7 +199,7 @@ variable "hub_token_secret_arn" {
   }
 
   validation {
-    condition     = var.hub_token_secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:${var.region}:", var.hub_token_secret_arn))
+    condition     = var.hub_token_secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:${data.aws_region.current.id}:", var.hub_token_secret_arn))
     error_message = "hub_token_secret_arn must be in the stack's region: the training job asks Secrets Manager there."
   }
 }
@@ -232,7 +232,7 @@ variable "inference_image" {
   default     = null
 
   validation {
-    condition     = var.inference_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${var.region}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.inference_image))
+    condition     = var.inference_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${data.aws_region.current.id}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.inference_image))
     error_message = "inference_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker pulls from its own region only."
   }
 }
@@ -418,17 +418,6 @@ variable "raw_model_retention_days" {
   }
 }
 
-variable "region" {
-  type        = string
-  description = "AWS region of the stack."
-  default     = "us-east-1"
-
-  validation {
-    condition     = can(regex("^[a-z]{2,3}(-[a-z]+)+-[0-9]$", var.region))
-    error_message = "region must be an AWS region such as us-east-1."
-  }
-}
-
 variable "serverless_max_concurrency" {
   type        = number
   description = "Requests that a serverless endpoint answers at the same time."
@@ -476,7 +465,7 @@ variable "sweep_schedule" {
 
 variable "tags" {
   type        = map(string)
-  description = "More tags for everything that Terraform creates."
+  description = "More tags for everything that Terraform creates, beside Project and Stack."
   default     = {}
 
   validation {
@@ -543,7 +532,7 @@ variable "training_image" {
   default     = null
 
   validation {
-    condition     = var.training_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${var.region}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.training_image))
+    condition     = var.training_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${data.aws_region.current.id}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.training_image))
     error_message = "training_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker pulls from its own region only."
   }
 }

@@ -184,7 +184,7 @@ def laptop_variables(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises StackError when the packages or the base model are missing.
     """
-    variables: dict[str, Any] = {"bucket_name": BUCKET, "region": REGION}
+    variables: dict[str, Any] = {"bucket_name": BUCKET}
     if "package_dir" not in chosen:
         packages = ROOT / "build"
         if not packages.is_dir():
@@ -247,7 +247,7 @@ def deploy(stack: Stack, variables: Mapping[str, Any], report: Report) -> None:
     folder = state_folder() / "terraform"
     report(stage, "applying the project's Terraform to it, with the real AWS provider")
     shutil.copytree(ROOT / "terraform", folder, ignore=shutil.ignore_patterns(*NOT_CONFIGURATION))
-    (folder / "local_override.tf.json").write_text(json.dumps(provider_override(stack), indent=2))
+    (folder / "provider.tf.json").write_text(json.dumps(local_provider(stack), indent=2))
     (folder / "local.auto.tfvars.json").write_text(json.dumps(variables, indent=2))
     terraform(stack, "apply", "-auto-approve", "-input=false", "-no-color")
     state = json.loads((folder / "terraform.tfstate").read_text())
@@ -256,9 +256,10 @@ def deploy(stack: Stack, variables: Mapping[str, Any], report: Report) -> None:
     report(stage, "")
 
 
-def provider_override(stack: Stack) -> dict[str, Any]:
-    """What a laptop changes in the configuration: where the provider finds AWS, and nothing else."""
+def local_provider(stack: Stack) -> dict[str, Any]:
+    """What a laptop adds to the configuration: where the provider finds AWS, and nothing else."""
     provider = {
+        "region": stack["region"],
         "access_key": stack["account"],
         "secret_key": "test",
         "skip_credentials_validation": True,

@@ -113,7 +113,6 @@ def test_a_chosen_base_model_comes_with_the_default_hyperparameters(
     monkeypatch.setenv("BASE_MODEL", "org/model")
     assert stack.laptop_variables({"package_dir": "/p"}) == {
         "bucket_name": "atml-models-bucket",
-        "region": "us-east-1",
         "package_dir": "/p",
         "base_model": "org/model",
     }
@@ -129,10 +128,11 @@ def test_without_the_packaged_base_model_it_says_what_to_install(monkeypatch: py
 
 
 def test_every_service_of_the_provider_is_the_gateway() -> None:
-    provider = stack.provider_override(record())["provider"]["aws"]
+    provider = stack.local_provider(record())["provider"]["aws"]
     assert set(provider["endpoints"][0].values()) == {"http://127.0.0.1:4566"}
     assert {"s3", "lambda", "events", "sqs", "sns", "iam", "logs", "cloudwatch", "sts"} <= set(provider["endpoints"][0])
     assert provider["s3_use_path_style"] is True
+    assert provider["region"] == "us-east-1"
 
 
 # --- processes ---

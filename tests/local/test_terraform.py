@@ -118,11 +118,12 @@ def configuration(tmp_path_factory: pytest.TempPathFactory, sts_url: str) -> Pat
     for name in PACKAGES:
         (root / "build" / name).write_text(name)
     # Whatever the checkout holds of a person's own stack stays out.
-    private = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars", "backend.tf", "*_override.tf")
+    private = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars", "backend.tf", "provider*.tf")
     folder = root / "terraform"
     shutil.copytree(ROOT / "terraform", folder, ignore=private)
-    (folder / "local_override.tf").write_text(
+    (folder / "provider.tf").write_text(
         f"""provider "aws" {{
+  region                      = "us-east-1"
   access_key                  = "test"
   secret_key                  = "test"
   skip_credentials_validation = true

@@ -86,6 +86,8 @@ resource "aws_cloudwatch_event_rule" "this" {
   description         = each.value.description
   event_pattern       = each.value.pattern == null ? null : jsonencode(each.value.pattern)
   schedule_expression = each.key == "sweep" ? var.sweep_schedule : null
+
+  tags = var.tags
 }
 
 resource "aws_cloudwatch_event_target" "this" {

@@ -37,3 +37,8 @@ variable "sweep_schedule" {
   type        = string
   description = "Schedule expression of the sweep."
 }
+
+variable "tags" {
+  type        = map(string)
+  description = "Tags of every resource that takes them."
+}

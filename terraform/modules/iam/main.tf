@@ -40,6 +40,8 @@ resource "aws_iam_role" "function" {
   name               = var.function_names[each.key]
   description        = "Lambda function ${var.function_names[each.key]}"
   assume_role_policy = data.aws_iam_policy_document.assume_function.json
+
+  tags = var.tags
 }
 
 resource "aws_iam_role_policy" "function" {

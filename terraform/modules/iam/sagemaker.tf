@@ -65,6 +65,8 @@ resource "aws_iam_role" "training" {
   name               = var.training_role_name
   description        = "SageMaker training jobs of ${var.bucket_name}"
   assume_role_policy = data.aws_iam_policy_document.assume_sagemaker.json
+
+  tags = var.tags
 }
 
 resource "aws_iam_role_policy" "training" {
@@ -154,6 +156,8 @@ resource "aws_iam_role" "model" {
   name               = var.model_role_name
   description        = "SageMaker models and endpoints of ${var.bucket_name}"
   assume_role_policy = data.aws_iam_policy_document.assume_sagemaker.json
+
+  tags = var.tags
 }
 
 resource "aws_iam_role_policy" "model" {

@@ -57,6 +57,11 @@ variable "region" {
   description = "AWS region, for ARNs."
 }
 
+variable "tags" {
+  type        = map(string)
+  description = "Tags of every resource that takes them."
+}
+
 variable "topic_arn" {
   type        = string
   description = "ARN of the notification topic."

@@ -88,6 +88,11 @@ variable "serverless_memory_mb" {
   description = "Memory of a serverless endpoint."
 }
 
+variable "tags" {
+  type        = map(string)
+  description = "Tags of every resource that takes them."
+}
+
 variable "timeout_seconds" {
   type        = number
   description = "Time after which Lambda stops the function."

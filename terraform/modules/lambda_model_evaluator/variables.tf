@@ -51,6 +51,11 @@ variable "role_arn" {
   description = "ARN of the function's role."
 }
 
+variable "tags" {
+  type        = map(string)
+  description = "Tags of every resource that takes them."
+}
+
 variable "thresholds" {
   type = map(object({
     max = optional(number)

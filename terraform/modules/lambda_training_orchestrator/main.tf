@@ -1,6 +1,8 @@
 resource "aws_cloudwatch_log_group" "this" {
   name              = "/aws/lambda/${var.name}"
   retention_in_days = var.log_retention_days
+
+  tags = var.tags
 }
 
 resource "aws_lambda_function" "this" {
@@ -46,6 +48,8 @@ resource "aws_lambda_function" "this" {
     # By reference, so that the group is there first: Lambda would make one without a retention.
     log_group = aws_cloudwatch_log_group.this.name
   }
+
+  tags = var.tags
 
   lifecycle {
     precondition {

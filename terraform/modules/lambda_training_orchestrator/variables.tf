@@ -73,6 +73,11 @@ variable "role_arn" {
   description = "ARN of the function's role."
 }
 
+variable "tags" {
+  type        = map(string)
+  description = "Tags of every resource that takes them."
+}
+
 variable "text_column" {
   type        = string
   description = "CSV column that holds the text."

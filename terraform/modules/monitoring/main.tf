@@ -30,6 +30,8 @@ locals {
 resource "aws_sns_topic" "this" {
   name         = var.topic_name
   display_name = "ML training pipeline"
+
+  tags = var.tags
 }
 
 data "aws_iam_policy_document" "topic" {
@@ -146,6 +148,8 @@ resource "aws_sqs_queue" "failures" {
   policy                     = data.aws_iam_policy_document.queue.json
   sqs_managed_sse_enabled    = true
   visibility_timeout_seconds = 60
+
+  tags = var.tags
 }
 
 resource "aws_cloudwatch_metric_alarm" "failures" {
@@ -161,6 +165,8 @@ resource "aws_cloudwatch_metric_alarm" "failures" {
   comparison_operator = "GreaterThanThreshold"
   treat_missing_data  = "notBreaching"
   alarm_actions       = [aws_sns_topic.this.arn]
+
+  tags = var.tags
 }
 
 resource "aws_cloudwatch_metric_alarm" "errors" {
@@ -178,6 +184,8 @@ resource "aws_cloudwatch_metric_alarm" "errors" {
   comparison_operator = "GreaterThanThreshold"
   treat_missing_data  = "notBreaching"
   alarm_actions       = [aws_sns_topic.this.arn]
+
+  tags = var.tags
 }
 
 resource "aws_cloudwatch_metric_alarm" "throttles" {
@@ -195,6 +203,8 @@ resource "aws_cloudwatch_metric_alarm" "throttles" {
   comparison_operator = "GreaterThanThreshold"
   treat_missing_data  = "notBreaching"
   alarm_actions       = [aws_sns_topic.this.arn]
+
+  tags = var.tags
 }
 
 resource "aws_cloudwatch_metric_alarm" "duration" {
@@ -212,6 +222,8 @@ resource "aws_cloudwatch_metric_alarm" "duration" {
   comparison_operator = "GreaterThanThreshold"
   treat_missing_data  = "notBreaching"
   alarm_actions       = [aws_sns_topic.this.arn]
+
+  tags = var.tags
 }
 
 # The deployment orchestrator names them in every update: one that goes off while traffic moves rolls the update back.
@@ -230,4 +242,6 @@ resource "aws_cloudwatch_metric_alarm" "endpoint" {
   comparison_operator = "GreaterThanThreshold"
   treat_missing_data  = "notBreaching"
   alarm_actions       = [aws_sns_topic.this.arn]
+
+  tags = var.tags
 }

@@ -46,6 +46,11 @@ variable "rule_names" {
   description = "EventBridge rules that may send to the queue."
 }
 
+variable "tags" {
+  type        = map(string)
+  description = "Tags of every resource that takes them."
+}
+
 variable "topic_name" {
   type        = string
   description = "Name of the notification topic."

@@ -9,6 +9,8 @@ resource "aws_s3_bucket" "this" {
 
   bucket        = var.bucket_name
   force_destroy = var.force_destroy
+
+  tags = var.tags
 }
 
 resource "aws_s3_bucket_public_access_block" "this" {

@@ -38,6 +38,11 @@ variable "snapshot_retention_days" {
   description = "Days for which data/snapshots/ is kept."
 }
 
+variable "tags" {
+  type        = map(string)
+  description = "Tags of every resource that takes them."
+}
+
 variable "training_package" {
   type        = string
   description = "Path of training.tar.gz."
