@@ -481,9 +481,7 @@ def pause(target: Target, by: Callable[[], str], yes: bool, stop_jobs: bool) -> 
     return 1 if busy else 0
 
 
-def note_pause(
-    target: Target, record: Record | None, to_delete: list[dict[str, Any]], by: Callable[[], str]
-) -> None:
+def note_pause(target: Target, record: Record | None, to_delete: list[dict[str, Any]], by: Callable[[], str]) -> None:
     """Write down that the pipeline is paused, and which endpoints resume is to bring back. Raises Changed."""
     live = {endpoint["name"]: endpoint for endpoint in (record.data["endpoints"] if record else [])}
     for endpoint in to_delete:

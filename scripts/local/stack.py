@@ -121,9 +121,7 @@ def environment(stack: Stack) -> dict[str, str]:
     }
 
 
-def up(
-    report: Report | None = None, variables: Mapping[str, Any] | None = None, beside: Stack | None = None
-) -> Stack:
+def up(report: Report | None = None, variables: Mapping[str, Any] | None = None, beside: Stack | None = None) -> Stack:
     """Starts the local AWS, deploys to it, and returns the stack, which runs until `down`.
 
     `variables` are Terraform variables instead of the laptop's own. The base model is $BASE_MODEL, a Hub id or a
