@@ -357,7 +357,9 @@ class Destroy:
             print("destroyed, with all data")
         else:
             print(f"destroyed; kept: {self.target.bucket}, {contents(self.target)}")
-            if self.own_bucket:
+            if self.target.environment:
+                print("make local-down forgets it")
+            elif self.own_bucket:
                 print(
                     "make deploy takes it up again, and make resume then brings back what was live; "
                     "make destroy DATA=delete deletes it, too"
