@@ -295,6 +295,32 @@ def test_the_plan_of_a_small_change_touches_exactly_that(
     assert changes[address]["changed"] - incidental == {attribute}
 
 
+def test_the_state_moves_to_s3_by_the_example_and_is_locked_there(first: Deployment) -> None:
+    s3 = first.target.client("s3")
+    s3.create_bucket(Bucket="my-team-terraform-state")
+    resources = first.terraform("state", "list")
+    backend = first.folder / "terraform" / "backend.tf"
+    local = f"""
+    endpoints                   = {{ s3 = "{first.target.environment["AWS_ENDPOINT_URL"]}" }}
+    skip_credentials_validation = true
+    skip_requesting_account_id  = true
+    use_path_style              = true
+    use_lockfile"""
+    example = (package.ROOT / "terraform" / "backend.tf.example").read_text()
+    backend.write_text(example.replace("    use_lockfile", local))
+    first.terraform("init", "-migrate-state", "-force-copy", "-input=false")
+    assert first.terraform("state", "list") == resources
+    s3.put_object(Bucket="my-team-terraform-state", Key="atml/terraform.tfstate.tflock", Body=b'{"ID": "somebody"}')
+    with pytest.raises(AssertionError, match="Error acquiring the state lock"):
+        first.plan()
+    s3.delete_object(Bucket="my-team-terraform-state", Key="atml/terraform.tfstate.tflock")
+    backend.unlink()
+    first.terraform("init", "-migrate-state", "-force-copy", "-input=false")
+    assert first.terraform("state", "list") == resources
+    s3.delete_object(Bucket="my-team-terraform-state", Key="atml/terraform.tfstate")
+    s3.delete_bucket(Bucket="my-team-terraform-state")
+
+
 # --- two stacks -------------------------------------------------------------------------------------
 
 
