@@ -133,8 +133,19 @@ terraform: .venv/.tools package
 	@$(RUN) scripts/terraform.py fmt -check -recursive -diff
 	@$(RUN) scripts/terraform.py validate
 
+# checkov's dependencies clash with those of the tools, so it has an environment of its own.
+.checkov/.installed: scripts/requirements-security.txt
+	@echo "installing checkov into .checkov"
+	@$(PYTHON) -m venv .checkov
+	@.checkov/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.PHONY: security
+security: .venv/.tools .checkov/.installed ## Scan terraform/ for insecure settings; every exception says why
+	@$(RUN) scripts/security.py
+
 .PHONY: check
-check: lint terraform test ## Everything that CI checks: lint, types, Terraform, tests
+check: lint terraform security test ## Everything that CI checks: lint, types, Terraform, security, tests
 
 .PHONY: clean
 clean: local-down ## Remove what the commands made, but for .venv

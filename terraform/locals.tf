@@ -41,6 +41,10 @@ locals {
     key => length(name) <= 64 ? name : "${substr(name, 0, 55)}-${substr(md5(name), 0, 8)}"
   }
 
+  # By name: roles and the key's policy need not wait for the queue, which the provider takes half a minute to call ready.
+  queue_arn = "arn:${local.partition}:sqs:${local.region}:${local.account_id}:${local.names.failure_queue}"
+  topic_arn = "arn:${local.partition}:sns:${local.region}:${local.account_id}:${local.names.topic}"
+
   # Endpoints with alarms: {model: endpoint}. Serverless ones take no deployment settings.
   alarmed_endpoints = {
     for model in toset(var.deployment_alarm_models) :

@@ -13,6 +13,7 @@ module "s3" {
   bucket_name                       = local.bucket_name
   create_bucket                     = var.create_bucket
   force_destroy                     = var.force_destroy
+  kms_key_arn                       = var.kms_key_arn
   manage_bucket_notification        = var.manage_bucket_notification
   noncurrent_version_retention_days = var.noncurrent_version_retention_days
   partition                         = local.partition
@@ -36,15 +37,15 @@ module "iam" {
   }
   hub_token_secret_arn = var.hub_token_secret_arn
   inference_image      = local.inference_image
+  kms_key_arn          = var.kms_key_arn
   model_role_name      = local.names.model_role
   partition            = local.partition
-  # ARNs by name: the roles need not wait for the queue, which the provider takes half a minute to call ready.
-  queue_arn          = "arn:${local.partition}:sqs:${local.region}:${local.account_id}:${local.names.failure_queue}"
-  region             = local.region
-  tags               = local.tags
-  topic_arn          = "arn:${local.partition}:sns:${local.region}:${local.account_id}:${local.names.topic}"
-  training_image     = local.training_image
-  training_role_name = local.names.training_role
+  queue_arn            = local.queue_arn
+  region               = local.region
+  tags                 = local.tags
+  topic_arn            = local.topic_arn
+  training_image       = local.training_image
+  training_role_name   = local.names.training_role
 }
 
 module "monitoring" {
@@ -55,6 +56,7 @@ module "monitoring" {
   functions = {
     for key, timeout in local.timeouts : key => { name = local.names[key], timeout_seconds = timeout }
   }
+  kms_key_arn                = var.kms_key_arn
   latency_alarm_milliseconds = var.latency_alarm_milliseconds
   notification_emails        = var.notification_emails
   partition                  = local.partition
@@ -80,6 +82,7 @@ module "lambda_training_orchestrator" {
   failure_queue_arn            = module.monitoring.queue_arn
   hub_token_secret_arn         = var.hub_token_secret_arn
   hyperparameters              = local.hyperparameters
+  kms_key_arn                  = var.kms_key_arn
   label_column                 = var.label_column
   log_level                    = var.log_level
   log_retention_days           = var.log_retention_days
@@ -107,6 +110,7 @@ module "lambda_model_evaluator" {
   bucket_name        = local.bucket_name
   champion_margin    = var.champion_margin
   failure_queue_arn  = module.monitoring.queue_arn
+  kms_key_arn        = var.kms_key_arn
   log_level          = var.log_level
   log_retention_days = var.log_retention_days
   model_thresholds   = var.model_thresholds
@@ -132,6 +136,7 @@ module "lambda_deployment_orchestrator" {
   failure_queue_arn          = module.monitoring.queue_arn
   inference_image            = local.inference_image
   keep_models                = var.keep_models
+  kms_key_arn                = var.kms_key_arn
   log_level                  = var.log_level
   log_retention_days         = var.log_retention_days
   model_role_arn             = module.iam.model_role_arn

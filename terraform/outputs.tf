@@ -18,6 +18,11 @@ output "failure_queue_url" {
   value       = module.monitoring.queue_url
 }
 
+output "kms_key_policy" {
+  description = "Policy for a KMS key that is given as kms_key_arn, as JSON."
+  value       = data.aws_iam_policy_document.kms_key.json
+}
+
 output "model_evaluator_name" {
   description = "Name of the model evaluator function."
   value       = module.lambda_model_evaluator.function_name

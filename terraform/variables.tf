@@ -248,6 +248,22 @@ variable "keep_models" {
   }
 }
 
+variable "kms_key_arn" {
+  type        = string
+  description = "Own KMS key for the bucket, the topic, the queue, the functions' logs and what training writes. Its policy must hold what the output kms_key_policy says. null: AWS's own keys."
+  default     = null
+
+  validation {
+    condition     = var.kms_key_arn == null || can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$", var.kms_key_arn))
+    error_message = "kms_key_arn must be the ARN of a KMS key (arn:aws:kms:<region>:<account>:key/<id>), not an alias."
+  }
+
+  validation {
+    condition     = var.kms_key_arn == null || can(regex("^arn:[a-z-]+:kms:${data.aws_region.current.id}:", var.kms_key_arn))
+    error_message = "kms_key_arn must be in the stack's region."
+  }
+}
+
 variable "label_column" {
   type        = string
   description = "CSV column that holds the label."

@@ -157,6 +157,7 @@ class Settings:
     text_column: str
     label_column: str
     hub_token_secret_arn: str
+    kms_key_arn: str
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -185,6 +186,7 @@ class Settings:
             text_column=required(env, "TEXT_COLUMN"),
             label_column=required(env, "LABEL_COLUMN"),
             hub_token_secret_arn=optional(env, "HUB_TOKEN_SECRET_ARN"),
+            kms_key_arn=optional(env, "KMS_KEY_ARN"),
         )
 
 
@@ -644,7 +646,9 @@ def training_job_request(
             "sagemaker_container_log_level": "20",
         },
         "InputDataConfig": channels,
-        "OutputDataConfig": {"S3OutputPath": f"s3://{config.bucket}/{RAW_MODEL_PREFIX}"},
+        # Without a key, SageMaker takes the account's default key of S3, not the bucket's.
+        "OutputDataConfig": {"S3OutputPath": f"s3://{config.bucket}/{RAW_MODEL_PREFIX}"}
+        | ({"KmsKeyId": config.kms_key_arn} if config.kms_key_arn else {}),
         "ResourceConfig": {
             "InstanceType": config.training_instance_type,
             "InstanceCount": 1,

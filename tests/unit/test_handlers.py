@@ -15,7 +15,7 @@ from world import BUCKET, ENVIRONMENT, HANDLERS, ROOT
 
 # The parts that each handler has of its own.
 OWN = {"Settings", "handle", "lambda_handler", "start", "sweep", "tell"}
-MAY_BE_EMPTY = {"BASE_MODEL_REVISION", "HUB_TOKEN_SECRET_ARN"}
+MAY_BE_EMPTY = {"BASE_MODEL_REVISION", "HUB_TOKEN_SECRET_ARN", "KMS_KEY_ARN"}
 NUMBERS = {
     "TRAINING_VOLUME_GB",
     "TRAINING_MAX_RUNTIME_SECONDS",

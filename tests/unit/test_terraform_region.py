@@ -29,7 +29,7 @@ def make_terraform(folder: Path, outputs: dict[str, object]) -> list[str]:
 
 @pytest.mark.usefixtures("no_settings")
 def test_without_a_region_it_says_how_to_set_one() -> None:
-    with pytest.raises(terraform.TerraformError, match="no AWS region is configured.*AWS_REGION=.* make deploy"):
+    with pytest.raises(terraform.TerraformError, match=r"no AWS region is configured.*AWS_REGION=.* make deploy"):
         terraform.find_region({})
 
 

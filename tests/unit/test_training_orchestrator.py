@@ -362,6 +362,16 @@ def test_the_job_request_is_what_the_training_program_is_promised(
     }
 
 
+def test_with_an_own_key_the_model_is_written_under_it(
+    run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    monkeypatch.setenv("KMS_KEY_ARN", key)
+    run(world.upload("data/train/x.csv"))
+    (job,) = world.sagemaker.jobs.values()
+    assert job["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/models/raw/", "KmsKeyId": key}
+
+
 def test_a_base_model_in_s3_becomes_a_channel(
     run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

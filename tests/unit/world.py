@@ -54,6 +54,7 @@ ENVIRONMENT = {
         "TEXT_COLUMN": "text",
         "LABEL_COLUMN": "label",
         "HUB_TOKEN_SECRET_ARN": "",
+        "KMS_KEY_ARN": "",
     },
     "model_evaluator": COMMON
     | {

@@ -7,6 +7,10 @@ locals {
     for prefix in ["${var.endpoint_name}/", "${var.endpoint_name}-"] :
     "arn:${var.partition}:cloudwatch:${var.region}:${var.account_id}:alarm:${prefix}*"
   ]
+  # Which services the functions reach the key through.
+  dns_suffix   = var.partition == "aws-cn" ? "amazonaws.com.cn" : "amazonaws.com"
+  kms_services = { for service in ["s3", "sns", "sqs"] : service => "${service}.${var.region}.${local.dns_suffix}" }
+
   logs_prefix = "arn:${var.partition}:logs:${var.region}:${var.account_id}:log-group"
 
   # By name, so that the policies can be read in the plan.
@@ -79,6 +83,23 @@ data "aws_iam_policy_document" "common" {
     sid       = "TellMissingFromForbidden"
     actions   = ["s3:ListBucket"]
     resources = [local.bucket_arn]
+  }
+
+  # Reading and writing objects, publishing, and the failure destination.
+  dynamic "statement" {
+    for_each = var.kms_key_arn[*]
+
+    content {
+      sid       = "UseKey"
+      actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
+      resources = [statement.value]
+
+      condition {
+        test     = "StringEquals"
+        variable = "kms:ViaService"
+        values   = values(local.kms_services)
+      }
+    }
   }
 }
 

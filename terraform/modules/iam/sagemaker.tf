@@ -150,6 +150,34 @@ data "aws_iam_policy_document" "training" {
       resources = [var.hub_token_secret_arn]
     }
   }
+
+  dynamic "statement" {
+    for_each = var.kms_key_arn[*]
+
+    content {
+      sid       = "UseKey"
+      actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
+      resources = [statement.value]
+
+      condition {
+        test     = "StringEquals"
+        variable = "kms:ViaService"
+        values   = [local.kms_services.s3]
+      }
+    }
+  }
+
+  # What CreateTrainingJob asks of the role beside it, without saying through which service it is used:
+  # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_OutputDataConfig.html
+  dynamic "statement" {
+    for_each = var.kms_key_arn[*]
+
+    content {
+      sid       = "EncryptModel"
+      actions   = ["kms:Encrypt"]
+      resources = [statement.value]
+    }
+  }
 }
 
 resource "aws_iam_role" "model" {
@@ -190,5 +218,21 @@ data "aws_iam_policy_document" "model" {
       "${local.logs_prefix}:/aws/sagemaker/Endpoints/${var.endpoint_name}:*",
       "${local.logs_prefix}:/aws/sagemaker/Endpoints/${var.endpoint_name}-*",
     ]
+  }
+
+  dynamic "statement" {
+    for_each = var.kms_key_arn[*]
+
+    content {
+      sid       = "UseKey"
+      actions   = ["kms:Decrypt"]
+      resources = [statement.value]
+
+      condition {
+        test     = "StringEquals"
+        variable = "kms:ViaService"
+        values   = [local.kms_services.s3]
+      }
+    }
   }
 }

@@ -37,6 +37,11 @@ variable "inference_image" {
   description = "Image behind the endpoints, in ECR."
 }
 
+variable "kms_key_arn" {
+  type        = string
+  description = "Key that the roles may use for the stack's data, or null."
+}
+
 variable "model_role_name" {
   type        = string
   description = "Name of the role of models and endpoints."

@@ -43,6 +43,11 @@ variable "keep_models" {
   description = "Confirmed models of an endpoint that are not cleaned up."
 }
 
+variable "kms_key_arn" {
+  type        = string
+  description = "Key of the function's log, or null for AWS's own."
+}
+
 variable "log_level" {
   type        = string
   description = "Level of the function's own log records."

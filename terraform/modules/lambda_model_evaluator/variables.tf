@@ -13,6 +13,11 @@ variable "failure_queue_arn" {
   description = "Queue for events that still fail after the retries."
 }
 
+variable "kms_key_arn" {
+  type        = string
+  description = "Key of the function's log, or null for AWS's own."
+}
+
 variable "log_level" {
   type        = string
   description = "Level of the function's own log records."

@@ -28,6 +28,11 @@ variable "hyperparameters" {
   description = "Arguments of the training program."
 }
 
+variable "kms_key_arn" {
+  type        = string
+  description = "Key of the function's log and of what training writes, or null for AWS's own."
+}
+
 variable "label_column" {
   type        = string
   description = "CSV column that holds the label."

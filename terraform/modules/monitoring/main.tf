@@ -25,11 +25,12 @@ locals {
   ]...)
 }
 
-# Not encrypted with alias/aws/sns: CloudWatch alarms cannot use that key, and its policy cannot be changed. The messages
+# Without a key of your own not encrypted: alias/aws/sns would not do, since CloudWatch alarms cannot use that key, and its policy cannot be changed. The messages
 # hold names and numbers, never rows of data, and leave as plain email.
 resource "aws_sns_topic" "this" {
-  name         = var.topic_name
-  display_name = "ML training pipeline"
+  name              = var.topic_name
+  display_name      = "ML training pipeline"
+  kms_master_key_id = var.kms_key_arn
 
   tags = var.tags
 }
@@ -146,7 +147,8 @@ resource "aws_sqs_queue" "failures" {
   name                       = var.queue_name
   message_retention_seconds  = 1209600 # 14 days, the most that SQS keeps
   policy                     = data.aws_iam_policy_document.queue.json
-  sqs_managed_sse_enabled    = true
+  kms_master_key_id          = var.kms_key_arn
+  sqs_managed_sse_enabled    = var.kms_key_arn == null ? true : null
   visibility_timeout_seconds = 60
 
   tags = var.tags

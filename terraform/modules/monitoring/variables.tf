@@ -16,6 +16,11 @@ variable "functions" {
   description = "The functions to watch."
 }
 
+variable "kms_key_arn" {
+  type        = string
+  description = "Key of the topic and the queue, or null for none and SQS's own."
+}
+
 variable "latency_alarm_milliseconds" {
   type        = number
   description = "Average latency of an endpoint above which its alarm goes off."

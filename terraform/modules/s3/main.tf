@@ -5,6 +5,8 @@ locals {
 }
 
 resource "aws_s3_bucket" "this" {
+  #checkov:skip=CKV_AWS_18: who read what is a matter of the account's CloudTrail; a bucket of logs per stack would be one more to guard
+  #checkov:skip=CKV_AWS_144: old versions are kept, and models can be trained again; a copy in another region is for the data's owner to decide
   count = var.create_bucket ? 1 : 0
 
   bucket        = var.bucket_name
@@ -39,8 +41,12 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "this" {
   bucket = aws_s3_bucket.this[0].id
 
   rule {
+    # One call to KMS for many objects, not one for each.
+    bucket_key_enabled = var.kms_key_arn == null ? null : true
+
     apply_server_side_encryption_by_default {
-      sse_algorithm = "AES256"
+      kms_master_key_id = var.kms_key_arn
+      sse_algorithm     = var.kms_key_arn == null ? "AES256" : "aws:kms"
     }
   }
 }

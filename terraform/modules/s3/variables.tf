@@ -13,6 +13,11 @@ variable "force_destroy" {
   description = "Whether the bucket may be destroyed with objects in it."
 }
 
+variable "kms_key_arn" {
+  type        = string
+  description = "Key of the bucket, or null for S3's own."
+}
+
 variable "manage_bucket_notification" {
   type        = bool
   description = "Whether an existing bucket's notifications are replaced by sending its events to EventBridge."
