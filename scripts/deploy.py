@@ -47,16 +47,17 @@ class Plan:
 
 def read_plan(directory: Path, environment: Mapping[str, str]) -> Plan:
     """Ask Terraform for its variables, wherever they come from. Raises Refused when it does not tell."""
-    command = [sys.executable, terraform.__file__, "--dir", str(directory)]
-    answer = subprocess.run(
-        [*command, "console"], input=ASKED, env=environment, capture_output=True, text=True, check=False
-    )
-    if answer.returncode != 0:
-        raise Refused(f"terraform console failed:\n{answer.stderr.strip()}")
-    asked = json.loads(json.loads(answer.stdout))
-    # Without a state, it fails: then nothing is managed.
-    listing = subprocess.run([*command, "state", "list"], env=environment, capture_output=True, text=True, check=False)
-    return Plan(asked["bucket"], asked["create"], asked["notify"], frozenset(listing.stdout.split("\n")))
+    console = [sys.executable, terraform.__file__, "--dir", str(directory), "console"]
+    answer = subprocess.run(console, input=ASKED, env=environment, capture_output=True, text=True, check=False)
+    try:
+        asked = json.loads(json.loads(answer.stdout))
+    except ValueError:
+        raise Refused(f"terraform does not tell its variables:\n{answer.stderr.strip()}") from None
+    # The console has initialised the folder. Without a state, this fails: then nothing is managed.
+    environment = terraform.clean_environment(environment)
+    state = [terraform.find_terraform(environment)[0], f"-chdir={directory}", "state", "list"]
+    listing = subprocess.run(state, env=environment, capture_output=True, text=True, check=False)
+    return Plan(asked["bucket"], asked["create"], asked["notify"], frozenset(listing.stdout.split()))
 
 
 def other_notifications(s3: Any, bucket: str) -> dict[str, Any]:

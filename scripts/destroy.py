@@ -111,9 +111,12 @@ def find(where: str) -> Target:
     try:
         return pipeline.connect(where)
     except NothingDeployed:
-        target = Target("AWS", boto3.Session(), {}, {})
+        target = Target("AWS", boto3.Session(region_name=os.environ.get("AWS_REGION")), {}, {})
+    try:
         names = [item["values"]["bucket"] for item in managed(target).values() if "bucket" in item["values"]]
-        return Target("AWS", target.session, {}, {"bucket_name": names[0]} if names else {})
+    except Unfinished as error:
+        raise UsageError(str(error)) from error
+    return Target(target.where, target.session, {}, {"bucket_name": names[0]} if names else {})
 
 
 # --- what there is ----------------------------------------------------------------------------------

@@ -327,7 +327,7 @@ def test_a_state_without_outputs_is_destroyed_to_its_end(
 
     monkeypatch.setattr(pipeline, "connect", connect)
     monkeypatch.setattr(
-        destroy.boto3, "Session", lambda: SimpleNamespace(client=lambda name, **_: shell.target.client(name))
+        destroy.boto3, "Session", lambda **_: SimpleNamespace(client=lambda name, **_: shell.target.client(name))
     )
     assert run("--data", "delete") == 0
     assert not bucket_exists(shell)
