@@ -131,7 +131,7 @@ lint: .venv/.tools
 .PHONY: terraform
 terraform: .venv/.tools package
 	@$(RUN) scripts/terraform.py fmt -check -recursive -diff
-	@$(RUN) scripts/terraform.py validate
+	@$(RUN) scripts/terraform_check.py
 
 # checkov's dependencies clash with those of the tools, so it has an environment of its own.
 .checkov/.installed: scripts/requirements-security.txt

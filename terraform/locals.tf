@@ -7,8 +7,8 @@ data "aws_region" "current" {}
 locals {
   account_id = data.aws_caller_identity.current.account_id
   partition  = data.aws_partition.current.partition
-  # Not name, which provider 6 deprecates, nor region, which provider 5 lacks.
-  region = data.aws_region.current.id
+  # From ec2.<region>.<suffix>: provider 6 deprecates id and name, and provider 5 lacks region.
+  region = split(".", data.aws_region.current.endpoint)[1]
 
   # S3 names are global, so the default carries the account and the region.
   bucket_name = coalesce(var.bucket_name, "atml-models-${local.account_id}-${local.region}")

@@ -199,7 +199,7 @@ variable "hub_token_secret_arn" {
   }
 
   validation {
-    condition     = var.hub_token_secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:${data.aws_region.current.id}:", var.hub_token_secret_arn))
+    condition     = var.hub_token_secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:${local.region}:", var.hub_token_secret_arn))
     error_message = "hub_token_secret_arn must be in the stack's region: the training job asks Secrets Manager there."
   }
 }
@@ -232,7 +232,7 @@ variable "inference_image" {
   default     = null
 
   validation {
-    condition     = var.inference_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${data.aws_region.current.id}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.inference_image))
+    condition     = var.inference_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${local.region}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.inference_image))
     error_message = "inference_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker pulls from its own region only."
   }
 }
@@ -259,7 +259,7 @@ variable "kms_key_arn" {
   }
 
   validation {
-    condition     = var.kms_key_arn == null || can(regex("^arn:[a-z-]+:kms:${data.aws_region.current.id}:", var.kms_key_arn))
+    condition     = var.kms_key_arn == null || can(regex("^arn:[a-z-]+:kms:${local.region}:", var.kms_key_arn))
     error_message = "kms_key_arn must be in the stack's region."
   }
 }
@@ -548,7 +548,7 @@ variable "training_image" {
   default     = null
 
   validation {
-    condition     = var.training_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${data.aws_region.current.id}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.training_image))
+    condition     = var.training_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${local.region}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.training_image))
     error_message = "training_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker pulls from its own region only."
   }
 }

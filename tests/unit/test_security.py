@@ -22,7 +22,7 @@ def check(result: str, **more: Any) -> dict[str, Any]:
 
 def report(**checks: list[Any]) -> dict[str, Any]:
     kinds = ("passed_checks", "failed_checks", "skipped_checks", "parsing_errors")
-    return {"results": dict.fromkeys(kinds, []) | {"passed_checks": [check("PASSED")]} | checks}
+    return {"results": {kind: [] for kind in kinds} | {"passed_checks": [check("PASSED")]} | checks}
 
 
 def test_exceptions_are_counted_by_reason() -> None:

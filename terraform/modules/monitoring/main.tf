@@ -25,8 +25,8 @@ locals {
   ]...)
 }
 
-# Without a key of your own not encrypted: alias/aws/sns would not do, since CloudWatch alarms cannot use that key, and its policy cannot be changed. The messages
-# hold names and numbers, never rows of data, and leave as plain email.
+# Without a key of one's own it is not encrypted: CloudWatch alarms cannot use alias/aws/sns, and its policy cannot be
+# changed. The messages hold names and numbers, never rows of data, and leave as plain email.
 resource "aws_sns_topic" "this" {
   name              = var.topic_name
   display_name      = "ML training pipeline"

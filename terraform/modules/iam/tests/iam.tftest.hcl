@@ -1,0 +1,225 @@
+provider "aws" {
+  region                      = "eu-west-1"
+  access_key                  = "test"
+  secret_key                  = "test"
+  skip_credentials_validation = true
+  skip_metadata_api_check     = true
+  skip_requesting_account_id  = true
+}
+
+variables {
+  account_id    = "111122223333"
+  base_model    = "org/name"
+  bucket_name   = "team-models"
+  endpoint_name = "reviews"
+  function_names = {
+    deployment_orchestrator = "deployer"
+    model_evaluator         = "evaluator"
+    training_orchestrator   = "trainer"
+  }
+  hub_token_secret_arn = null
+  inference_image      = "763104351884.dkr.ecr.eu-west-1.amazonaws.com/serve:1.0-cpu"
+  kms_key_arn          = null
+  model_role_name      = "model"
+  partition            = "aws"
+  queue_arn            = "arn:aws:sqs:eu-west-1:111122223333:failures"
+  region               = "eu-west-1"
+  tags                 = { Project = "p", Stack = "team-models" }
+  topic_arn            = "arn:aws:sns:eu-west-1:111122223333:topic"
+  training_image       = "111122223333.dkr.ecr.eu-west-1.amazonaws.com/ours/train@sha256:${join("", [for i in range(64) : "0"])}"
+  training_role_name   = "training"
+}
+
+# What each statement allows is proven against the calls that the functions make (tests/); here is what must never be.
+run "no_role_reaches_beyond_the_stack" {
+  command = plan
+
+  assert {
+    condition = alltrue([
+      for role in aws_iam_role.function : jsondecode(role.assume_role_policy).Statement == [{
+        Effect    = "Allow"
+        Action    = "sts:AssumeRole"
+        Principal = { Service = "lambda.amazonaws.com" }
+      }]
+    ])
+    error_message = "Only Lambda takes a function's role."
+  }
+
+  assert {
+    condition = alltrue([
+      for role in [aws_iam_role.training, aws_iam_role.model] : jsondecode(role.assume_role_policy).Statement == [{
+        Effect    = "Allow"
+        Action    = "sts:AssumeRole"
+        Principal = { Service = "sagemaker.amazonaws.com" }
+        Condition = { StringEquals = { "aws:SourceAccount" = "111122223333" } }
+      }]
+    ])
+    error_message = "Only SageMaker, for this account, takes the roles of jobs and models."
+  }
+
+  assert {
+    condition = alltrue(flatten([
+      for policy in concat(values(aws_iam_role_policy.function), [aws_iam_role_policy.training, aws_iam_role_policy.model]) : [
+        for statement in jsondecode(policy.policy).Statement :
+        statement.Effect == "Allow" && alltrue([for action in flatten([statement.Action]) : !strcontains(action, "*")])
+      ]
+    ]))
+    error_message = "Every action is named."
+  }
+
+  # ECR's token and CloudWatch's metrics have no resources of their own.
+  assert {
+    condition = toset(flatten([
+      for policy in concat(values(aws_iam_role_policy.function), [aws_iam_role_policy.training, aws_iam_role_policy.model]) : [
+        for statement in jsondecode(policy.policy).Statement : statement.Action if contains(flatten([statement.Resource]), "*")
+      ]
+    ])) == toset(["cloudwatch:PutMetricData", "ecr:GetAuthorizationToken"])
+    error_message = "Every resource is named, but for the two actions that AWS knows no resource for."
+  }
+
+  assert {
+    condition = alltrue(flatten([
+      for policy in concat(values(aws_iam_role_policy.function), [aws_iam_role_policy.training, aws_iam_role_policy.model]) : [
+        for statement in jsondecode(policy.policy).Statement : [
+          for resource in flatten([statement.Resource]) :
+          resource == "arn:aws:s3:::team-models" || startswith(resource, "arn:aws:s3:::team-models/")
+        ] if anytrue([for action in flatten([statement.Action]) : startswith(action, "s3:")])
+      ]
+    ]))
+    error_message = "Only the stack's own bucket is reached."
+  }
+
+  assert {
+    condition = !anytrue(flatten([
+      for policy in concat(values(aws_iam_role_policy.function), [aws_iam_role_policy.training, aws_iam_role_policy.model]) : [
+        for statement in jsondecode(policy.policy).Statement : contains(flatten([statement.Resource]), "arn:aws:s3:::team-models/*")
+      ]
+    ]))
+    error_message = "Nobody reaches the whole bucket: every object permission has its prefix."
+  }
+
+  assert {
+    condition = merge([
+      for function, policy in aws_iam_role_policy.function : {
+        for statement in jsondecode(policy.policy).Statement : function => [statement.Action, statement.Resource, jsonencode(statement.Condition)]
+        if contains(flatten([statement.Action]), "iam:PassRole")
+      }
+      ]...) == {
+      deployment_orchestrator = ["iam:PassRole", "arn:aws:iam::111122223333:role/model", jsonencode({ StringEquals = { "iam:PassedToService" = "sagemaker.amazonaws.com" } })]
+      training_orchestrator   = ["iam:PassRole", "arn:aws:iam::111122223333:role/training", jsonencode({ StringEquals = { "iam:PassedToService" = "sagemaker.amazonaws.com" } })]
+    }
+    error_message = "Each function passes the one role that it needs, to SageMaker alone."
+  }
+
+  assert {
+    condition = {
+      for role, policy in { model = aws_iam_role_policy.model, training = aws_iam_role_policy.training } : role => flatten([
+        for statement in jsondecode(policy.policy).Statement : statement.Resource if contains(flatten([statement.Action]), "ecr:BatchGetImage")
+      ])
+      } == {
+      model    = ["arn:aws:ecr:eu-west-1:763104351884:repository/serve"]
+      training = ["arn:aws:ecr:eu-west-1:111122223333:repository/ours/train"]
+    }
+    error_message = "Each role pulls its own image, by tag or by digest."
+  }
+
+  assert {
+    condition = !anytrue(flatten([
+      for policy in concat(values(aws_iam_role_policy.function), [aws_iam_role_policy.training, aws_iam_role_policy.model]) : [
+        for statement in jsondecode(policy.policy).Statement : [
+          for action in flatten([statement.Action]) : startswith(action, "kms:") || startswith(action, "secretsmanager:")
+        ]
+      ]
+    ]))
+    error_message = "Without a key and a secret nobody uses any."
+  }
+
+  assert {
+    condition = output.function_role_arns == {
+      deployment_orchestrator = "arn:aws:iam::111122223333:role/deployer"
+      model_evaluator         = "arn:aws:iam::111122223333:role/evaluator"
+      training_orchestrator   = "arn:aws:iam::111122223333:role/trainer"
+    } && output.model_role_arn == "arn:aws:iam::111122223333:role/model" && output.training_role_arn == "arn:aws:iam::111122223333:role/training"
+    error_message = "The roles are known in the plan."
+  }
+
+  assert {
+    condition     = alltrue([for role in concat(values(aws_iam_role.function), [aws_iam_role.training, aws_iam_role.model]) : role.tags == tomap(var.tags)])
+    error_message = "Every role carries the tags."
+  }
+}
+
+run "an_own_key_is_used_through_its_services" {
+  command = plan
+
+  variables {
+    kms_key_arn = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+  }
+
+  assert {
+    condition = alltrue([
+      for policy in aws_iam_role_policy.function : [
+        for statement in jsondecode(policy.policy).Statement : statement if try(statement.Sid, "") == "UseKey"
+        ] == [{
+          Sid      = "UseKey"
+          Effect   = "Allow"
+          Action   = ["kms:GenerateDataKey", "kms:Decrypt"]
+          Resource = var.kms_key_arn
+          Condition = {
+            StringEquals = {
+              "kms:ViaService" = ["s3.eu-west-1.amazonaws.com", "sns.eu-west-1.amazonaws.com", "sqs.eu-west-1.amazonaws.com"]
+            }
+          }
+      }]
+    ])
+    error_message = "Functions read and write objects, publish, and send what failed."
+  }
+
+  assert {
+    condition = [
+      for statement in jsondecode(aws_iam_role_policy.training.policy).Statement : [statement.Sid, jsonencode(statement.Action), statement.Resource, try(statement.Condition.StringEquals["kms:ViaService"], "")]
+      if anytrue([for action in flatten([statement.Action]) : startswith(action, "kms:")])
+      ] == [
+      ["UseKey", jsonencode(["kms:GenerateDataKey", "kms:Decrypt"]), var.kms_key_arn, "s3.eu-west-1.amazonaws.com"],
+      ["EncryptModel", jsonencode("kms:Encrypt"), var.kms_key_arn, ""],
+    ]
+    error_message = "Training reads data, and writes models, under the key."
+  }
+
+  assert {
+    condition = [
+      for statement in jsondecode(aws_iam_role_policy.model.policy).Statement : [statement.Sid, jsonencode(statement.Action), statement.Resource, try(statement.Condition.StringEquals["kms:ViaService"], "")]
+      if anytrue([for action in flatten([statement.Action]) : startswith(action, "kms:")])
+    ] == [["UseKey", jsonencode("kms:Decrypt"), var.kms_key_arn, "s3.eu-west-1.amazonaws.com"]]
+    error_message = "Serving reads models, and writes nothing."
+  }
+}
+
+run "a_base_model_in_s3_and_a_token_are_read_by_training_alone" {
+  command = plan
+
+  variables {
+    base_model           = "s3://weights/minilm/"
+    hub_token_secret_arn = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:token-AbCdEf"
+  }
+
+  assert {
+    condition = [
+      for statement in jsondecode(aws_iam_role_policy.training.policy).Statement : [statement.Action, statement.Resource, try(statement.Condition.StringLike["s3:prefix"], "")]
+      if anytrue([for resource in flatten([statement.Resource]) : startswith(resource, "arn:aws:s3:::weights") || startswith(resource, "arn:aws:secretsmanager")])
+      ] == [
+      ["s3:GetObject", "arn:aws:s3:::weights/minilm/*", ""],
+      ["s3:ListBucket", "arn:aws:s3:::weights", "minilm/*"],
+      ["secretsmanager:GetSecretValue", "arn:aws:secretsmanager:eu-west-1:111122223333:secret:token-AbCdEf", ""],
+    ]
+    error_message = "Training reads that prefix and that secret."
+  }
+
+  assert {
+    condition = !anytrue([
+      for policy in concat(values(aws_iam_role_policy.function), [aws_iam_role_policy.model]) :
+      strcontains(policy.policy, "weights") || strcontains(policy.policy, "secretsmanager")
+    ])
+    error_message = "Nobody else does."
+  }
+}

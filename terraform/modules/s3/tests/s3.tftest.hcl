@@ -1,0 +1,170 @@
+provider "aws" {
+  region                      = "eu-west-1"
+  access_key                  = "test"
+  secret_key                  = "test"
+  skip_credentials_validation = true
+  skip_metadata_api_check     = true
+  skip_requesting_account_id  = true
+}
+
+variables {
+  bucket_name                       = "team-models"
+  create_bucket                     = true
+  force_destroy                     = false
+  kms_key_arn                       = null
+  noncurrent_version_retention_days = 30
+  partition                         = "aws"
+  raw_model_retention_days          = 31
+  snapshot_retention_days           = 365
+  tags                              = { Project = "p", Stack = "team-models" }
+  training_package                  = "main.tf" # any file
+}
+
+run "a_new_bucket_is_closed_keeps_versions_and_forgets_in_time" {
+  command = plan
+
+  assert {
+    condition = alltrue([
+      aws_s3_bucket_public_access_block.this[0].block_public_acls,
+      aws_s3_bucket_public_access_block.this[0].block_public_policy,
+      aws_s3_bucket_public_access_block.this[0].ignore_public_acls,
+      aws_s3_bucket_public_access_block.this[0].restrict_public_buckets,
+    ])
+    error_message = "Nothing of the bucket may be public."
+  }
+
+  assert {
+    condition     = one(aws_s3_bucket_ownership_controls.this[0].rule).object_ownership == "BucketOwnerEnforced"
+    error_message = "There are no ACLs."
+  }
+
+  assert {
+    condition = jsondecode(data.aws_iam_policy_document.bucket.json).Statement == [{
+      Sid       = "TlsOnly"
+      Effect    = "Deny"
+      Principal = "*"
+      Action    = "s3:*"
+      Resource  = ["arn:aws:s3:::team-models/*", "arn:aws:s3:::team-models"]
+      Condition = { Bool = { "aws:SecureTransport" = "false" } }
+    }]
+    error_message = "The bucket is reached by TLS only, and its policy lets nobody in."
+  }
+
+  assert {
+    condition     = jsondecode(aws_s3_bucket_policy.this[0].policy) == jsondecode(data.aws_iam_policy_document.bucket.json)
+    error_message = "The policy is the bucket's."
+  }
+
+  assert {
+    condition     = one(one(aws_s3_bucket_server_side_encryption_configuration.this[0].rule).apply_server_side_encryption_by_default).sse_algorithm == "AES256"
+    error_message = "Without a key of one's own, S3's encrypts."
+  }
+
+  assert {
+    condition     = aws_s3_bucket_versioning.this[0].versioning_configuration[0].status == "Enabled"
+    error_message = "A job trains on the version that was uploaded."
+  }
+
+  assert {
+    condition = { for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : rule.id => one(rule.filter).prefix if length(rule.expiration) == 1 && try(one(rule.expiration).days, 0) > 0 } == {
+      claims     = "claims/"
+      raw-models = "models/raw/"
+      snapshots  = "data/snapshots/"
+    }
+    error_message = "Only leases, raw models and snapshots expire: uploads, approved models and records stay."
+  }
+
+  assert {
+    condition = { for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : rule.id => one(rule.expiration).days if length(rule.expiration) == 1 && try(one(rule.expiration).days, 0) > 0 } == {
+      claims     = 7
+      raw-models = 31
+      snapshots  = 365
+    }
+    error_message = "They expire after the days that were set."
+  }
+
+  assert {
+    condition     = [for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : one(rule.noncurrent_version_expiration).noncurrent_days if length(rule.noncurrent_version_expiration) == 1] == [30]
+    error_message = "Old versions expire."
+  }
+
+  assert {
+    condition     = alltrue([for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : rule.status == "Enabled"])
+    error_message = "Every rule is on."
+  }
+
+  assert {
+    condition     = aws_s3_bucket_notification.this[0].eventbridge
+    error_message = "Without its events nothing happens."
+  }
+
+  assert {
+    condition     = aws_s3_bucket.this[0].force_destroy == false && aws_s3_bucket.this[0].tags == tomap(var.tags)
+    error_message = "The bucket is not destroyed with data in it, and carries the tags."
+  }
+
+  assert {
+    condition     = aws_s3_object.training_source.key == "code/training-${substr(filesha256("main.tf"), 0, 8)}.tar.gz"
+    error_message = "Another source is another object, so a waiting job keeps its own."
+  }
+}
+
+run "an_own_key_encrypts_the_bucket" {
+  command = plan
+
+  variables {
+    kms_key_arn = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+  }
+
+  assert {
+    condition = one(aws_s3_bucket_server_side_encryption_configuration.this[0].rule).apply_server_side_encryption_by_default[0] == {
+      kms_master_key_id = var.kms_key_arn
+      sse_algorithm     = "aws:kms"
+    }
+    error_message = "Every object is encrypted by the key."
+  }
+
+  assert {
+    condition     = one(aws_s3_bucket_server_side_encryption_configuration.this[0].rule).bucket_key_enabled
+    error_message = "A bucket key spares a call to KMS for every object."
+  }
+}
+
+run "an_existing_bucket_keeps_its_settings" {
+  command = plan
+
+  variables {
+    create_bucket = false
+  }
+
+  assert {
+    condition = alltrue([
+      for resource in [
+        aws_s3_bucket.this,
+        aws_s3_bucket_lifecycle_configuration.this,
+        aws_s3_bucket_notification.this,
+        aws_s3_bucket_ownership_controls.this,
+        aws_s3_bucket_policy.this,
+        aws_s3_bucket_public_access_block.this,
+        aws_s3_bucket_server_side_encryption_configuration.this,
+        aws_s3_bucket_versioning.this,
+      ] : length(resource) == 0
+    ])
+    error_message = "Nothing of an existing bucket is managed."
+  }
+
+  assert {
+    condition     = aws_s3_object.training_source.bucket == "team-models"
+    error_message = "The training source goes into it."
+  }
+}
+
+run "without_the_package_it_says_what_to_run" {
+  command = plan
+
+  variables {
+    training_package = "no-such-file.tar.gz"
+  }
+
+  expect_failures = [aws_s3_object.training_source]
+}
