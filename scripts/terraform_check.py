@@ -144,7 +144,7 @@ def stand_ins(environment: Mapping[str, str]) -> dict[str, str] | None:
 def report(result: Result) -> bool:
     """Print what came of a folder, and return whether all was well."""
     print(
-        f"  {'ok' if not result.problems else 'FAILED':6} {result.folder:40} aws {result.provider:8} "
+        f"  {'ok' if not result.problems else 'FAILED':6} {result.folder:48} aws {result.provider:8} "
         f"{result.runs:3} runs {result.assertions:4} assertions {result.refusals:4} refusals",
         flush=True,
     )

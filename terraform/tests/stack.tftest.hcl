@@ -190,3 +190,21 @@ run "another_region_has_its_own_images" {
     error_message = "ARNs are those of the partition."
   }
 }
+
+run "a_key_can_be_made_in_the_same_apply" {
+  command = plan
+
+  module {
+    source = "./tests/own_key"
+  }
+
+  override_data {
+    target = module.pipeline.data.aws_caller_identity.current
+    values = { account_id = "111122223333" }
+  }
+
+  assert {
+    condition     = length(jsondecode(aws_kms_key.pipeline.policy).Statement) == 4
+    error_message = "The key's policy needs nothing of the key."
+  }
+}

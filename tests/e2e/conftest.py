@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import package
-from deployed import Pipeline
+from deployed import KMS_KEY_ARN, Pipeline
 from pipeline import connect, stack
 from tiny_model import build_tiny_model
 
@@ -28,6 +28,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
             variables={
                 "base_model": str(base_model),
                 "package_dir": str(folder / "build"),
+                "kms_key_arn": KMS_KEY_ARN,
                 # All end-to-end tests share this stack, on one day.
                 "max_training_jobs_per_day": 500,
                 "hyperparameters": {"epochs": "12", "learning_rate": "5e-3", "batch_size": "16", "max_length": "32"},

@@ -1,5 +1,7 @@
 """terraform/, with the real AWS provider: format, validity, and what a plan would make. No AWS account, no network.
 
+What single modules make, and which settings are refused, is in terraform/**/tests (make terraform).
+
 The plan runs offline: fake credentials, the provider's own start-up checks off, and a loopback stand-in for the one
 call that remains, STS GetCallerIdentity.
 """
@@ -194,42 +196,6 @@ def test_a_plan_without_packages_says_what_to_run(configuration: Path, tmp_path:
         assert f"{name} does not exist: run `make package` first" in " ".join(answer.stderr.split())
 
 
-def test_an_existing_bucket_must_be_named(configuration: Path) -> None:
-    answer = terraform("plan", "-input=false", "-no-color", "-var=create_bucket=false", folder=configuration)
-
-    assert answer.returncode == 1
-    assert "create_bucket = false needs bucket_name" in answer.stderr
-
-
-@pytest.mark.parametrize("margin", ["-0.1", "1.5"])
-def test_a_margin_that_is_no_share_is_refused(configuration: Path, margin: str) -> None:
-    answer = terraform("plan", "-input=false", "-no-color", f"-var=champion_margin={margin}", folder=configuration)
-
-    assert answer.returncode == 1
-    assert "champion_margin must be a number from 0 to 1" in answer.stderr
-
-
-def test_an_existing_bucket_keeps_its_settings(configuration: Path) -> None:
-    settings = ["-var=create_bucket=false", "-var=bucket_name=shared-bucket"]
-    settings.append("-var=sweep_schedule=cron(0/30 * * * ? *)")
-
-    answer = terraform("plan", "-input=false", "-no-color", *settings, folder=configuration)
-
-    assert answer.returncode == 0, answer.stderr
-    assert "module.s3.aws_s3_object.training_source will be created" in answer.stdout
-    assert "aws_s3_bucket" not in answer.stdout
-
-
-def test_an_existing_bucket_sends_its_events_by_terraform_only_when_asked(configuration: Path) -> None:
-    settings = ["-var=create_bucket=false", "-var=bucket_name=shared-bucket", "-var=manage_bucket_notification=true"]
-
-    answer = terraform("plan", "-input=false", "-no-color", *settings, folder=configuration)
-
-    assert answer.returncode == 0, answer.stderr
-    managed = {line.split()[1] for line in answer.stdout.splitlines() if line.startswith("  # module.s3.")}
-    assert managed == {"module.s3.aws_s3_object.training_source", "module.s3.aws_s3_bucket_notification.this[0]"}
-
-
 @pytest.mark.parametrize("name", FUNCTION_VARIABLES)
 def test_a_function_gets_exactly_its_variables(plan: dict[str, Any], name: str) -> None:
     variables = function_of(plan, name)["environment"][0]["variables"]
@@ -307,26 +273,6 @@ def test_the_sweep_comes_on_schedule(plan: dict[str, Any]) -> None:
     rule = plan['module.eventbridge.aws_cloudwatch_event_rule.this["sweep"]']["after"]
 
     assert (rule["schedule_expression"], rule["event_pattern"]) == ("rate(15 minutes)", None)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "jobs", "jobs_a_day"),
-    [("rate(1 minutes)", "0", "0"), ("rate(15 minute)", "1.5", "2.5"), ("15 minutes", "101", "1001")],
-)
-def test_guards_and_schedules_that_are_none_are_refused(
-    configuration: Path, schedule: str, jobs: str, jobs_a_day: str
-) -> None:
-    settings = {
-        "sweep_schedule": schedule,
-        "max_concurrent_training_jobs": jobs,
-        "max_training_jobs_per_day": jobs_a_day,
-    }
-
-    options = [f"-var={name}={value}" for name, value in settings.items()]
-    answer = terraform("plan", "-input=false", "-no-color", *options, folder=configuration)
-
-    assert answer.returncode == 1
-    assert [name for name in settings if f"{name} must be" not in answer.stderr] == []
 
 
 def test_every_target_retries_and_has_a_permission_of_its_own(plan: dict[str, Any]) -> None:
@@ -459,42 +405,3 @@ def test_only_what_carries_the_stacks_tag_may_be_cleaned_up(plan: dict[str, Any]
 
     assert set(clean_up["Action"]) == {"sagemaker:DeleteEndpointConfig", "sagemaker:DeleteModel"}
     assert clean_up["Condition"] == {"StringEquals": {"aws:ResourceTag/Stack": BUCKET}}
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        (["deployment_strategy=canary"], 'need endpoint_type = "instance"'),
-        (["deployment_strategy=linear", "endpoint_type=instance"], "need an endpoint_instance_count of at least 2"),
-        (
-            [
-                "deployment_strategy=linear",
-                "endpoint_type=instance",
-                "endpoint_instance_count=20",
-                "deployment_step_percent=5",
-            ],
-            "10 for linear steps",
-        ),
-        (["deployment_step_percent=51"], "at most 50"),
-        (
-            [
-                "deployment_strategy=canary",
-                "endpoint_type=instance",
-                "endpoint_instance_count=3",
-                "deployment_step_percent=33",
-            ],
-            "less than one instance",
-        ),
-        (["deployment_wait_seconds=2401"], "from 0 to 2400"),
-        (["keep_models=0"], "keep_models must be"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_deployment_settings_that_aws_refuses_are_refused_by_the_plan(
-    configuration: Path, settings: list[str], named: str
-) -> None:
-    variables = [f"-var={setting}" for setting in settings]
-    answer = terraform("plan", "-input=false", "-no-color", *variables, folder=configuration)
-
-    assert answer.returncode == 1
-    assert named in " ".join(answer.stderr.replace("\u2502", " ").split())
