@@ -317,6 +317,8 @@ class Destroy:
     def destroy_all_but(self, kept: set[str]) -> None:
         """Everything of Terraform's but for the bucket, which its state still knows: make deploy goes on with it."""
         targets = [f"-target={address}" for address in sorted(self.state.keys() - kept)]
+        if targets and kept:
+            print("Terraform warns of -target now: that is how it leaves the bucket alone")
         if targets:
             terraform(self.target, "destroy", "-auto-approve", "-input=false", *(targets if kept else ()))
 
