@@ -13,7 +13,7 @@ define passed
 override $(1) := $$(value $(1))
 export $(1)
 endef
-$(foreach name,BASE_MODEL DATA ENDPOINT JOB KEEP MINUTES MODEL REASON STOP_JOBS TARGET TEXT TO YES,$(eval $(call passed,$(name))))
+$(foreach name,BASE_MODEL CONFIRM DATA ENDPOINT JOB KEEP MINUTES MODEL REASON STOP_JOBS TARGET TEXT TO YES,$(eval $(call passed,$(name))))
 
 .PHONY: help
 help: ## This list
@@ -97,11 +97,15 @@ package: .venv/.tools ## Build the functions' zips and the training source into 
 
 .PHONY: plan
 plan: package ## Show what deploy would change on AWS
-	@$(RUN) scripts/terraform.py plan
+	@$(RUN) scripts/deploy.py plan
 
 .PHONY: deploy
 deploy: package ## Create or update the stack on AWS (asks before it changes anything)
-	@$(RUN) scripts/terraform.py apply
+	@$(RUN) scripts/deploy.py apply
+
+.PHONY: destroy
+destroy: package ## Delete the stack, on AWS or the local AWS (asks), but keep its data: [DATA=delete] [CONFIRM=bucket]
+	@$(RUN) scripts/destroy.py
 
 # --- development ---
 

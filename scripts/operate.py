@@ -205,12 +205,12 @@ def own_endpoints(target: Target) -> list[dict[str, Any]]:
     return sorted(found, key=lambda endpoint: str(endpoint["name"]))
 
 
-def running_jobs(target: Target) -> list[str]:
-    """The names of this stack's training jobs that run now."""
+def running_jobs(target: Target, status: str = "InProgress") -> list[str]:
+    """The names of this stack's training jobs that run now, or have another status."""
     pages = (
         target.client("sagemaker")
         .get_paginator("list_training_jobs")
-        .paginate(StatusEquals="InProgress", NameContains="training-job-")
+        .paginate(StatusEquals=status, NameContains="training-job-")
     )
     jobs = [
         (item["TrainingJobName"], item["TrainingJobArn"]) for page in pages for item in page["TrainingJobSummaries"]
@@ -432,14 +432,16 @@ def copy_snapshot(target: Target, job: str, new: str) -> None:
 # --- pause and resume -------------------------------------------------------------------------------
 
 
-def confirm(target: Target, yes: bool) -> None:
+def confirm(target: Target, yes: bool, beforehand: str = "YES=1") -> None:
     """Ask for the bucket's name. Raises UsageError unless it was typed, or agreed to beforehand."""
     if yes:
         return
     try:
         typed = input(f"Type the bucket's name, {target.bucket}, to go on: ")
     except EOFError:
-        raise UsageError("nobody is there to confirm: nothing was changed (YES=1 confirms for a script)") from None
+        raise UsageError(
+            f"nobody is there to confirm: nothing was changed ({beforehand} confirms for a script)"
+        ) from None
     if typed.strip() != target.bucket:
         raise UsageError(f"{typed.strip()!r} is not {target.bucket}: nothing was changed")
 
@@ -464,14 +466,7 @@ def pause(target: Target, by: Callable[[], str], yes: bool, stop_jobs: bool) -> 
     if stop_jobs:
         print("".join(f"  {job} is stopped; make retrain JOB={job} trains again\n" for job in jobs), end="")
     confirm(target, yes)
-    live = {endpoint["name"]: endpoint for endpoint in (record.data["endpoints"] if record else [])}
-    for endpoint in to_delete:
-        live[endpoint["name"]] = {name: endpoint[name] for name in ("name", "model", "config", "tags")}
-    if record is None:
-        data = {"schema": SCHEMA, "by": by(), "at": now().isoformat(), "endpoints": list(live.values())}
-        write_record(target, PAUSED_KEY, data, None)
-    elif list(live.values()) != record.data["endpoints"]:
-        write_record(target, PAUSED_KEY, record.data | {"endpoints": list(live.values())}, record)
+    note_pause(target, record, to_delete, by)
     busy = [endpoint["name"] for endpoint in to_delete if not delete_endpoint(target, endpoint["name"])]
     if stop_jobs:
         for job in jobs:
@@ -484,6 +479,18 @@ def pause(target: Target, by: Callable[[], str], yes: bool, stop_jobs: bool) -> 
             f"{', '.join(busy)}: just being changed, and cannot be deleted before that ends: run make pause again then"
         )
     return 1 if busy else 0
+
+
+def note_pause(target: Target, record: Record | None, to_delete: list[dict[str, Any]], by: Callable[[], str]) -> None:
+    """Write down that the pipeline is paused, and which endpoints resume is to bring back. Raises Changed."""
+    live = {endpoint["name"]: endpoint for endpoint in (record.data["endpoints"] if record else [])}
+    for endpoint in to_delete:
+        live[endpoint["name"]] = {name: endpoint[name] for name in ("name", "model", "config", "tags")}
+    if record is None:
+        data = {"schema": SCHEMA, "by": by(), "at": now().isoformat(), "endpoints": list(live.values())}
+        write_record(target, PAUSED_KEY, data, None)
+    elif list(live.values()) != record.data["endpoints"]:
+        write_record(target, PAUSED_KEY, record.data | {"endpoints": list(live.values())}, record)
 
 
 def tell_running(jobs: list[str]) -> None:

@@ -41,6 +41,10 @@ class UsageError(Exception):
     """Something that the person at the shell can put right; the text says how."""
 
 
+class NothingDeployed(UsageError):
+    """Terraform knows of no stack here."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A deployed stack: where it is and what Terraform says that its parts are called."""
@@ -99,7 +103,7 @@ def connect(target: str = "") -> Target:
         raise UsageError(f"terraform output failed:\n{answer.stderr.strip()}")
     outputs = {name: output["value"] for name, output in json.loads(answer.stdout or "{}").items()}
     if "bucket_name" not in outputs:
-        raise UsageError("nothing is deployed from here: run make deploy first, or make local-up for a local AWS")
+        raise NothingDeployed("nothing is deployed from here: run make deploy first, or make local-up for a local AWS")
     return Target("AWS", boto3.Session(region_name=outputs["region_name"]), {}, outputs)
 
 
@@ -329,11 +333,14 @@ def attention(target: Target) -> None:
             )
 
 
-def on_stack(where: str, command: Callable[[Target], int]) -> int:
-    """Run a command on the stack; returns its exit status, or that of an error which a person can read."""
+def on_stack(where: str, command: Callable[[Target], int], find: Callable[[str], Target] | None = None) -> int:
+    """Run a command on the stack; returns its exit status, or that of an error which a person can read.
+
+    `find` looks for the stack in another way than `connect`.
+    """
     name = "AWS"
     try:
-        target = connect(where)
+        target = (find or connect)(where)
         name = target.where
         print(f"({name})", file=sys.stderr)
         status = command(target)

@@ -197,7 +197,21 @@ def run(arguments: Sequence[str], directory: Path, environment: Mapping[str, str
             raise TerraformError(f"terraform init failed:\n{init.stdout}{init.stderr}".rstrip())
     if name in NEEDS_REGION:
         check_region(command, directory, environment)
-    return subprocess.run([*command, *arguments], env=environment).returncode
+    return finish([*command, *arguments], environment)
+
+
+def finish(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end and return its exit code.
+
+    Ctrl-C reaches it, too; Terraform then completes the call that it is making and writes its state. Killed in the
+    middle, it would forget what it has made.
+    """
+    process = subprocess.Popen(command, env=environment)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

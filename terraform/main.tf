@@ -14,6 +14,7 @@ module "s3" {
   create_bucket                     = var.create_bucket
   force_destroy                     = var.force_destroy
   kms_key_arn                       = var.kms_key_arn
+  manage_bucket_notification        = var.manage_bucket_notification
   noncurrent_version_retention_days = var.noncurrent_version_retention_days
   partition                         = local.partition
   raw_model_retention_days          = var.raw_model_retention_days

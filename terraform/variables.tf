@@ -60,7 +60,7 @@ variable "champion_margin" {
 
 variable "create_bucket" {
   type        = bool
-  description = "false uses an existing bucket and manages none of its settings: it must be in the same region, versioned, and send its events to EventBridge."
+  description = "false uses an existing bucket and manages none of its settings: it must be in the same region, versioned, and send its events to EventBridge (see manage_bucket_notification). `make deploy` checks that."
   default     = true
 
   validation {
@@ -309,6 +309,17 @@ variable "log_retention_days" {
       var.log_retention_days
     )
     error_message = "log_retention_days must be one of 1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653."
+  }
+}
+
+variable "manage_bucket_notification" {
+  type        = bool
+  description = "With create_bucket = false: whether Terraform switches the existing bucket's EventBridge notification on. That replaces every other notification of the bucket, so `make deploy` refuses where there are any."
+  default     = false
+
+  validation {
+    condition     = !var.manage_bucket_notification || !var.create_bucket
+    error_message = "manage_bucket_notification is for an existing bucket (create_bucket = false): a bucket of the stack's own always sends its events."
   }
 }
 

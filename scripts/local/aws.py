@@ -38,6 +38,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs, unquote
+from xml.sax.saxutils import escape, unescape
 
 import boto3
 
@@ -514,6 +515,44 @@ def mend_copy_object() -> None:
     s3._copy_object = copy_object  # type: ignore[attr-defined]
 
 
+def mend_described_alarms() -> None:
+    """DescribeAlarms answers Terraform's provider, which speaks the Query protocol, with all that was put.
+
+    MiniStack leaves most members out of the XML, so every plan would change every alarm.
+    Source: CloudWatch API reference, MetricAlarm.
+    """
+    cloudwatch = ministack("services.cloudwatch", _describe_alarms=("params", "cbor_data", "is_cbor", "is_json"))
+    describe = cloudwatch._describe_alarms
+
+    def as_xml(value: Any) -> str:
+        if isinstance(value, dict):
+            return "".join(f"<{name}>{as_xml(item)}</{name}>" for name, item in value.items() if item is not None)
+        if isinstance(value, list):
+            return "".join(f"<member>{as_xml(item)}</member>" for item in value)
+        return escape(str(value).lower() if isinstance(value, bool) else str(value))
+
+    def member(found: re.Match[str]) -> str:
+        alarm = cloudwatch._alarms[unescape(found["name"])]
+        moments = {
+            name: datetime.fromtimestamp(value, UTC).isoformat()
+            for name, value in alarm.items()
+            if name.endswith("Timestamp")
+        }
+        return f"<member>{as_xml(alarm | moments)}</member>"
+
+    def describe_alarms(params: Any, cbor_data: Any, is_cbor: bool, is_json: bool = False) -> Any:
+        answer = describe(params, cbor_data, is_cbor, is_json)
+        if is_cbor or is_json or answer[0] != 200:
+            return answer
+        status, headers, body = answer
+        before, opening, rest = body.decode().partition("<MetricAlarms>")
+        members, closing, after = rest.partition("</MetricAlarms>")
+        whole = re.sub(r"<member><AlarmName>(?P<name>.*?)</AlarmName>.*?</member>", member, members, flags=re.DOTALL)
+        return status, headers, "".join((before, opening, whole, closing, after)).encode()
+
+    cloudwatch._describe_alarms = describe_alarms  # type: ignore[attr-defined]
+
+
 def with_service_events(app: App) -> App:
     """Adds `POST /_local/events`: one event as a service of AWS would send it, onto the default bus.
 
@@ -616,6 +655,7 @@ def mended_app(gateway: str) -> App:
     mend_function_runtime()
     mend_s3_events()
     mend_copy_object()
+    mend_described_alarms()
     app: App = ministack("app", app=("scope", "receive", "send")).app
     return with_repeated_requests_logged(with_service_events(app))
 

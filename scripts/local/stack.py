@@ -121,23 +121,29 @@ def environment(stack: Stack) -> dict[str, str]:
     }
 
 
-def up(report: Report | None = None, variables: Mapping[str, Any] | None = None, parallel_trainings: int = 1) -> Stack:
+def up(
+    report: Report | None = None,
+    variables: Mapping[str, Any] | None = None,
+    parallel_trainings: int = 1,
+    beside: Stack | None = None,
+) -> Stack:
     """Starts the local AWS, deploys to it, and returns the stack, which runs until `down`.
 
     `variables` are Terraform variables instead of the laptop's own; `parallel_trainings` is how many jobs the local
-    SageMaker runs at once, whatever it is asked for. The base model is $BASE_MODEL, a Hub id or a
-    folder; by default the small model that a Python package carries. Raises AlreadyRunning, or StackError after
+    SageMaker runs at once, whatever it is asked for. The base model is $BASE_MODEL, a Hub id or a folder; by default
+    the small model that a Python package carries. `beside` is a stack with another state folder: this one is deployed
+    to the same local AWS, which goes on running when this one is down. Raises AlreadyRunning, or StackError after
     having stopped what was started.
     """
     report = report or Printer()
     settings = laptop_variables(variables or {})
     folder = state_folder()
     clear_leftovers(report)
-    ports = free_ports(2)
+    gateway, sagemaker = (f"http://{HOST}:{port}" for port in free_ports(2))
     stack: Stack = {
         "status": "starting",
-        "gateway": f"http://{HOST}:{ports[0]}",
-        "sagemaker": f"http://{HOST}:{ports[1]}",
+        "gateway": beside["gateway"] if beside else gateway,
+        "sagemaker": beside["sagemaker"] if beside else sagemaker,
         "region": REGION,
         "account": ACCOUNT,
         "bucket": BUCKET,
@@ -148,7 +154,8 @@ def up(report: Report | None = None, variables: Mapping[str, Any] | None = None,
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     create_record(stack)
     try:
-        start_services(stack, report)
+        if beside is None:
+            start_services(stack, report)
         deploy(stack, settings, report)
         del stack["pids"]["starter"]
         stack.update(status="up", bucket=stack["outputs"]["bucket_name"])
@@ -272,19 +279,25 @@ def local_provider(stack: Stack) -> dict[str, Any]:
 
 def terraform(stack: Stack, *arguments: str) -> None:
     """Runs one Terraform command in the copy, with its output in a log. Raises StackError when it fails."""
-    ours = ("TF_VAR_", "TF_CLI_ARGS")
-    variables = {name: value for name, value in environment(stack).items() if not name.startswith(ours)}
-    for name in ("TF_WORKSPACE", "TF_DATA_DIR"):
-        variables.pop(name, None)
-    folder = state_folder() / "terraform"
-    command = [sys.executable, str(ROOT / "scripts" / "terraform.py"), "--dir", str(folder), *arguments]
-    process = start(stack, "terraform", command, variables)
+    process = start(stack, "terraform", terraform_command(*arguments), terraform_environment(environment(stack)))
     status = process.wait()
     if status != 0:
         raise StackError(f"terraform {arguments[0]} failed (exit {status}):\n{log_end('terraform')}")
     with uninterrupted():
         del stack["pids"]["terraform"]
         write_record(stack)
+
+
+def terraform_command(*arguments: str) -> list[str]:
+    """A Terraform command in the copy."""
+    folder = state_folder() / "terraform"
+    return [sys.executable, str(ROOT / "scripts" / "terraform.py"), "--dir", str(folder), *arguments]
+
+
+def terraform_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what a shell may have set for Terraform elsewhere."""
+    others = ("TF_VAR_", "TF_CLI_ARGS", "TF_WORKSPACE", "TF_DATA_DIR")
+    return {name: value for name, value in variables.items() if not name.startswith(others)}
 
 
 def wait_for_answer(stack: Stack, name: str, url: str) -> None:

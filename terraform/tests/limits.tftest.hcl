@@ -397,29 +397,40 @@ run "takes_what_goes_together" {
   command = plan
 
   variables {
-    base_model              = "org/name"
-    base_model_revision     = join("", [for i in range(128) : "r"])
-    bucket_name             = "shared.bucket"
-    create_bucket           = false
-    deployment_step_percent = 50
-    deployment_strategy     = "canary"
-    endpoint_instance_count = 2
-    endpoint_instance_type  = "ml.m6g.large"
-    endpoint_type           = "instance"
-    hub_token_secret_arn    = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:token-AbCdEf"
-    inference_image         = "111122223333.dkr.ecr.eu-west-1.amazonaws.com/serve@sha256:${join("", [for i in range(64) : "0"])}"
-    kms_key_arn             = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
-    label_column            = "text"
-    sweep_schedule          = "cron(0/30 * * * ? *)"
-    text_column             = "label"
-    training_image          = "111122223333.dkr.ecr.eu-west-1.amazonaws.com/train:1"
-    training_instance_type  = "ml.trn1.2xlarge"
+    base_model                 = "org/name"
+    base_model_revision        = join("", [for i in range(128) : "r"])
+    bucket_name                = "shared.bucket"
+    create_bucket              = false
+    deployment_step_percent    = 50
+    deployment_strategy        = "canary"
+    endpoint_instance_count    = 2
+    endpoint_instance_type     = "ml.m6g.large"
+    endpoint_type              = "instance"
+    hub_token_secret_arn       = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:token-AbCdEf"
+    inference_image            = "111122223333.dkr.ecr.eu-west-1.amazonaws.com/serve@sha256:${join("", [for i in range(64) : "0"])}"
+    kms_key_arn                = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    label_column               = "text"
+    manage_bucket_notification = true
+    sweep_schedule             = "cron(0/30 * * * ? *)"
+    text_column                = "label"
+    training_image             = "111122223333.dkr.ecr.eu-west-1.amazonaws.com/train:1"
+    training_instance_type     = "ml.trn1.2xlarge"
   }
 
   assert {
     condition     = output.bucket_name == "shared.bucket"
     error_message = "An existing bucket must be used under its own name."
   }
+}
+
+run "refuses_to_notify_for_a_bucket_of_its_own_twice" {
+  command = plan
+
+  variables {
+    manage_bucket_notification = true
+  }
+
+  expect_failures = [var.manage_bucket_notification]
 }
 
 run "refuses_a_canary_on_one_instance" {

@@ -47,13 +47,13 @@ def to_csv(rows: Rows) -> bytes:
 class Pipeline:
     """The deployed pipeline as its users see it: uploads, emails, endpoints, records."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, inbox: str = "inbox") -> None:
         self.target = target
         self.s3 = target.client("s3")
         self.sagemaker = target.client("sagemaker")
         self.sqs = target.client("sqs")
         self.emails: list[dict[str, Any]] = []
-        self.inbox = self.sqs.create_queue(QueueName="inbox")["QueueUrl"]
+        self.inbox = self.sqs.create_queue(QueueName=inbox)["QueueUrl"]
         arn = self.sqs.get_queue_attributes(QueueUrl=self.inbox, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
         target.client("sns").subscribe(TopicArn=target.outputs["topic_arn"], Protocol="sqs", Endpoint=arn)
 

@@ -257,6 +257,7 @@ def test_rules_match_the_events_of_this_stack(plan: dict[str, Any]) -> None:
             "source": ["aws.sagemaker"],
             "detail-type": ["SageMaker Training Job State Change"],
             "detail": {
+                "OutputDataConfig": {"S3OutputPath": [{"prefix": f"s3://{BUCKET}/"}, {"exists": False}]},
                 "TrainingJobName": [{"prefix": "training-job-"}],
                 "TrainingJobStatus": ["Completed", "Failed", "Stopped"],
             },

@@ -343,7 +343,7 @@ def test_the_job_request_is_what_the_training_program_is_promised(
         "learning_rate": "5e-5",
         "seed": "42",
         "sagemaker_program": "train.py",
-        "sagemaker_submit_directory": f"s3://{BUCKET}/code/training-0123abcd.tar.gz",
+        "sagemaker_submit_directory": f"s3://{BUCKET}/code/training.tar.gz",
         "sagemaker_region": "us-east-1",
         "sagemaker_job_name": name,
         "sagemaker_container_log_level": "20",

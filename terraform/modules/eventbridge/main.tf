@@ -13,7 +13,8 @@ locals {
       }
     }
 
-    # Stacks share the prefix of job names; the functions ignore jobs of others.
+    # Stacks share the prefix of job names and differ in the bucket. An event that says less goes to all of them: the
+    # functions ignore jobs of others.
     training_ended = {
       description = "A training job ended: judge its model, and start what waits for its place."
       functions   = ["model_evaluator", "training_orchestrator"]
@@ -21,6 +22,7 @@ locals {
         source      = ["aws.sagemaker"]
         detail-type = ["SageMaker Training Job State Change"]
         detail = {
+          OutputDataConfig  = { S3OutputPath = [{ prefix = "s3://${var.bucket_name}/" }, { exists = false }] }
           TrainingJobName   = [{ prefix = "training-job-" }]
           TrainingJobStatus = ["Completed", "Failed", "Stopped"]
         }

@@ -2,8 +2,6 @@ locals {
   bucket_arn = "arn:${var.partition}:s3:::${var.bucket_name}"
 
   training_package_exists = fileexists(var.training_package)
-  # The hash in the key keeps a job that waits for its instance on the source that it was started with.
-  training_source_key = "code/training-${local.training_package_exists ? substr(filesha256(var.training_package), 0, 8) : "missing"}.tar.gz"
 }
 
 resource "aws_s3_bucket" "this" {
@@ -174,18 +172,21 @@ resource "aws_s3_bucket_policy" "this" {
   depends_on = [aws_s3_bucket_public_access_block.this]
 }
 
-# Sends every event of the bucket to the default bus; the rules choose.
+# Sends every event of the bucket to the default bus; the rules choose. It replaces whatever notifications the bucket has.
 resource "aws_s3_bucket_notification" "this" {
-  count = var.create_bucket ? 1 : 0
+  count = var.create_bucket || var.manage_bucket_notification ? 1 : 0
 
-  bucket      = aws_s3_bucket.this[0].id
+  bucket      = var.create_bucket ? aws_s3_bucket.this[0].id : var.bucket_name
   eventbridge = true
 }
 
+# One key for good, overwritten in place: with a key per release, a change would delete the source of a job that still
+# waits for its instance.
 resource "aws_s3_object" "training_source" {
-  bucket = var.create_bucket ? aws_s3_bucket.this[0].id : var.bucket_name
-  key    = local.training_source_key
-  source = var.training_package
+  bucket      = var.create_bucket ? aws_s3_bucket.this[0].id : var.bucket_name
+  key         = "code/training.tar.gz"
+  source      = var.training_package
+  source_hash = local.training_package_exists ? filesha256(var.training_package) : null
 
   # Objects take ten tags at most, so they get none.
   override_provider {
@@ -195,8 +196,6 @@ resource "aws_s3_object" "training_source" {
   }
 
   lifecycle {
-    create_before_destroy = true
-
     precondition {
       condition     = local.training_package_exists
       error_message = "${var.training_package} does not exist: run `make package`, or set package_dir to the folder of a release's packages."

@@ -18,6 +18,11 @@ variable "kms_key_arn" {
   description = "Key of the bucket, or null for S3's own."
 }
 
+variable "manage_bucket_notification" {
+  type        = bool
+  description = "Whether an existing bucket's notifications are replaced by sending its events to EventBridge."
+}
+
 variable "noncurrent_version_retention_days" {
   type        = number
   description = "Days for which overwritten and deleted versions are kept."

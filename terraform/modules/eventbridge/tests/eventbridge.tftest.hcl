@@ -86,11 +86,12 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
       source      = ["aws.sagemaker"]
       detail-type = ["SageMaker Training Job State Change"]
       detail = {
+        OutputDataConfig  = { S3OutputPath = [{ prefix = "s3://team-models/" }, { exists = false }] }
         TrainingJobName   = [{ prefix = "training-job-" }]
         TrainingJobStatus = ["Completed", "Failed", "Stopped"]
       }
     }
-    error_message = "Ends of the pipeline's training jobs, and no other changes of theirs, are judged."
+    error_message = "Ends of the stack's own training jobs, and no other changes of theirs, are judged."
   }
 
   # Not the bare prefix: that would match another stack's "reviews2".

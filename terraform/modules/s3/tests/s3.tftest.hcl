@@ -12,6 +12,7 @@ variables {
   create_bucket                     = true
   force_destroy                     = false
   kms_key_arn                       = null
+  manage_bucket_notification        = false
   noncurrent_version_retention_days = 30
   partition                         = "aws"
   raw_model_retention_days          = 31
@@ -104,8 +105,8 @@ run "a_new_bucket_is_closed_keeps_versions_and_forgets_in_time" {
   }
 
   assert {
-    condition     = aws_s3_object.training_source.key == "code/training-${substr(filesha256("main.tf"), 0, 8)}.tar.gz"
-    error_message = "Another source is another object, so a waiting job keeps its own."
+    condition     = aws_s3_object.training_source.key == "code/training.tar.gz" && aws_s3_object.training_source.source_hash == filesha256("main.tf")
+    error_message = "Another source is another version of the same object, so a waiting job finds one."
   }
 }
 
@@ -156,6 +157,25 @@ run "an_existing_bucket_keeps_its_settings" {
   assert {
     condition     = aws_s3_object.training_source.bucket == "team-models"
     error_message = "The training source goes into it."
+  }
+}
+
+run "an_existing_bucket_sends_its_events_by_terraform_when_asked" {
+  command = plan
+
+  variables {
+    create_bucket              = false
+    manage_bucket_notification = true
+  }
+
+  assert {
+    condition     = aws_s3_bucket_notification.this[0].eventbridge && aws_s3_bucket_notification.this[0].bucket == "team-models"
+    error_message = "Its events go to EventBridge."
+  }
+
+  assert {
+    condition     = length(aws_s3_bucket.this) == 0 && length(aws_s3_bucket_versioning.this) == 0
+    error_message = "Nothing else of it is managed."
   }
 }
 

@@ -1,0 +1,164 @@
+"""terraform plan or apply, after a look at what Terraform cannot see: the bucket as it is.
+
+    python scripts/deploy.py [--dir terraform] plan | apply [Terraform's own options]
+
+Refuses where the deployment would overwrite an existing bucket's notifications, or where no event would ever reach
+it, and says what to do instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+import terraform
+
+BUCKET_RESOURCES = "module.s3.aws_s3_bucket"
+BUCKET = f"{BUCKET_RESOURCES}.this[0]"
+NOTIFICATION = f"{BUCKET_RESOURCES}_notification.this[0]"
+# null while it depends on the account, as the default bucket name does: nobody has taken that on yet.
+ASKED = "jsonencode({ bucket = var.bucket_name, create = var.create_bucket, notify = var.manage_bucket_notification })"
+
+
+class Refused(Exception):
+    """The deployment would do harm, or nothing at all; the text says what to do instead."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the variables ask for, and what Terraform manages already."""
+
+    bucket: str | None
+    create: bool
+    notify: bool
+    managed: frozenset[str]
+
+
+def read_plan(directory: Path, environment: Mapping[str, str]) -> Plan:
+    """Ask Terraform for its variables, wherever they come from. Raises Refused when it does not tell."""
+    console = [sys.executable, terraform.__file__, "--dir", str(directory), "console"]
+    answer = subprocess.run(console, input=ASKED, env=environment, capture_output=True, text=True, check=False)
+    try:
+        asked = json.loads(json.loads(answer.stdout))
+    except ValueError:
+        raise Refused(f"terraform does not tell its variables:\n{answer.stderr.strip()}") from None
+    # The console has initialised the folder. Without a state, this fails: then nothing is managed.
+    environment = terraform.clean_environment(environment)
+    state = [terraform.find_terraform(environment)[0], f"-chdir={directory}", "state", "list"]
+    listing = subprocess.run(state, env=environment, capture_output=True, text=True, check=False)
+    return Plan(asked["bucket"], asked["create"], asked["notify"], frozenset(listing.stdout.split()))
+
+
+def other_notifications(s3: Any, bucket: str) -> dict[str, Any]:
+    """A bucket's notifications other than to EventBridge, as put-bucket-notification-configuration takes them."""
+    answer: Mapping[str, Any] = s3.get_bucket_notification_configuration(Bucket=bucket)
+    return {name: value for name, value in answer.items() if name.endswith("Configurations") and value}
+
+
+def switch_on(bucket: str, others: Mapping[str, Any]) -> str:
+    """The command that has a bucket send its events to EventBridge, too, and keeps its other notifications."""
+    configuration = json.dumps({**others, "EventBridgeConfiguration": {}})
+    return (
+        f"aws s3api put-bucket-notification-configuration --bucket {bucket} "
+        f"--notification-configuration {shlex.quote(configuration)}"
+    )
+
+
+def check_bucket(s3: Any, plan: Plan) -> list[str]:
+    """What to warn of. Raises Refused, saying what to do instead."""
+    bucket = plan.bucket
+    if bucket is None or BUCKET in plan.managed:
+        return []
+    try:
+        region = s3.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "404" and plan.create:
+            return []
+        raise Refused(no_access(error, plan)) from error
+    if plan.create:
+        raise Refused(
+            f"the bucket {bucket} exists already, and this folder's Terraform state does not know it. If it was kept "
+            "by a make destroy, or its state is lost, take it up again:\n"
+            f"  python scripts/terraform.py import {shlex.quote(BUCKET)} {bucket}\n"
+            "If it is another one, use it with create_bucket = false, or choose another bucket_name"
+        )
+    if region and region != s3.meta.region_name:
+        raise Refused(
+            f"the bucket {bucket} is in {region}, and the stack would be in {s3.meta.region_name}: its events do not "
+            f"cross regions. AWS_REGION={region} make deploy"
+        )
+    check_notifications(s3, plan, bucket)
+    if s3.get_bucket_versioning(Bucket=bucket).get("Status") != "Enabled":
+        return [
+            f"the bucket {bucket} keeps no versions: an upload that is overwritten before its training starts is lost. "
+            f"aws s3api put-bucket-versioning --bucket {bucket} --versioning-configuration Status=Enabled"
+        ]
+    return []
+
+
+def no_access(error: ClientError, plan: Plan) -> str:
+    """Why a bucket does not answer, for people: HEAD has no text, only a status."""
+    status = error.response["Error"]["Code"]
+    if status == "404":
+        return f"the bucket {plan.bucket} does not exist, and create_bucket = false wants an existing one"
+    if status == "403" and plan.create:
+        return f"the bucket name {plan.bucket} is taken by another account: choose another bucket_name"
+    if status == "403":
+        return f"the bucket {plan.bucket} is another account's, or you may not look at it (s3:ListBucket)"
+    return f"the bucket {plan.bucket} does not answer: {error}"
+
+
+def check_notifications(s3: Any, plan: Plan, bucket: str) -> None:
+    """Raises Refused unless an existing bucket's events reach EventBridge, or can be sent there without harm."""
+    others = other_notifications(s3, bucket)
+    if plan.notify and others:
+        raise Refused(
+            f"manage_bucket_notification = true would delete other notifications of the bucket {bucket}: "
+            f"{', '.join(others)}. Leave it unset, and add EventBridge to them yourself:\n"
+            f"  {switch_on(bucket, others)}"
+        )
+    sends = "EventBridgeConfiguration" in s3.get_bucket_notification_configuration(Bucket=bucket)
+    if plan.notify and sends and NOTIFICATION not in plan.managed:
+        raise Refused(
+            f"the bucket {bucket} sends its events to EventBridge already. Leave manage_bucket_notification unset: "
+            "with it, make destroy would switch them off for everybody"
+        )
+    if not plan.notify and not sends and NOTIFICATION not in plan.managed:
+        way_out = "Add EventBridge to its notifications" if others else "Set manage_bucket_notification = true, or"
+        raise Refused(
+            f"the bucket {bucket} does not send its events to EventBridge, so no upload would ever start a training. "
+            f"{way_out}:\n  {switch_on(bucket, others)}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check, then run Terraform; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=terraform.ROOT / "terraform", help="configuration")
+    parser.add_argument("command", choices=("plan", "apply"))
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="Terraform's own options of that command")
+    given = parser.parse_args(arguments)
+    try:
+        region = terraform.find_region(os.environ)
+        plan = read_plan(given.dir, os.environ)
+        for warning in check_bucket(boto3.client("s3", region_name=region), plan):
+            print(f"warning: {warning}", file=sys.stderr)
+        return terraform.run([given.command, *given.options], given.dir, os.environ)
+    except (Refused, terraform.TerraformError, BotoCoreError, ClientError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

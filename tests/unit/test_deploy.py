@@ -1,0 +1,143 @@
+"""What make deploy looks at before Terraform runs: the bucket, as moto has it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+import deploy
+from deploy import Plan, Refused
+
+REGION, BUCKET = "eu-west-1", "team-data"
+QUEUE = "arn:aws:sqs:eu-west-1:123456789012:uploads"
+OTHERS = [{"Id": "theirs", "QueueArn": QUEUE, "Events": ["s3:ObjectCreated:*"]}]
+EXISTING = Plan(BUCKET, create=False, notify=False, managed=frozenset())
+NOTIFYING = Plan(BUCKET, create=False, notify=True, managed=frozenset())
+
+
+class S3:
+    """moto's, which takes a notification to EventBridge but does not give it back."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._configuration: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def put_bucket_notification_configuration(self, *, Bucket: str, NotificationConfiguration: dict[str, Any]) -> None:
+        self._client.put_bucket_notification_configuration(
+            Bucket=Bucket, NotificationConfiguration=NotificationConfiguration
+        )
+        self._configuration = NotificationConfiguration
+
+    def get_bucket_notification_configuration(self, *, Bucket: str) -> dict[str, Any]:
+        return {"ResponseMetadata": {}, **self._configuration}
+
+
+@pytest.fixture
+def s3() -> Iterator[Any]:
+    """S3 with an existing, versioned bucket that notifies nobody."""
+    with mock_aws():
+        boto3.client("sqs", region_name=REGION).create_queue(QueueName="uploads")
+        client = boto3.client("s3", region_name=REGION)
+        client.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+        client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+        yield S3(client)
+
+
+def notify(s3: Any, **configuration: Any) -> None:
+    s3.put_bucket_notification_configuration(Bucket=BUCKET, NotificationConfiguration=configuration)
+
+
+def refusal(s3: Any, plan: Plan) -> str:
+    with pytest.raises(Refused) as caught:
+        deploy.check_bucket(s3, plan)
+    return str(caught.value)
+
+
+def carry_out(s3: Any, text: str) -> None:
+    """Do what the command in the text says, as the AWS CLI would."""
+    (command,) = re.findall(r"aws s3api put-bucket-notification-configuration .*", text)
+    words = shlex.split(command)
+    assert words[3::2] == ["--bucket", "--notification-configuration"]
+    s3.put_bucket_notification_configuration(Bucket=words[4], NotificationConfiguration=json.loads(words[6]))
+
+
+def test_a_bucket_that_terraform_makes_or_has_made_is_not_looked_at(s3: Any) -> None:
+    new = Plan("not-there-yet", create=True, notify=False, managed=frozenset())
+    assert deploy.check_bucket(s3, new) == []
+    made = Plan(BUCKET, create=True, notify=False, managed=frozenset({deploy.BUCKET}))
+    assert deploy.check_bucket(s3, made) == []
+    assert deploy.check_bucket(s3, Plan(None, create=True, notify=False, managed=frozenset())) == []
+
+
+def test_a_bucket_that_is_there_without_its_state_is_to_be_imported(s3: Any) -> None:
+    text = refusal(s3, Plan(BUCKET, create=True, notify=False, managed=frozenset()))
+    assert f"scripts/terraform.py import 'module.s3.aws_s3_bucket.this[0]' {BUCKET}" in text
+
+
+def test_a_missing_bucket_is_refused_when_it_should_exist(s3: Any) -> None:
+    assert "nowhere does not exist" in refusal(s3, Plan("nowhere", create=False, notify=False, managed=frozenset()))
+
+
+def test_a_bucket_of_another_region_is_refused(s3: Any) -> None:
+    elsewhere = boto3.client("s3", region_name="us-east-1")
+    assert "is in eu-west-1, and the stack would be in us-east-1" in refusal(elsewhere, EXISTING)
+
+
+def test_a_bucket_without_events_is_refused_with_the_command_that_switches_them_on(s3: Any) -> None:
+    text = refusal(s3, EXISTING)
+    assert "no upload would ever start a training" in text
+    assert "manage_bucket_notification = true" in text
+    carry_out(s3, text)
+    assert deploy.check_bucket(s3, EXISTING) == []
+
+
+def test_the_command_keeps_the_notifications_that_are_there(s3: Any) -> None:
+    notify(s3, QueueConfigurations=OTHERS)
+    text = refusal(s3, EXISTING)
+    assert "manage_bucket_notification" not in text
+    carry_out(s3, text)
+    assert deploy.check_bucket(s3, EXISTING) == []
+    assert deploy.other_notifications(s3, BUCKET) == {"QueueConfigurations": OTHERS}
+
+
+def test_terraform_may_switch_events_on_where_there_are_no_notifications(s3: Any) -> None:
+    assert deploy.check_bucket(s3, NOTIFYING) == []
+
+
+def test_terraform_may_not_overwrite_others_notifications(s3: Any) -> None:
+    notify(s3, QueueConfigurations=OTHERS)
+    text = refusal(s3, NOTIFYING)
+    assert "would delete other notifications of the bucket team-data: QueueConfigurations" in text
+    carry_out(s3, text)
+    assert deploy.check_bucket(s3, EXISTING) == []
+
+
+def test_notifications_that_others_added_later_are_not_overwritten_either(s3: Any) -> None:
+    notify(s3, QueueConfigurations=OTHERS, EventBridgeConfiguration={})
+    managed = Plan(BUCKET, create=False, notify=True, managed=frozenset({deploy.NOTIFICATION}))
+    assert "would delete other notifications" in refusal(s3, managed)
+
+
+def test_events_that_somebody_else_switched_on_are_not_taken_over(s3: Any) -> None:
+    notify(s3, EventBridgeConfiguration={})
+    assert "sends its events to EventBridge already" in refusal(s3, NOTIFYING)
+    managed = Plan(BUCKET, create=False, notify=True, managed=frozenset({deploy.NOTIFICATION}))
+    assert deploy.check_bucket(s3, managed) == []
+
+
+def test_a_bucket_without_versions_is_warned_of(s3: Any) -> None:
+    notify(s3, EventBridgeConfiguration={})
+    s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Suspended"})
+    (warning,) = deploy.check_bucket(s3, EXISTING)
+    assert "keeps no versions" in warning
+    assert "Status=Enabled" in warning
