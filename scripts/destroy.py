@@ -320,7 +320,9 @@ class Destroy:
         if targets and kept:
             print("Terraform warns of -target now: that is how it leaves the bucket alone")
         if targets:
-            terraform(self.target, "destroy", "-auto-approve", "-input=false", *(targets if kept else ()))
+            terraform(
+                self.target, "destroy", "-auto-approve", "-input=false", *(targets if kept else ()), "-compact-warnings"
+            )
 
     def delete_logs(self, groups: list[str]) -> None:
         for name in groups:

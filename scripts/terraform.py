@@ -171,6 +171,28 @@ def check_region(command: Sequence[str], directory: Path, environment: Mapping[s
         )
 
 
+def recover_state(directory: Path) -> None:
+    """Give a state file on disk that was emptied, and not written again, what it held before the last command.
+
+    Terraform empties the file for some milliseconds at each resource that it has changed: killed just then, it would
+    know of nothing that it has made. Its own backup is from before the command; what is gone meanwhile, it finds out.
+    """
+    state, backup = directory / "terraform.tfstate", directory / "terraform.tfstate.backup"
+    moved_away = (directory / ".terraform" / "terraform.tfstate").exists()  # to a backend: init empties the file, too
+    if moved_away or is_whole(state) or not is_whole(backup):
+        return
+    shutil.copy(backup, state)
+    print(f"{state} was cut off when Terraform was killed: it is again as before that command", file=sys.stderr)
+
+
+def is_whole(state: Path) -> bool:
+    """Whether a state file can be read, and holds something."""
+    try:
+        return bool(json.loads(state.read_text()))
+    except (FileNotFoundError, ValueError):
+        return False
+
+
 def run(arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
     """Run one Terraform command in a folder, after `init` where it needs that, and return its exit code.
 
@@ -185,6 +207,8 @@ def run(arguments: Sequence[str], directory: Path, environment: Mapping[str, str
             [*command, "init", *init_arguments(environment, platform), *arguments[1:]], env=environment
         ).returncode
     if name not in NO_INIT:
+        if (directory / "terraform.tfstate").exists():
+            recover_state(directory)
         # Validating needs the provider but no state, hence no credentials.
         backend = ["-backend=false"] if name == "validate" else []
         init = subprocess.run(

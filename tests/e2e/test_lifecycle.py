@@ -359,6 +359,14 @@ def test_two_stacks_in_one_account_each_handle_their_own(first: Deployment, seco
         tags = pipeline.sagemaker.list_tags(ResourceArn=described["EndpointArn"])["Tags"]
         assert {"Key": "Stack", "Value": deployment.target.bucket} in tags
         assert pipeline.failed_events() == []
+        # The model servers' first lines arrive a little later: then there is all that the listings below should have.
+        pipeline.wait_for("the endpoint's log", lambda: log_of(deployment, endpoint))
+
+
+def log_of(deployment: Deployment, endpoint: str) -> list[Any]:
+    logs, name = deployment.target.client("logs"), f"/aws/sagemaker/Endpoints/{endpoint}"
+    found: list[Any] = logs.describe_log_groups(logGroupNamePrefix=name)["logGroups"]
+    return found
 
 
 # --- destroy ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""scripts/terraform.py: Ctrl-C reaches Terraform, which ends in its own time."""
+"""scripts/terraform.py: Terraform interrupted, and killed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import terraform
 
@@ -46,3 +48,30 @@ def test_after_ctrl_c_terraform_still_writes_its_state(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=30) == 1
     assert (tmp_path / "state").read_text() == "written"
+
+
+WHOLE = '{"version": 4, "resources": [{"name": "made"}]}'
+
+
+@pytest.mark.parametrize("left", ["", WHOLE[:20]])
+def test_a_state_that_a_kill_has_cut_off_is_as_before_the_command(tmp_path: Path, left: str) -> None:
+    (tmp_path / "terraform.tfstate").write_text(left)
+    (tmp_path / "terraform.tfstate.backup").write_text(WHOLE)
+    terraform.recover_state(tmp_path)
+    assert (tmp_path / "terraform.tfstate").read_text() == WHOLE
+
+
+def test_a_whole_state_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "terraform.tfstate").write_text('{"version": 4, "resources": []}')
+    (tmp_path / "terraform.tfstate.backup").write_text(WHOLE)
+    terraform.recover_state(tmp_path)
+    assert (tmp_path / "terraform.tfstate").read_text() == '{"version": 4, "resources": []}'
+
+
+def test_a_state_that_was_moved_to_a_backend_does_not_come_back(tmp_path: Path) -> None:
+    (tmp_path / "terraform.tfstate").write_text("")
+    (tmp_path / "terraform.tfstate.backup").write_text(WHOLE)
+    (tmp_path / ".terraform").mkdir()
+    (tmp_path / ".terraform" / "terraform.tfstate").write_text('{"backend": {"type": "s3"}}')
+    terraform.recover_state(tmp_path)
+    assert (tmp_path / "terraform.tfstate").read_text() == ""
