@@ -96,6 +96,12 @@ def terraform(target: Target, *arguments: str, quiet: bool = False) -> str:
     return output
 
 
+def terraform_destroy(target: Target, *options: str) -> None:
+    """Destroy by a plan that is not shown: thousands of lines would hide what was named before."""
+    terraform(target, "plan", "-destroy", "-input=false", "-out=destroy.tfplan", *options, quiet=True)
+    terraform(target, "apply", "-input=false", "-compact-warnings", "destroy.tfplan")
+
+
 def managed(target: Target) -> dict[str, dict[str, Any]]:
     """What Terraform knows that it has made: {address: {"type", "values"}}."""
     found: dict[str, dict[str, Any]] = {}
@@ -216,7 +222,7 @@ class Destroy:
             self.delete_logs(logs)
             if self.has_bucket:
                 self.empty()
-            terraform(self.target, "destroy", "-auto-approve", "-input=false")
+            terraform_destroy(self.target)
         self.conclude()
         return 0
 
@@ -318,11 +324,9 @@ class Destroy:
         """Everything of Terraform's but for the bucket, which its state still knows: make deploy goes on with it."""
         targets = [f"-target={address}" for address in sorted(self.state.keys() - kept)]
         if targets and kept:
-            print("Terraform warns of -target now: that is how it leaves the bucket alone")
+            print("Terraform warns of a partial run below: it leaves out the bucket")
         if targets:
-            terraform(
-                self.target, "destroy", "-auto-approve", "-input=false", *(targets if kept else ()), "-compact-warnings"
-            )
+            terraform_destroy(self.target, *(targets if kept else ()))
 
     def delete_logs(self, groups: list[str]) -> None:
         for name in groups:

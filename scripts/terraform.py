@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import botocore.session
 from botocore.exceptions import BotoCoreError
@@ -178,19 +179,21 @@ def recover_state(directory: Path) -> None:
     know of nothing that it has made. Its own backup is from before the command; what is gone meanwhile, it finds out.
     """
     state, backup = directory / "terraform.tfstate", directory / "terraform.tfstate.backup"
-    moved_away = (directory / ".terraform" / "terraform.tfstate").exists()  # to a backend: init empties the file, too
-    if moved_away or is_whole(state) or not is_whole(backup):
+    # A move to a backend empties the file, too; init keeps there which one.
+    backend = read_json(directory / ".terraform" / "terraform.tfstate").get("backend")
+    if backend or not state.exists() or read_json(state) or not read_json(backup):
         return
     shutil.copy(backup, state)
     print(f"{state} was cut off when Terraform was killed: it is again as before that command", file=sys.stderr)
 
 
-def is_whole(state: Path) -> bool:
-    """Whether a state file can be read, and holds something."""
+def read_json(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing when it is missing or cut off."""
     try:
-        return bool(json.loads(state.read_text()))
+        content: dict[str, Any] = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
-        return False
+        return {}
+    return content
 
 
 def run(arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
@@ -207,8 +210,7 @@ def run(arguments: Sequence[str], directory: Path, environment: Mapping[str, str
             [*command, "init", *init_arguments(environment, platform), *arguments[1:]], env=environment
         ).returncode
     if name not in NO_INIT:
-        if (directory / "terraform.tfstate").exists():
-            recover_state(directory)
+        recover_state(directory)
         # Validating needs the provider but no state, hence no credentials.
         backend = ["-backend=false"] if name == "validate" else []
         init = subprocess.run(

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -360,7 +361,7 @@ def test_two_stacks_in_one_account_each_handle_their_own(first: Deployment, seco
         assert {"Key": "Stack", "Value": deployment.target.bucket} in tags
         assert pipeline.failed_events() == []
         # The model servers' first lines arrive a little later: then there is all that the listings below should have.
-        pipeline.wait_for("the endpoint's log", lambda: log_of(deployment, endpoint))
+        pipeline.wait_for("the endpoint's log", partial(log_of, deployment, endpoint))
 
 
 def log_of(deployment: Deployment, endpoint: str) -> list[Any]:

@@ -47,7 +47,7 @@ class Cloud(Account):
 
 
 class Terraform:
-    """Terraform's state of a stack; destroying takes addresses out of it, and the real bucket away."""
+    """Terraform's state of a stack; applying a plan to destroy takes addresses out of it, and the real bucket away."""
 
     def __init__(self, world: World, own_bucket: bool = True) -> None:
         self.world = world
@@ -58,6 +58,7 @@ class Terraform:
             SOURCE: {"bucket": BUCKET},
             **({deploy.BUCKET: {"bucket": BUCKET}, VERSIONING: {"bucket": BUCKET}} if own_bucket else {}),
         }
+        self.planned: list[str] = []
         self.meanwhile: Callable[[], object] = lambda: None
 
     def __call__(self, target: Any, *arguments: str, quiet: bool = False) -> str:
@@ -69,10 +70,12 @@ class Terraform:
                 for address, values in self.resources.items()
             ]
             return json.dumps({"values": {"root_module": {"child_modules": [{"resources": items}]}}})
-        if command == "destroy":
+        if command == "plan":
+            assert "-destroy" in options
+            self.planned = [option.removeprefix("-target=") for option in options if option.startswith("-target=")]
+        elif command == "apply":
             self.meanwhile()
-            targets = [option.removeprefix("-target=") for option in options if option.startswith("-target=")]
-            for address in targets or list(self.resources):
+            for address in self.planned or list(self.resources):
                 del self.resources[address]
                 if address == deploy.BUCKET:
                     self.world.s3.delete_bucket(Bucket=BUCKET)

@@ -61,6 +61,15 @@ def test_a_state_that_a_kill_has_cut_off_is_as_before_the_command(tmp_path: Path
     assert (tmp_path / "terraform.tfstate").read_text() == WHOLE
 
 
+def test_a_state_that_came_back_from_a_backend_counts_again(tmp_path: Path) -> None:
+    (tmp_path / "terraform.tfstate").write_text("")
+    (tmp_path / "terraform.tfstate.backup").write_text(WHOLE)
+    (tmp_path / ".terraform").mkdir()
+    (tmp_path / ".terraform" / "terraform.tfstate").write_text('{"version": 3}')
+    terraform.recover_state(tmp_path)
+    assert (tmp_path / "terraform.tfstate").read_text() == WHOLE
+
+
 def test_a_whole_state_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "terraform.tfstate").write_text('{"version": 4, "resources": []}')
     (tmp_path / "terraform.tfstate.backup").write_text(WHOLE)
