@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,13 @@ import terraform
 
 BUCKET_RESOURCES = "module.s3.aws_s3_bucket"
 BUCKET = f"{BUCKET_RESOURCES}.this[0]"
+DEPLOYER = "module.lambda_deployment_orchestrator."
 NOTIFICATION = f"{BUCKET_RESOURCES}_notification.this[0]"
 # null while it depends on the account, as the default bucket name does: nobody has taken that on yet.
-ASKED = "jsonencode({ bucket = var.bucket_name, create = var.create_bucket, notify = var.manage_bucket_notification })"
+ASKED = (
+    "jsonencode({ bucket = var.bucket_name, create = var.create_bucket, endpoint = var.endpoint_name, "
+    "key = var.kms_key_arn, notify = var.manage_bucket_notification })"
+)
 
 
 class Refused(Exception):
@@ -37,12 +41,15 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """What the variables ask for, and what Terraform manages already."""
+    """What the variables ask for, and what Terraform manages already (outputs: as of the last deployment)."""
 
     bucket: str | None
     create: bool
     notify: bool
     managed: frozenset[str]
+    endpoint: str = ""
+    key: str | None = None
+    outputs: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_plan(directory: Path, environment: Mapping[str, str]) -> Plan:
@@ -55,9 +62,29 @@ def read_plan(directory: Path, environment: Mapping[str, str]) -> Plan:
         raise Refused(f"terraform does not tell its variables:\n{answer.stderr.strip()}") from None
     # The console has initialised the folder. Without a state, this fails: then nothing is managed.
     environment = terraform.clean_environment(environment)
-    state = [terraform.find_terraform(environment)[0], f"-chdir={directory}", "state", "list"]
-    listing = subprocess.run(state, env=environment, capture_output=True, text=True, check=False)
-    return Plan(asked["bucket"], asked["create"], asked["notify"], frozenset(listing.stdout.split()))
+    binary = [terraform.find_terraform(environment)[0], f"-chdir={directory}"]
+    listing = subprocess.run([*binary, "state", "list"], env=environment, capture_output=True, text=True, check=False)
+    managed = frozenset(listing.stdout.split())
+    outputs = {}
+    if managed:
+        answer = subprocess.run(
+            [*binary, "output", "-json"], env=environment, capture_output=True, text=True, check=True
+        )
+        outputs = {name: output["value"] for name, output in json.loads(answer.stdout).items()}
+    return Plan(asked["bucket"], asked["create"], asked["notify"], managed, asked["endpoint"], asked["key"], outputs)
+
+
+def check_names(plan: Plan) -> None:
+    """Raises Refused where a changed name would leave endpoints behind that no command finds."""
+    if not any(address.startswith(DEPLOYER) for address in plan.managed):
+        return
+    for name, asked in (("endpoint_name", plan.endpoint), ("bucket_name", plan.bucket)):
+        deployed = plan.outputs.get(name, asked)
+        if asked and asked != deployed:
+            raise Refused(
+                f"{name} is {deployed} now and would become {asked}: endpoints under the old name would go on billing, "
+                "and no command would find them. make destroy first (it keeps the data), then change it"
+            )
 
 
 def other_notifications(s3: Any, bucket: str) -> dict[str, Any]:
@@ -78,6 +105,12 @@ def switch_on(bucket: str, others: Mapping[str, Any]) -> str:
 def check_bucket(s3: Any, plan: Plan) -> list[str]:
     """What to warn of. Raises Refused, saying what to do instead."""
     bucket = plan.bucket
+    if BUCKET in plan.managed and not plan.create:
+        raise Refused(
+            "create_bucket = false would delete this stack's own bucket, or its settings where there is data in it. To "
+            "keep it, take it out of Terraform's hands first:\n  python scripts/terraform.py state rm "
+            + " ".join(shlex.quote(address) for address in sorted(plan.managed) if address.startswith(BUCKET_RESOURCES))
+        )
     if bucket is None or BUCKET in plan.managed:
         return []
     try:
@@ -99,12 +132,33 @@ def check_bucket(s3: Any, plan: Plan) -> list[str]:
             f"cross regions. AWS_REGION={region} make deploy"
         )
     check_notifications(s3, plan, bucket)
+    warnings = []
+    key = encryption_key(s3, bucket)
+    if key and key != plan.key:
+        warnings.append(
+            f"the bucket {bucket} encrypts with {key}: unless that is AWS's own key for S3, the functions may not use "
+            "it, and every write of theirs is denied. kms_key_arn gives it to them"
+        )
     if s3.get_bucket_versioning(Bucket=bucket).get("Status") != "Enabled":
-        return [
+        warnings.append(
             f"the bucket {bucket} keeps no versions: an upload that is overwritten before its training starts is lost. "
             f"aws s3api put-bucket-versioning --bucket {bucket} --versioning-configuration Status=Enabled"
-        ]
-    return []
+        )
+    return warnings
+
+
+def encryption_key(s3: Any, bucket: str) -> str:
+    """The KMS key that a bucket's objects get by default; "" for S3's own keys."""
+    try:
+        answer = s3.get_bucket_encryption(Bucket=bucket)
+    except ClientError as error:
+        # AWS has a default for every bucket since January 2023; not every local S3 has.
+        if error.response["Error"]["Code"] != "ServerSideEncryptionConfigurationNotFoundError":
+            raise
+        return ""
+    rules = answer["ServerSideEncryptionConfiguration"]["Rules"]
+    keys = [rule.get("ApplyServerSideEncryptionByDefault", {}).get("KMSMasterKeyID") for rule in rules]
+    return next((str(key) for key in keys if key and "alias/aws/s3" not in key), "")
 
 
 def no_access(error: ClientError, plan: Plan) -> str:
@@ -152,6 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         region = terraform.find_region(os.environ)
         plan = read_plan(given.dir, os.environ)
+        if plan.bucket is None and plan.create and BUCKET not in plan.managed:
+            account = boto3.client("sts", region_name=region).get_caller_identity()["Account"]
+            plan = replace(plan, bucket=f"atml-models-{account}-{region}")
+        check_names(plan)
         for warning in check_bucket(boto3.client("s3", region_name=region), plan):
             print(f"warning: {warning}", file=sys.stderr)
         return terraform.run([given.command, *given.options], given.dir, os.environ)

@@ -136,6 +136,24 @@ def owned(target: Target, kind: str) -> list[str]:
     return [item[f"{kind}Name"] for item in items if operate.own_tags(target, item[f"{kind}Arn"])]
 
 
+def stack_endpoints(target: Target) -> list[dict[str, str]]:
+    """This stack's endpoints by their tag, whatever their names: {"name", "status", "config"}."""
+    found = []
+    for page in target.client("sagemaker").get_paginator("list_endpoints").paginate():
+        for item in page["Endpoints"]:
+            endpoint = operate.describe_endpoint(target, item["EndpointName"])
+            if endpoint is None or not operate.own_tags(target, endpoint["EndpointArn"]):
+                continue
+            found.append(
+                {
+                    "name": item["EndpointName"],
+                    "status": endpoint["EndpointStatus"],
+                    "config": endpoint["EndpointConfigName"],
+                }
+            )
+    return sorted(found, key=lambda item: item["name"])
+
+
 def unfinished_jobs(target: Target) -> dict[str, str]:
     """This stack's training jobs that still bill: {name: status}."""
     return {job: status for status in ("InProgress", "Stopping") for job in operate.running_jobs(target, status)}
@@ -167,12 +185,9 @@ def contents(target: Target) -> Contents:
 
 
 def endpoint_logs(target: Target) -> list[str]:
-    """The log groups of every endpoint that this stack ever had: the deployment records name them."""
+    """The log groups of every endpoint that this stack ever had, by its deployment records; some may not exist."""
     records = pipeline.read_records(target, operate.DEPLOYMENT_PREFIX).values()
-    names = {ENDPOINT_LOG_GROUP + str(record["endpoint"]) for record in records}
-    logs = target.client("logs")
-    pages = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=ENDPOINT_LOG_GROUP)
-    return sorted(names & {group["logGroupName"] for page in pages for group in page["logGroups"]})
+    return sorted({ENDPOINT_LOG_GROUP + str(record["endpoint"]) for record in records})
 
 
 # --- destroy ----------------------------------------------------------------------------------------
@@ -237,7 +252,7 @@ class Destroy:
         target = self.target
         return [
             *(("training job", f"{job} ({status}): is stopped") for job, status in unfinished_jobs(target).items()),
-            *(("endpoint", f"{item['name']} ({item['config']})") for item in operate.own_endpoints(target)),
+            *(("endpoint", f"{item['name']} ({item['config']})") for item in stack_endpoints(target)),
             *(("endpoint config", name) for name in owned(target, "EndpointConfig")),
             *(("model", name) for name in owned(target, "Model")),
         ]
@@ -288,7 +303,7 @@ class Destroy:
         asked: set[str] = set()
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
-            jobs, endpoints = unfinished_jobs(target), operate.own_endpoints(target)
+            jobs, endpoints = unfinished_jobs(target), stack_endpoints(target)
             for job in jobs.keys() - asked:
                 operate.stop_job(target, job)
                 print(f"stopping  training job {job}")
@@ -335,7 +350,8 @@ class Destroy:
             except ClientError as error:
                 if pipeline.error_code(error) != "ResourceNotFoundException":
                     raise
-            print(f"deleted   log {name}")
+            else:
+                print(f"deleted   log {name}")
 
     def empty(self) -> None:
         """Delete every version and every delete marker in the bucket. Raises Unfinished where S3 refuses one."""

@@ -211,8 +211,8 @@ variable "hyperparameters" {
 
   # SageMaker's training toolkit hands them to the program through a shell, unquoted.
   validation {
-    condition     = alltrue([for key, value in var.hyperparameters : can(regex("^[A-Za-z0-9_.,:/+=@-]{1,256}$", value))])
-    error_message = "hyperparameters: values are 1 to 256 letters, digits and _ . , : / + = @ - (they pass through a shell inside the training container)."
+    condition     = alltrue([for key, value in var.hyperparameters : can(regex("^[A-Za-z0-9_.+-]{1,256}$", value))])
+    error_message = "hyperparameters: values are 1 to 256 letters, digits and _ . + - (they pass through a shell inside the training container)."
   }
 
   validation {

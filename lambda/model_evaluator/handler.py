@@ -16,8 +16,10 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import tarfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +85,7 @@ COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
 # Conditional writes of one object that meet each other; a lasting conflict is an error.
 CONFLICT_TRIES = 5
+CONFLICT_PAUSE_SECONDS = 0.2
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
@@ -562,6 +565,7 @@ def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str)
         except ClientError as error:
             # Another write of it is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
             if error_code(error) == "ConditionalRequestConflict" and tries_left:
+                time.sleep(random.uniform(0, CONFLICT_PAUSE_SECONDS))
                 continue
             if error_code(error) != "PreconditionFailed":
                 raise

@@ -333,11 +333,14 @@ def mend_function_runtime() -> None:
     MiniStack's own worker has no log handler, so INFO records and `extra` vanish, and knows no error types. It
     serves the Lambda Runtime API to custom runtimes, which is all that AWS's client needs. It also passes on the
     whole environment of the launcher, so that a variable missing in Terraform could come from somebody's shell.
-    Functions with layers stay with MiniStack's worker, which unpacks them.
+    The log of an invocation that ends after its function was deleted would bring a deleted log group back; on AWS
+    that takes a role which may create log groups. Functions with layers stay with MiniStack's worker, which unpacks
+    them.
     """
     runtime = ministack("core.lambda_runtime", _worker_class_for=("config",))
     functions = ministack(
         "services.lambda_svc",
+        _emit_lambda_logs=("func", "request_id", "log_text", "error", "duration_ms", "log_source"),
         _execute_function_warm=("func", "event", "request_id"),
         _execute_function_provided_warm=("func", "event", "request_id"),
         _provided_runtime_code_dir=("code_zip",),
@@ -346,6 +349,7 @@ def mend_function_runtime() -> None:
     )
     worker_class_for = runtime._worker_class_for
     execute_with_worker_script = functions._execute_function_warm
+    emit_logs = functions._emit_lambda_logs
     unpack = functions._provided_runtime_code_dir
     worker_environment = functions._provided_worker_env
 
@@ -384,6 +388,10 @@ def mend_function_runtime() -> None:
 
         def _init_log_suffix(self) -> str:
             return ""  # the log goes into the result as a whole, see invoke
+
+    def emit_logs_of_existing(func: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        if (func.get("config") or func)["FunctionName"] in functions._functions:
+            emit_logs(func, *args, **kwargs)
 
     def environment_class(config: dict[str, Any]) -> type:
         chosen: type = PythonEnvironment if is_ours(config) else worker_class_for(config)
@@ -426,6 +434,7 @@ def mend_function_runtime() -> None:
         return kept
 
     runtime._worker_class_for = environment_class  # type: ignore[attr-defined]
+    functions._emit_lambda_logs = emit_logs_of_existing  # type: ignore[attr-defined]
     functions._execute_function_warm = execute_warm  # type: ignore[attr-defined]
     functions._provided_runtime_code_dir = code_dir  # type: ignore[attr-defined]
     functions._provided_worker_env = environment  # type: ignore[attr-defined]

@@ -1,5 +1,7 @@
 # The role of .github/workflows/upload-data.yml: one repository may put training data into one bucket, and nothing else.
 
+data "aws_caller_identity" "current" {}
+
 data "aws_partition" "current" {}
 
 locals {

@@ -1,6 +1,8 @@
 output "oidc_provider_arn" {
   description = "The OIDC provider that the role trusts, for further roles."
-  value       = local.oidc_provider_arn
+  # By name, so that the plan of another role knows it before this one is made.
+  value      = coalesce(var.oidc_provider_arn, "arn:${data.aws_partition.current.partition}:iam::${data.aws_caller_identity.current.account_id}:oidc-provider/${local.issuer}")
+  depends_on = [aws_iam_openid_connect_provider.github]
 }
 
 output "role_arn" {

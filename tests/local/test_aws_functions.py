@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from launcher import LocalAws, local_aws
+from launcher import WAIT_SECONDS, LocalAws, eventually, local_aws
 
 HANDLER = """
 import logging, os, sys, time
@@ -173,3 +174,18 @@ def test_a_function_sees_its_own_settings_and_nothing_of_the_shell(aws: LocalAws
     assert environment["AWS_ENDPOINT_URL_SAGEMAKER"] == "http://127.0.0.1:1"
     assert environment["AWS_REGION"] == "us-east-1"
     assert not any(folder.endswith("scripts/local") for folder in payload["path"])
+
+
+def test_the_end_of_a_deleted_functions_invocation_brings_no_log_group_back(aws: LocalAws) -> None:
+    name = aws.function("import time\ndef lambda_handler(event, context):\n    time.sleep(2)\n", Timeout=30)
+    group = f"/aws/lambda/{name}"
+    logs = aws.client("logs")
+    logs.create_log_group(logGroupName=group)
+    asking = threading.Thread(target=lambda: aws.client("lambda").invoke(FunctionName=name, Payload=b"{}"))
+    asking.start()
+    eventually(lambda: len(aws.runtimes()) > 1, "the running function")
+    logs.delete_log_group(logGroupName=group)
+    aws.client("lambda").delete_function(FunctionName=name)
+    asking.join(timeout=WAIT_SECONDS)
+    assert not asking.is_alive()
+    assert logs.describe_log_groups(logGroupNamePrefix=group)["logGroups"] == []

@@ -37,12 +37,12 @@ class Cloud(Account):
         return {"TrainingJobSummaries": jobs}
 
     def _list_endpoint_configs(self, request: dict[str, Any]) -> dict[str, Any]:
-        names = [name for name in self.configs if request["NameContains"] in name]
+        names = [name for name in self.configs if request.get("NameContains", "") in name]
         arn = f"{self._arn}endpoint-config/"
         return {"EndpointConfigs": [{"EndpointConfigName": name, "EndpointConfigArn": arn + name} for name in names]}
 
     def _list_models(self, request: dict[str, Any]) -> dict[str, Any]:
-        names = [name for name in self.models if request["NameContains"] in name]
+        names = [name for name in self.models if request.get("NameContains", "") in name]
         return {"Models": [{"ModelName": name, "ModelArn": f"{self._arn}model/{name}"} for name in names]}
 
 

@@ -37,7 +37,7 @@ class Account(FakeSageMaker):
         return SimpleNamespace(paginate=lambda **request: iter([getattr(self, operation)(**request)]))
 
     def _list_endpoints(self, request: dict[str, Any]) -> dict[str, Any]:
-        names = [name for name in self.endpoints if request["NameContains"] in name]
+        names = [name for name in self.endpoints if request.get("NameContains", "") in name]
         return {"Endpoints": [{"EndpointName": name} for name in names]}
 
     def _list_training_jobs(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,11 @@ resource "aws_kms_key" "pipeline" {
   enable_key_rotation = true
   policy              = module.pipeline.kms_key_policy
   tags                = local.tags
+
+  # Without the key the data is lost, also where the bucket is kept.
+  lifecycle {
+    prevent_destroy = true
+  }
 }
 
 module "pipeline" {

@@ -86,6 +86,8 @@ resource "aws_cloudwatch_event_rule" "this" {
   description         = each.value.description
   event_pattern       = each.value.pattern == null ? null : jsonencode(each.value.pattern)
   schedule_expression = each.key == "sweep" ? var.sweep_schedule : null
+  # Named, because the provider otherwise leaves a rule as it is that make destroy has stopped (its issue 35616).
+  state = "ENABLED"
 
   tags = var.tags
 }

@@ -188,6 +188,9 @@ resource "aws_s3_object" "training_source" {
   source      = var.training_package
   source_hash = local.training_package_exists ? filesha256(var.training_package) : null
 
+  # So that it, too, is under the bucket's key and has a version.
+  depends_on = [aws_s3_bucket_server_side_encryption_configuration.this, aws_s3_bucket_versioning.this]
+
   # Objects take ten tags at most, so they get none.
   override_provider {
     default_tags {

@@ -94,6 +94,11 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
     error_message = "Ends of the stack's own training jobs, and no other changes of theirs, are judged."
   }
 
+  assert {
+    condition     = alltrue([for rule in aws_cloudwatch_event_rule.this : rule.state == "ENABLED"])
+    error_message = "A deployment must start the rules again that make destroy has stopped."
+  }
+
   # Not the bare prefix: that would match another stack's "reviews2".
   assert {
     condition     = jsondecode(aws_cloudwatch_event_rule.this["endpoint"].event_pattern).detail.EndpointName == ["reviews", { prefix = "reviews-" }]
