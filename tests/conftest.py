@@ -23,7 +23,10 @@ played: Counter[str] = Counter()
 
 @pytest.fixture(scope="session")
 def handlers() -> dict[str, ModuleType]:
-    return {name: load_handler(name) for name in HANDLERS}
+    modules = {name: load_handler(name) for name in HANDLERS}
+    for module in modules.values():
+        module.CONFLICT_PAUSE_SECONDS = 0  # type: ignore[attr-defined]
+    return modules
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import boto3
@@ -82,6 +83,41 @@ def test_a_bucket_that_terraform_makes_or_has_made_is_not_looked_at(s3: Any) -> 
 def test_a_bucket_that_is_there_without_its_state_is_to_be_imported(s3: Any) -> None:
     text = refusal(s3, Plan(BUCKET, create=True, notify=False, managed=frozenset()))
     assert f"scripts/terraform.py import 'module.s3.aws_s3_bucket.this[0]' {BUCKET}" in text
+
+
+def test_the_stacks_own_bucket_is_not_let_go_by_a_deployment(s3: Any) -> None:
+    managed = frozenset({deploy.BUCKET, deploy.NOTIFICATION, "module.iam.aws_iam_role.model"})
+    text = refusal(s3, Plan(BUCKET, create=False, notify=False, managed=managed))
+    assert f"state rm '{deploy.BUCKET}' '{deploy.NOTIFICATION}'" in text
+    assert "aws_iam_role" not in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"), [({"endpoint": "other"}, "endpoint_name"), ({"bucket": "other"}, "bucket_name")]
+)
+def test_a_changed_name_is_refused_while_functions_are_deployed(changed: dict[str, str], name: str) -> None:
+    deployed = Plan(
+        BUCKET,
+        create=True,
+        notify=False,
+        managed=frozenset({"module.lambda_deployment_orchestrator.aws_lambda_function.this"}),
+        endpoint="mlops-endpoint",
+        outputs={"bucket_name": BUCKET, "endpoint_name": "mlops-endpoint"},
+    )
+    deploy.check_names(deployed)
+    deploy.check_names(replace(deployed, managed=frozenset({deploy.BUCKET}), **changed))  # type: ignore[arg-type]
+    with pytest.raises(Refused, match=f"{name} is .* now and would become other"):
+        deploy.check_names(replace(deployed, **changed))  # type: ignore[arg-type]
+
+
+def test_a_bucket_under_a_key_that_the_functions_may_not_use_is_warned_of(s3: Any) -> None:
+    notify(s3, EventBridgeConfiguration={})
+    key = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}}
+    s3.put_bucket_encryption(Bucket=BUCKET, ServerSideEncryptionConfiguration={"Rules": [rule]})
+    (warning,) = deploy.check_bucket(s3, EXISTING)
+    assert f"encrypts with {key}" in warning
+    assert deploy.check_bucket(s3, replace(EXISTING, key=key)) == []
 
 
 def test_a_missing_bucket_is_refused_when_it_should_exist(s3: Any) -> None:

@@ -179,6 +179,13 @@ def test_what_bills_goes_and_the_bucket_stays(
     assert "theirs" not in said
 
 
+def test_an_endpoint_that_was_made_under_another_endpoint_name_goes_too(make_end: Callable[..., Shell]) -> None:
+    shell = make_end()
+    shell.target.outputs["endpoint_name"] = "renamed"
+    assert run() == 0
+    assert others(shell)[0] == [f"{ENDPOINT}-theirs"]
+
+
 def test_rules_stop_before_anything_is_deleted(make_end: Callable[..., Shell]) -> None:
     shell = make_end()
     run()
