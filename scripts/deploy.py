@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 import terraform
 
@@ -56,10 +56,13 @@ def read_plan(directory: Path, environment: Mapping[str, str]) -> Plan:
     """Ask Terraform for its variables, wherever they come from. Raises Refused when it does not tell."""
     console = [sys.executable, terraform.__file__, "--dir", str(directory), "console"]
     answer = subprocess.run(console, input=ASKED, env=environment, capture_output=True, text=True, check=False)
+    # Warnings, of a misspelt variable for instance, come before it.
+    told = answer.stdout.strip().rpartition("\n")[2]
     try:
-        asked = json.loads(json.loads(answer.stdout))
+        asked = json.loads(json.loads(told))
     except ValueError:
-        raise Refused(f"terraform does not tell its variables:\n{answer.stderr.strip()}") from None
+        said = f"{answer.stdout.strip()}\n{answer.stderr.strip()}".strip()
+        raise Refused(f"terraform does not tell its variables:\n{said}") from None
     # The console has initialised the folder. Without a state, this fails: then nothing is managed.
     environment = terraform.clean_environment(environment)
     binary = [terraform.find_terraform(environment)[0], f"-chdir={directory}"]
@@ -108,7 +111,7 @@ def check_bucket(s3: Any, plan: Plan) -> list[str]:
     if BUCKET in plan.managed and not plan.create:
         raise Refused(
             "create_bucket = false would delete this stack's own bucket, or its settings where there is data in it. To "
-            "keep it, take it out of Terraform's hands first:\n  python scripts/terraform.py state rm "
+            "keep it, take it out of Terraform's hands first:\n  .venv/bin/python scripts/terraform.py state rm "
             + " ".join(shlex.quote(address) for address in sorted(plan.managed) if address.startswith(BUCKET_RESOURCES))
         )
     if bucket is None or BUCKET in plan.managed:
@@ -123,7 +126,7 @@ def check_bucket(s3: Any, plan: Plan) -> list[str]:
         raise Refused(
             f"the bucket {bucket} exists already, and this folder's Terraform state does not know it. If it was kept "
             "by a make destroy, or its state is lost, take it up again:\n"
-            f"  python scripts/terraform.py import {shlex.quote(BUCKET)} {bucket}\n"
+            f"  .venv/bin/python scripts/terraform.py import {shlex.quote(BUCKET)} {bucket}\n"
             "If it is another one, use it with create_bucket = false, or choose another bucket_name"
         )
     if region and region != s3.meta.region_name:
@@ -213,9 +216,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for warning in check_bucket(boto3.client("s3", region_name=region), plan):
             print(f"warning: {warning}", file=sys.stderr)
         return terraform.run([given.command, *given.options], given.dir, os.environ)
+    except NoCredentialsError:
+        print(
+            "error: no AWS credentials: log in (aws sso login, aws configure), or set AWS_PROFILE, or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            file=sys.stderr,
+        )
+        return 1
     except (Refused, terraform.TerraformError, BotoCoreError, ClientError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

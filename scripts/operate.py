@@ -143,6 +143,19 @@ def invoke(target: Target, function: str, payload: Mapping[str, Any]) -> None:
     target.client("lambda").invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(payload).encode())
 
 
+def check_functions(target: Target) -> None:
+    """Raises UsageError when the stack's functions are gone: a bucket that make destroy kept is no stack."""
+    name = target.functions["deployer"]
+    try:
+        target.client("lambda").invoke(FunctionName=name, InvocationType="DryRun", Payload=b"{}")
+    except ClientError as error:
+        if pipeline.error_code(error) != "ResourceNotFoundException":
+            raise
+        raise UsageError(
+            f"the function {name} is gone: this stack was destroyed. make deploy takes its bucket up again; then again"
+        ) from error
+
+
 def approved_event(target: Target, model: str, job: str) -> dict[str, Any]:
     """What S3 sent when the model was approved, as far as the deployment orchestrator reads it."""
     key = f"{APPROVED_PREFIX}{model}/{job}/model.tar.gz"
@@ -439,6 +452,7 @@ def confirm(target: Target, yes: bool, beforehand: str = "YES=1") -> None:
     try:
         typed = input(f"Type the bucket's name, {target.bucket}, to go on: ")
     except EOFError:
+        print()
         raise UsageError(
             f"nobody is there to confirm: nothing was changed ({beforehand} confirms for a script)"
         ) from None
@@ -783,6 +797,8 @@ def give_back(sqs: Any, url: str, handle: str) -> None:
 
 def run(target: Target, options: argparse.Namespace) -> int:
     """Carry out the command; the exit status. Raises UsageError."""
+    if options.command in ("rollback", "retrain", "resume"):
+        check_functions(target)
     if options.command == "rollback":
         Rollback(target, pipeline.model_name(options.model), options.to).run(who(target), options.reason)
     elif options.command == "retrain":

@@ -35,6 +35,8 @@ ENDPOINT_LOG_GROUP = "/aws/sagemaker/Endpoints/"
 PAUSED_KEY = "control/paused.json"
 LEDGER_KEY = "slots/training.json"
 JOBS_SHOWN = 10
+# What AWS says of a queue, a bucket or a function that is no longer there.
+GONE = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NoSuchBucket", "ResourceNotFoundException")
 
 
 class UsageError(Exception):
@@ -175,6 +177,9 @@ def log_events(target: Target, group: str, since: datetime, prefix: str = "") ->
     try:
         for page in target.client("logs").get_paginator("filter_log_events").paginate(**arguments):
             for event in page["events"]:
+                # The local AWS knows no prefix.
+                if not event["logStreamName"].startswith(prefix):
+                    continue
                 yield datetime.fromtimestamp(event["timestamp"] / 1000, UTC), event["message"].rstrip()
     except ClientError as error:
         if error.response["Error"]["Code"] != "ResourceNotFoundException":
@@ -213,7 +218,8 @@ def show_logs(target: Target, job: str, endpoint: str, minutes: int) -> None:
                     lines.append((moment, f"{short:<10} {text}"))
         lines.sort()
     if not lines:
-        print(f"no log of {job or endpoint or f'the functions in the last {minutes} minutes (MINUTES=60 for more)'}")
+        window = "" if job else f" in the last {minutes} minutes (MINUTES=600 for more)"
+        print(f"no log of {job or endpoint or 'the functions'}{window}")
     for moment, line in lines:
         print(f"{moment:%H:%M:%S}  {line}")
 
@@ -250,7 +256,7 @@ def job_line(target: Target, job: str, records: Mapping[str, Mapping[str, Any]])
         return f"{job}  {'training':<11} {name}"
     if decision is None:
         waiting = records.get(f"data/snapshots/{job}/waiting.json")
-        state = "not started" if waiting is None else "waiting"
+        state = "starting" if waiting is None else "waiting"
         if f"data/snapshots/{job}/given_up.json" in records:
             state = "given up"
         return f"{job}  {state:<11} {name}" + (f"  for {waiting['for']}" if waiting else "")
@@ -258,7 +264,9 @@ def job_line(target: Target, job: str, records: Mapping[str, Mapping[str, Any]])
     state = ", ".join(str(record["state"]) for record in deployments) or "-"
     state = state.replace("confirmed", "deployed")
     withdrawn = [record["withdrawn"] for record in deployments if record["state"] == "withdrawn"]
-    numbers = "  ".join(f"{check['metric']} {check['value']:.3f}" for check in decision["checks"] if check["value"])
+    # Its own hold-out comes first; the comparison with the live model has the same metrics again.
+    values = {check["metric"]: check["value"] for check in reversed(decision["checks"]) if check["value"] is not None}
+    numbers = "  ".join(f"{metric} {value:.3f}" for metric, value in sorted(values.items()))
     why = "" if decision["verdict"] == "approved" else f"  {decision['reason']:.100}"
     for record in withdrawn:
         why = (
@@ -350,6 +358,8 @@ def on_stack(where: str, command: Callable[[Target], int], find: Callable[[str],
         return 2
     except (Boto3Error, BotoCoreError, ClientError) as error:
         print(f"error: {name} refused: {error}", file=sys.stderr)
+        if isinstance(error, ClientError) and error_code(error) in GONE:
+            print("after a make destroy, make deploy takes the stack's bucket up again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -89,6 +89,8 @@ class Lambda:
         self.sent: list[tuple[str, dict[str, Any]]] = []
 
     def invoke(self, *, FunctionName: str, InvocationType: str, Payload: bytes) -> dict[str, int]:
+        if InvocationType == "DryRun":
+            return {"StatusCode": 204}
         assert InvocationType == "Event"
         self.sent.append((FunctionName, json.loads(Payload)))
         return {"StatusCode": 202}
@@ -951,6 +953,38 @@ def test_ctrl_c_is_no_traceback(
 
 
 # --- the daily commands -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [("resume",), ("resume", "--model", "default"), ("retrain", "--job", FIRST)])
+def test_a_stack_that_was_destroyed_is_said_to_be_and_stays_paused(
+    shell: Shell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    shell.go_live(FIRST)
+    shell.run("pause", "--yes")
+    before = shell.world.keys()
+
+    def invoke(**_: Any) -> None:
+        raise refusal("Invoke", "ResourceNotFoundException", "Function not found", 404)
+
+    monkeypatch.setattr(shell.functions, "invoke", invoke)
+    assert shell.run(*command) == 2
+    assert "this stack was destroyed. make deploy takes its bucket up again" in capsys.readouterr().err
+    assert shell.world.keys() == before
+
+
+def test_logs_of_a_job_are_its_own(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    """The local AWS does not know logStreamNamePrefix."""
+    events = [
+        {"timestamp": 1, "message": f"line of {job}", "logStreamName": f"{job}/algo-1-1"} for job in (FIRST, SECOND)
+    ]
+    pages = SimpleNamespace(paginate=lambda **_: [{"events": events}])
+    client = shell.target.client
+    shell.target.client = lambda name: (
+        SimpleNamespace(get_paginator=lambda _: pages) if name == "logs" else client(name)
+    )
+    pipeline.show_logs(shell.target, FIRST, "", 30)
+    assert f"line of {FIRST}" in (shown := capsys.readouterr().out)
+    assert SECOND not in shown
 
 
 def test_status_shows_the_pause_what_waits_and_what_was_withdrawn(
