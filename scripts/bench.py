@@ -63,6 +63,7 @@ ENVIRONMENT = {
         "BASE_MODEL": "distilbert-base-uncased",
         "BASE_MODEL_REVISION": "",
         "HUB_TOKEN_SECRET_ARN": "",
+        "KMS_KEY_ARN": "",
         "TEXT_COLUMN": "text",
         "LABEL_COLUMN": "label",
     },

@@ -3,6 +3,8 @@ each ends in a decision with its reason. The same as `make bench`, with the huge
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 
 import bench
@@ -19,3 +21,8 @@ def healthy() -> bench.Result:
 @pytest.mark.parametrize("name", CASES)
 def test_an_archive_ends_in_a_decision_with_the_memory_of_a_small_healthy_one(healthy: bench.Result, name: str) -> None:
     assert bench.problems([healthy, bench.evaluate(CASES[name])]) == []
+
+
+@pytest.mark.parametrize("name", bench.ENVIRONMENT)
+def test_the_bench_sets_what_each_handler_reads(handlers: dict[str, ModuleType], name: str) -> None:
+    assert handlers[name].Settings.from_env(bench.ENVIRONMENT[name]).bucket == bench.BUCKET
