@@ -136,24 +136,6 @@ def owned(target: Target, kind: str) -> list[str]:
     return [item[f"{kind}Name"] for item in items if operate.own_tags(target, item[f"{kind}Arn"])]
 
 
-def stack_endpoints(target: Target) -> list[dict[str, str]]:
-    """This stack's endpoints by their tag, whatever their names: {"name", "status", "config"}."""
-    found = []
-    for page in target.client("sagemaker").get_paginator("list_endpoints").paginate():
-        for item in page["Endpoints"]:
-            endpoint = operate.describe_endpoint(target, item["EndpointName"])
-            if endpoint is None or not operate.own_tags(target, endpoint["EndpointArn"]):
-                continue
-            found.append(
-                {
-                    "name": item["EndpointName"],
-                    "status": endpoint["EndpointStatus"],
-                    "config": endpoint["EndpointConfigName"],
-                }
-            )
-    return sorted(found, key=lambda item: item["name"])
-
-
 def unfinished_jobs(target: Target) -> dict[str, str]:
     """This stack's training jobs that still bill: {name: status}."""
     return {job: status for status in ("InProgress", "Stopping") for job in operate.running_jobs(target, status)}
@@ -252,7 +234,10 @@ class Destroy:
         target = self.target
         return [
             *(("training job", f"{job} ({status}): is stopped") for job, status in unfinished_jobs(target).items()),
-            *(("endpoint", f"{item['name']} ({item['config']})") for item in stack_endpoints(target)),
+            *(
+                ("endpoint", f"{item['name']} ({item['config']})")
+                for item in operate.own_endpoints(target, every_name=True)
+            ),
             *(("endpoint config", name) for name in owned(target, "EndpointConfig")),
             *(("model", name) for name in owned(target, "Model")),
         ]
@@ -303,7 +288,7 @@ class Destroy:
         asked: set[str] = set()
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
-            jobs, endpoints = unfinished_jobs(target), stack_endpoints(target)
+            jobs, endpoints = unfinished_jobs(target), operate.own_endpoints(target, every_name=True)
             for job in jobs.keys() - asked:
                 operate.stop_job(target, job)
                 print(f"stopping  training job {job}")

@@ -202,16 +202,18 @@ def model_of_endpoint(target: Target, name: str) -> str | None:
     return model if model != name and pipeline.MODEL_NAME.fullmatch(model) else None
 
 
-def own_endpoints(target: Target) -> list[dict[str, Any]]:
-    """This stack's endpoints: {"name", "model", "status", "config", "tags"}."""
-    sagemaker = target.client("sagemaker")
+def own_endpoints(target: Target, every_name: bool = False) -> list[dict[str, Any]]:
+    """This stack's endpoints: {"name", "model", "status", "config", "tags"}.
+
+    every_name: by their tag alone, as endpoint_name may have changed; the model is None where the name tells none.
+    """
     found = []
-    contained = target.endpoint_of(pipeline.DEFAULT_MODEL)
-    for page in sagemaker.get_paginator("list_endpoints").paginate(NameContains=contained):
+    names = {} if every_name else {"NameContains": target.endpoint_of(pipeline.DEFAULT_MODEL)}
+    for page in target.client("sagemaker").get_paginator("list_endpoints").paginate(**names):
         for item in page["Endpoints"]:
             name, model = item["EndpointName"], model_of_endpoint(target, item["EndpointName"])
-            endpoint = describe_endpoint(target, name) if model else None
-            if model is None or endpoint is None or not (tags := own_tags(target, endpoint["EndpointArn"])):
+            endpoint = describe_endpoint(target, name) if model or every_name else None
+            if endpoint is None or not (tags := own_tags(target, endpoint["EndpointArn"])):
                 continue
             status, config = endpoint["EndpointStatus"], endpoint["EndpointConfigName"]
             found.append({"name": name, "model": model, "status": status, "config": config, "tags": tags})

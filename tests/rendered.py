@@ -24,10 +24,11 @@ RUN_SECONDS = 300
 # What a person's own stack leaves beside the configuration.
 NOT_CONFIGURATION = (".terraform*", "*.tfstate*", "*.tfvars", "*.tfvars.json", "backend.tf", "provider*.tf")
 
-CALLER_IDENTITY = f"""<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+CALLER_IDENTITY = """<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
   <GetCallerIdentityResult>
-    <Arn>arn:aws:iam::{ACCOUNT}:user/test</Arn><UserId>AIDATEST</UserId><Account>{ACCOUNT}</Account>
+    <Arn>arn:aws:iam::{account}:user/test</Arn><UserId>AIDATEST</UserId><Account>{account}</Account>
   </GetCallerIdentityResult>
+  <ResponseMetadata><RequestId>00000000-0000-0000-0000-000000000000</RequestId></ResponseMetadata>
 </GetCallerIdentityResponse>"""
 
 
@@ -59,16 +60,18 @@ class Plan:
 
 
 @contextmanager
-def sts() -> Iterator[str]:
+def sts(account: str = ACCOUNT) -> Iterator[str]:
     """The address of a server that says who the caller is."""
+    body = CALLER_IDENTITY.format(account=account).encode()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(200)
-            self.send_header("Content-Length", str(len(CALLER_IDENTITY)))
+            self.send_header("Content-Type", "text/xml")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(CALLER_IDENTITY.encode())
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Keep the test's output to the test."""

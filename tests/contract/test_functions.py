@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -16,28 +15,10 @@ import pytest
 
 import package
 from rendered import Plan
-from world import ENVIRONMENT, HANDLERS, ROOT
+from world import ENVIRONMENT, HANDLERS, ROOT, Watched
 
 # Where Lambda puts boto3 and what it needs (requirements of its wheel); everything else is the standard library.
 RUNTIME_PACKAGES = {"boto3", "botocore", "dateutil", "jmespath", "s3transfer", "six", "urllib3"}
-
-
-class Watched(Mapping[str, str]):
-    """An environment that remembers which of its variables were asked for."""
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = variables
-        self.asked: set[str] = set()
-
-    def __getitem__(self, name: str) -> str:
-        self.asked.add(name)
-        return self._variables[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._variables)
-
-    def __len__(self) -> int:
-        return len(self._variables)
 
 
 def variables_of(stack: Plan, name: str) -> dict[str, str]:

@@ -168,15 +168,20 @@ def test_a_fault_at_any_call_and_a_retry_end_as_if_nothing_had_happened(
     assert not wrong, "\n".join(wrong)
 
 
+def die(run: Run, call: int, operation: str) -> None:
+    """The event fails at a call, and again in both of Lambda's retries."""
+    broken = Fault("5xx", lambda operation: answers(operation)[1](operation))
+    for attempt in range(3):
+        run.interrupt(call if attempt == 0 else len(run.calls), partial(broken.strike, operation))
+        run.attempt()
+
+
 def test_a_dead_event_that_is_sent_again_twice_ends_as_if_nothing_had_happened(
     start: Callable[[], Run], undisturbed: Undisturbed, count: Callable[..., None]
 ) -> None:
-    broken = Fault("5xx", lambda operation: answers(operation)[1](operation))
     for call, operation in enumerate(undisturbed.calls):
         run = start()
-        for attempt in range(3):
-            run.interrupt(call if attempt == 0 else len(run.calls), partial(broken.strike, operation))
-            run.attempt()
+        die(run, call, operation)
         run.world.wait(minutes=1)
         for again in (1, 2):
             run.invoke(f"sent again {again}", envelope=True)
@@ -198,12 +203,9 @@ LEFT_TO_THE_SWEEP = [
 def test_what_a_dead_event_left_is_finished_by_the_sweep(
     start: Callable[[], Run], undisturbed: Undisturbed, count: Callable[..., None]
 ) -> None:
-    broken = Fault("5xx", lambda operation: answers(operation)[1](operation))
     for call, operation in enumerate(undisturbed.calls):
         run = start()
-        for attempt in range(3):
-            run.interrupt(call if attempt == 0 else len(run.calls), partial(broken.strike, operation))
-            run.attempt()
+        die(run, call, operation)
         run.finish()
         at = f"call {call}: {operation}"
         assert run.state() == undisturbed.run.state(), (at, run.difference(undisturbed.run))

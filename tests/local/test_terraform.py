@@ -13,9 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +21,14 @@ import botocore.session
 import pytest
 from botocore.validate import ParamValidator
 
+from rendered import sts
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "terraform.py"
 PACKAGES = ("training_orchestrator.zip", "model_evaluator.zip", "deployment_orchestrator.zip", "training.tar.gz")
 ACCOUNT = "111122223333"
 BUCKET = "team.models"
 RUN_SECONDS = 300
-
-CALLER_IDENTITY = f"""<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
-  <GetCallerIdentityResult>
-    <Arn>arn:aws:iam::{ACCOUNT}:user/test</Arn><UserId>AIDATEST</UserId><Account>{ACCOUNT}</Account>
-  </GetCallerIdentityResult>
-  <ResponseMetadata><RequestId>00000000-0000-0000-0000-000000000000</RequestId></ResponseMetadata>
-</GetCallerIdentityResponse>"""
 
 COMMON_VARIABLES = {"BUCKET", "PROJECT", "TOPIC_ARN"}
 FUNCTION_VARIABLES = {
@@ -90,27 +83,8 @@ def terraform(*arguments: str, folder: Path = ROOT / "terraform") -> subprocess.
 @pytest.fixture(scope="module")
 def sts_url() -> Iterator[str]:
     """The address of a server that says who the caller is."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            body = CALLER_IDENTITY.encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/xml")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep the test's output to the test."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with sts(ACCOUNT) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

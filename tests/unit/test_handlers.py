@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from fake_sagemaker import refusal
-from world import BUCKET, ENVIRONMENT, HANDLERS, ROOT, Interruption, World
+from world import BUCKET, ENVIRONMENT, HANDLERS, ROOT, Interruption, Watched, World
 
 # The parts that each handler has of its own.
 OWN = {"Settings", "handle", "lambda_handler", "start", "sweep", "tell"}
@@ -148,24 +147,6 @@ def test_a_conflict_of_writes_is_tried_again_a_few_times_and_then_an_error(
 
 
 # --- settings ---------------------------------------------------------------------------------------
-
-
-class Watched(Mapping[str, str]):
-    """An environment that remembers which of its variables were asked for."""
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = variables
-        self.asked: set[str] = set()
-
-    def __getitem__(self, name: str) -> str:
-        self.asked.add(name)
-        return self._variables[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._variables)
-
-    def __len__(self) -> int:
-        return len(self._variables)
 
 
 @pytest.mark.parametrize("name", HANDLERS)

@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -85,6 +85,24 @@ ENVIRONMENT = {
 VOLATILE = ("at", "by", "tries", "ended", "started_at", "decided_at", "rejected_at")
 GOOD_METRICS = {"accuracy": 0.9, "eval_loss": 0.3, "train_examples": 80, "holdout_examples": 20}
 CSV = b"text,label\nhello,ham\nwin a prize,spam\n"
+
+
+class Watched(Mapping[str, str]):
+    """An environment that remembers which of its variables were asked for."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.asked.add(name)
+        return self._variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
 
 
 def load_handler(name: str) -> ModuleType:
