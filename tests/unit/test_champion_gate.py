@@ -282,7 +282,7 @@ def test_a_live_model_that_could_not_be_compared_with_does_not_block_and_is_said
 def test_the_thresholds_still_count_beside_the_comparison(run: Run, world: World) -> None:
     end(world, comparison(0.5, 0.6), accuracy=0.6)
     assert run() == "rejected"
-    assert world.record(DECISION)["reason"] == "accuracy is 0.6; required is at least 0.8"
+    assert world.record(DECISION)["reason"] == "accuracy is 0.6; it must be at least 0.8"
     assert "champion_margin" not in world.only_email().body
 
 

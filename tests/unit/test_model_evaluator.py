@@ -282,7 +282,7 @@ def test_what_is_no_finite_number_fails(evaluator: ModuleType, text: str, direct
 def test_a_missing_metric_fails_and_says_so(evaluator: ModuleType) -> None:
     (check,) = evaluator.judge({}, {"accuracy": {"min": 0.85}})
     assert not check.passed
-    assert check.reason == "accuracy is missing; required is at least 0.85"
+    assert check.reason == "accuracy is missing; it must be at least 0.85"
 
 
 def test_each_bound_of_a_metric_is_a_check_of_its_own(evaluator: ModuleType) -> None:
@@ -327,7 +327,7 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
                 "threshold": 0.8,
                 "value": 0.9,
                 "passed": True,
-                "reason": "accuracy is 0.9; required is at least 0.8",
+                "reason": "accuracy is 0.9; it must be at least 0.8",
                 "rows": "hold-out",
                 "live": None,
             },
@@ -337,7 +337,7 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
                 "threshold": 0.5,
                 "value": 0.3,
                 "passed": True,
-                "reason": "eval_loss is 0.3; required is at most 0.5",
+                "reason": "eval_loss is 0.3; it must be at most 0.5",
                 "rows": "hold-out",
                 "live": None,
             },
@@ -368,8 +368,8 @@ def test_the_output_archive_counts_before_the_model_archive(run: Callable[..., s
 
 
 REJECTED = {
-    "accuracy too low": (tar_gz([metrics_file(accuracy=0.79)]), "accuracy is 0.79; required is at least 0.8"),
-    "loss too high": (tar_gz([metrics_file(eval_loss=0.51)]), "eval_loss is 0.51; required is at most 0.5"),
+    "accuracy too low": (tar_gz([metrics_file(accuracy=0.79)]), "accuracy is 0.79; it must be at least 0.8"),
+    "loss too high": (tar_gz([metrics_file(eval_loss=0.51)]), "eval_loss is 0.51; it must be at most 0.5"),
     "no accuracy": (tar_gz([("metrics.json", b'{"eval_loss": 0.1}')]), "accuracy is missing"),
     "NaN": (tar_gz([("metrics.json", b'{"accuracy": NaN, "eval_loss": 0.1}')]), "accuracy is nan, not a finite"),
     "no metrics anywhere": (tar_gz([]), "neither the output archive nor the model archive has a metrics.json"),
@@ -397,14 +397,14 @@ def test_every_failed_check_is_in_the_reason(run: Callable[..., str], world: Wor
     complete(world, tar_gz([metrics_file(accuracy=0.1, eval_loss=9)]), tar_gz([WEIGHTS]))
     run()
     assert world.record(DECISION)["reason"] == (
-        "accuracy is 0.1; required is at least 0.8; eval_loss is 9; required is at most 0.5"
+        "accuracy is 0.1; it must be at least 0.8; eval_loss is 9; it must be at most 0.5"
     )
 
 
 def test_a_model_with_thresholds_of_its_own_is_judged_by_these_alone(run: Callable[..., str], world: World) -> None:
     complete(world, tar_gz([metrics_file(accuracy=0.985, eval_loss=9)]), tar_gz([WEIGHTS]), of_model="strict")
     assert run() == "rejected"
-    assert world.record(DECISION)["reason"] == "accuracy is 0.985; required is at least 0.99"
+    assert world.record(DECISION)["reason"] == "accuracy is 0.985; it must be at least 0.99"
 
 
 @pytest.mark.parametrize(
