@@ -9,6 +9,7 @@ It never unpacks an archive to disk, never holds a model in memory, and leaves o
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import json
@@ -21,12 +22,8 @@ import sys
 import tarfile
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from dataclasses import field as default
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Any, NotRequired, TypedDict
 
 import boto3
@@ -57,7 +54,6 @@ NOISE_MARGINS = 2
 CONFIDENCE = 1.645
 # The difference of two floats is not exact: a drop of exactly the margin is within it.
 ROUNDING = 1e-9
-RIVALS_NAMED = 5
 # SageMaker writes no larger pax header or long name.
 TAR_EXTENSION_MAX_BYTES = 64 * 1024
 TAR_EXTENSION_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
@@ -90,13 +86,12 @@ EMAILS = {
         "stage": "training",
         "status": "failed",
         "subject": "Training failed: {model} ({file})",
-        "body": "The training job failed, so there is no new model.\n\n{table}\n\nWhy: {reason}\n\n"
+        "body": "The training job {verdict}, so there is no new model.\n\n{table}\n\nWhy: {reason}\n\n"
         "The endpoint is not affected: it keeps serving what it serves now.\n"
         "What next: fix the cause given above, then upload the CSV again.\nSee the log: make logs JOB={job}\n",
     },
 }
-STOPPED = {"status": "stopped", "body": EMAILS["failed"]["body"].replace("job failed", "job was stopped")}
-EMAILS["stopped"] = EMAILS["failed"] | STOPPED
+EMAILS["stopped"] = EMAILS["failed"] | {"status": "stopped"}
 # Parts of these emails, and reasons in them and in decisions.
 WORDINGS = {
     "no live model": "There was no live model to compare with when this training began: the thresholds alone count.",
@@ -118,10 +113,8 @@ WORDINGS = {
 }
 AT = {"min": "at least", "max": "at most"}
 
-# By metric.
-Figures = dict[str, float]
-# {metric: {"min" and/or "max": number}}
-Thresholds = dict[str, Figures]
+Figures = dict[str, float]  # by metric
+Thresholds = dict[str, Figures]  # {metric: {"min" and/or "max": number}}
 OutOfTime = Callable[[], bool]
 
 
@@ -129,7 +122,7 @@ class ArchiveError(Exception):
     """The job's archive or its metrics cannot be used; the text is a reason that a person can read."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Check:
     """One metric against one bound: a threshold, or what the live model reaches on the same rows."""
 
@@ -165,10 +158,9 @@ class Champion(TypedDict):
     below_best: NotRequired[Figures]  # by how much the new model trails the best one so far, on LIVE_HOLDOUT
 
 
-@dataclass
+@dataclasses.dataclass
 class Decision:
-    """models/decisions/<job>.json: the verdict on a finished job. Written once, by this function; read by it for later
-    jobs, by the deployer and by the commands."""
+    """models/decisions/<job>.json: the verdict on a finished job. The deployer and the commands read it, too."""
 
     job: str
     model: str
@@ -178,11 +170,11 @@ class Decision:
     schema: int
     reason: str = ""
     artifact: dict[str, Any] | None = None  # the job's model.tar.gz: key, etag, size in bytes
-    metrics: Figures = default(default_factory=dict)  # the finite ones
-    checks: list[Check] = default(default_factory=list)
+    metrics: Figures = dataclasses.field(default_factory=dict)  # the finite ones
+    checks: list[Check] = dataclasses.field(default_factory=list)
     champion: Champion | None = None  # None: there was no live model
-    rivals: dict[str, Figures] = default(default_factory=dict)  # see read_rivals
-    golden: list[dict[str, Any]] = default(default_factory=list)  # rows: text, label, score (0 to 1)
+    rivals: dict[str, Figures] = dataclasses.field(default_factory=dict)  # see read_rivals
+    golden: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # rows: text, label, score (0 to 1)
     golden_note: str = ""  # why an approved model has no golden rows
     approved_key: str | None = None
     decided_at: str = ""  # ISO 8601, UTC
@@ -197,19 +189,16 @@ class Tries(TypedDict):
     reason: NotRequired[str]  # the last error; "" while there was none
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the function reads from its environment, once.
-
-    champion_margin: how much worse than the live model a new one may be, in units of each metric.
-    """
+    """What the function reads from its environment, once."""
 
     bucket: str
     project: str
     topic_arn: str
     thresholds: Thresholds
     model_thresholds: dict[str, Thresholds]
-    champion_margin: float
+    champion_margin: float  # how much worse than the live model a new one may be, in units of each metric
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -241,7 +230,7 @@ def parse_thresholds(name: str, value: object) -> Thresholds:
 # --- from a job's end to its decision -------------------------------------------------------------------------------
 
 
-def decide(job: str, config: Settings, request_id: str, out_of_time: OutOfTime, given_up: str = "") -> str:
+def decide(job: str, config: Settings, request_id: str, left: Callable[[], int], given_up: str = "") -> str:
     """Decide on one job; returns the outcome in a word. given_up: why it counts as failed without an evaluation.
 
     The order makes a crash harmless: act, email people, then write the record that says it is done.
@@ -264,24 +253,23 @@ def decide(job: str, config: Settings, request_id: str, out_of_time: OutOfTime, 
         return "not ended"
     if not take_lease(config.bucket, "evaluate", job, request_id):
         return "in hand"
-    decision = evaluate(config, source, description, out_of_time)
+    decision = evaluate(config, source, description, lambda: left() < RESERVE_MILLISECONDS)
     if decision.verdict == "approved":
         decision.approved_key = approve(config.bucket, decision)
     email_decision(config.topic_arn, decision)
     decision.decided_at = now().isoformat()
-    put_json(config.bucket, f"{DECISION_PREFIX}{job}.json", asdict(decision))
+    put_json(config.bucket, f"{DECISION_PREFIX}{job}.json", dataclasses.asdict(decision))
     return decision.verdict
 
 
 def describe_job(job: str) -> dict[str, Any] | None:
     """The training job as SageMaker describes it; None when there is none of that name."""
     try:
-        answer: dict[str, Any] = client("sagemaker").describe_training_job(TrainingJobName=job)
+        return dict(client("sagemaker").describe_training_job(TrainingJobName=job))
     except ClientError as error:
         if error_code(error) == "ValidationException" and "not found" in error_message(error):
             return None
         raise
-    return answer
 
 
 def evaluate(
@@ -317,11 +305,7 @@ def pass_gate(config: Settings, description: Mapping[str, Any], out_of_time: Out
     model_key = decision.artifact["key"]
     # SageMaker puts the small archive of the job's output folder beside the model.
     output_key = model_key.rsplit("/", 1)[0] + "/output.tar.gz"
-    data = read_from_archive(bucket, output_key, METRICS_FILE, out_of_time)
-    data = data or read_from_archive(bucket, model_key, METRICS_FILE, out_of_time)
-    if data is None:
-        raise ArchiveError(f"neither the output archive nor the model archive has a {METRICS_FILE} at its root")
-    metrics = parse_metrics(data)
+    metrics = parse_metrics(read_from_archives(bucket, (output_key, model_key), METRICS_FILE, out_of_time))
     champion = parse_champion(metrics, (description.get("Environment") or {}).get("CHAMPION_JOB"))
     rivals = read_rivals(bucket, decision, champion["job"] if champion else "")
     checks = judge(metrics, gate)
@@ -331,14 +315,14 @@ def pass_gate(config: Settings, description: Mapping[str, Any], out_of_time: Out
         checks += compared
         champion["margin"], champion["below_best"] = config.champion_margin, trails
     failed = [check.reason for check in checks if not check.passed]
-    figures = ((name, figure) for name, value in metrics.items() if (figure := finite(value)) is not None)
-    decision.metrics = dict(islice(figures, METRICS_MAX))
+    figures = [(name, figure) for name, value in metrics.items() if (figure := finite(value)) is not None]
+    decision.metrics = dict(figures[:METRICS_MAX])
     decision.checks, decision.champion, decision.rivals = checks, champion, rivals
     decision.verdict = "rejected" if failed else "approved"
     decision.reason = "; ".join(failed) or "every metric is within its threshold"
     if not failed:
         try:
-            decision.golden = parse_golden(read_from_archive(bucket, output_key, GOLDEN_FILE, out_of_time))
+            decision.golden = parse_golden(read_from_archives(bucket, (output_key,), GOLDEN_FILE, out_of_time))
         except ArchiveError as error:
             decision.golden_note = str(error)
 
@@ -361,16 +345,23 @@ def find_artifact(bucket: str, job: str, description: Mapping[str, Any]) -> dict
     return {"key": key, "size": head["ContentLength"], "etag": head["ETag"].strip('"')}
 
 
-def read_from_archive(bucket: str, key: str, name: str, out_of_time: OutOfTime) -> bytes | None:
-    """A file at the root of an archive in S3; None without the file or the archive. Raises ArchiveError."""
-    try:
-        body = client("s3").get_object(Bucket=bucket, Key=key)["Body"]
-    except ClientError as error:
-        if is_gone(error):
-            return None
-        raise
-    with body:
-        return find_file(body, name, JSON_MAX_BYTES, out_of_time)
+def read_from_archives(bucket: str, keys: Sequence[str], name: str, out_of_time: OutOfTime) -> bytes:
+    """A file at the root of the first of these archives in S3 that has it. Raises ArchiveError when none does."""
+    for key in keys:
+        try:
+            body = client("s3").get_object(Bucket=bucket, Key=key)["Body"]
+        except ClientError as error:
+            if is_gone(error):
+                continue
+            raise
+        with body:
+            data = find_file(body, name, JSON_MAX_BYTES, out_of_time)
+        if data is not None:
+            return data
+    lacking = (
+        "the output archive has no" if len(keys) == 1 else "neither the output archive nor the model archive has a"
+    )
+    raise ArchiveError(f"{lacking} {name} at its root")
 
 
 def read_champion(bucket: str, job: str) -> Mapping[str, Any]:
@@ -426,10 +417,9 @@ def judge(metrics: Mapping[str, Any], gate: Thresholds) -> list[Check]:
     checks = []
     for metric, bounds in sorted(gate.items()):
         value = finite(metrics.get(metric))
-        if value is not None:
-            got = f"is {value:.6g}"
-        else:
-            got = f"is {reprlib.repr(metrics[metric])}, not a finite number" if metric in metrics else "is missing"
+        got = f"is {value:.6g}" if value is not None else "is missing"
+        if value is None and metric in metrics:
+            got = f"is {reprlib.repr(metrics[metric])}, not a finite number"
         for direction, bound in sorted(bounds.items(), reverse=True):
             passed = value is not None and (value >= bound if direction == "min" else value <= bound)
             reason = f"{metric} {got}; it must be {AT[direction]} {bound:g}"
@@ -443,13 +433,12 @@ def compare(
     """Compare the new model with the live one: one check for each metric of the gate on each set of rows.
 
     No metric may be worse than the live model's by more than the margin. When the new data extends the old, a drop
-    within one standard error is excused up to NOISE_MARGINS: a few hundred rows cannot tell apart models a point apart,
-    and data that grows should not be rejected for that.
+    within one standard error is excused up to NOISE_MARGINS: a few hundred rows cannot tell apart models a point apart.
     The live model's own hold-out is handed on from model to model. There small drops must not add up, so the best
-    figure so far counts (best_so_far); and unless the new data extends the old, a drop beyond the margin must be
+    figure so far counts (best_so_far); and unless the new data extends the old, a larger drop than the margin must be
     unlikely (CONFIDENCE), not merely unseen.
-    below_best: {metric: by how much the live model trails the best one before it}; rivals: see read_rivals.
-    Returns the checks, and by how much the new model trails the best one: the next comparison's below_best.
+    below_best: by how much the live model trails the best one before it. Returns the checks, and by how much the new
+    model trails the best one: the next comparison's below_best.
     """
     checks = []
     trails = dict(below_best)
@@ -470,9 +459,13 @@ def compare(
                 chance = 0.0 if extends else CONFIDENCE * error
             bound = best - sign * (allowed - chance)
             passed = sign * value >= sign * bound - ROUNDING
-            reason = f"{metric} on the {rows} is {value:.6g}; {whose}, and at most {allowed:.4g} worse is allowed"
+            reason = f"{metric} on the {rows} is {value:.6g}; {whose}"
+            reason += f", and at most {allowed:.4g} worse than that is allowed"
             reason += " (one standard error)" if allowed > margin else ""
-            reason += f", with {chance:.4g} to spare for chance, as the new data lacks the old rows" if chance else ""
+            if chance:
+                reason += (
+                    f", with {chance:.4g} to spare to rule out chance, as the new data lacks the live model's rows"
+                )
             checks.append(Check(metric, "min" if sign == 1 else "max", bound, value, passed, reason, rows, live))
     return checks, trails
 
@@ -489,14 +482,10 @@ def best_so_far(metric: str, sign: int, live: float, before: float, rivals: dict
     return best, whose
 
 
-# --- the email ------------------------------------------------------------------------------------------------------
-
-
 def email_decision(topic_arn: str, decision: Decision) -> None:
     """Email people the decision."""
     job, model, data, metrics = decision.job, decision.model, decision.data, decision.metrics
-    rows: list[tuple[str, object]] = [("model", model), ("training job", job)]
-    rows.append(("data", f"s3://{data['bucket']}/{data['key']}"))
+    rows = [("model", model), ("training job", job), ("data", f"s3://{data['bucket']}/{data['key']}")]
     counts = [name for name in ("train_examples", "holdout_examples") if name in metrics]
     rows += [(name.replace("_", " "), f"{metrics[name]:.0f}") for name in counts]
     next_, newer = "", max(decision.rivals, default="")
@@ -508,8 +497,9 @@ def email_decision(topic_arn: str, decision: Decision) -> None:
     if note := decision.golden_note:
         rows.append(("golden rows", f"none, so the endpoint's answers will not be checked: {note}"))
     checks = f"\n{check_table(decision.checks)}\n\n{champion_text(decision.champion)}\n{rivals_text(decision)}"
-    texts = {"reason": decision.reason, "checks": checks if decision.checks else "", "next": next_}
-    notify(topic_arn, EMAILS[decision.verdict], model, rows, file=data["key"].rsplit("/", 1)[-1], job=job, **texts)
+    texts = {"job": job, "verdict": decision.verdict, "reason": decision.reason, "next": next_}
+    texts |= {"file": data["key"].rsplit("/", 1)[-1], "checks": checks if decision.checks else ""}
+    notify(topic_arn, EMAILS[decision.verdict], model, rows, **texts)
 
 
 def check_table(checks: Sequence[Check]) -> str:
@@ -527,9 +517,8 @@ def check_table(checks: Sequence[Check]) -> str:
 
 def champion_text(champion: Champion | None) -> str:
     """How the model was compared with the live one."""
-    if champion is None:
-        return WORDINGS["no live model"]
-    return WORDINGS["compared" if champion["compared"] else "not compared"].format_map(champion).rstrip()
+    kind = "no live model" if champion is None else "compared" if champion["compared"] else "not compared"
+    return WORDINGS[kind].format_map(champion or {}).rstrip()
 
 
 def rivals_text(decision: Decision) -> str:
@@ -537,68 +526,56 @@ def rivals_text(decision: Decision) -> str:
     unknown = [job for job, figures in decision.rivals.items() if not figures]
     if not unknown or decision.verdict != "approved":
         return ""
-    more = f" and {len(unknown) - RIVALS_NAMED} more" if len(unknown) > RIVALS_NAMED else ""
-    return WORDINGS["rivals"].format(rivals=", ".join(unknown[:RIVALS_NAMED]) + more, model=decision.model)
+    return WORDINGS["rivals"].format(rivals=", ".join(unknown), model=decision.model)
 
 
-# --- the sweep ------------------------------------------------------------------------------------------------------
-
-
-def undecided_jobs(bucket: str) -> list[str]:
-    """The jobs that were started and have no decision, oldest first, as far back as a sweep looks."""
-    since = look_back()
-    started = {key.split("/")[2] for key in list_keys(bucket, SNAPSHOT_PREFIX, since) if key.endswith("/started.json")}
-    decided = {key.removesuffix(".json").split("/")[-1] for key in list_keys(bucket, DECISION_PREFIX, since)}
-    return sorted(job for job in started - decided if JOB_NAME.fullmatch(job))
-
-
-def decide_overdue(config: Settings, request_id: str, milliseconds_left: Callable[[], int]) -> str:
+def decide_overdue(config: Settings, request_id: str, left: Callable[[], int]) -> str:
     """Decide on the finished jobs whose event was lost or could not be handled; returns the outcome in words.
 
-    A try is counted before it is made, so one that kills the function counts too. Jobs that were tried more often come
-    later and keep nobody waiting.
+    A try is counted before it is made, so one that kills the function counts too. The least tried jobs come first.
     """
     if exists(config.bucket, PAUSED_KEY):
         return "paused"
+    bucket, since = config.bucket, look_back()
+    started = {key.split("/")[2] for key in list_keys(bucket, SNAPSHOT_PREFIX, since) if key.endswith("/started.json")}
+    decided = {key.removesuffix(".json").split("/")[-1] for key in list_keys(bucket, DECISION_PREFIX, since)}
     overdue: list[tuple[int, str, str, str]] = []
-    for job in undecided_jobs(config.bucket):
+    for job in filter(JOB_NAME.fullmatch, started - decided):
         description = describe_job(job)
         if description is None or description["TrainingJobStatus"] in TERMINAL:
-            tried: Tries | None = read_json(config.bucket, f"claims/tries/{job}.json")[0]
+            tried: Tries | None = read_json(bucket, f"claims/tries/{job}.json")[0]
             tried = tried or {"schema": SCHEMA, "tries": 0, "at": ""}
             overdue.append((tried["tries"], tried["at"], job, tried.get("reason", "")))
     outcomes: list[str] = []
     for tries, at, job, reason in sorted(overdue):
         if not due_again(tries, at):
             continue
-        if outcomes and milliseconds_left() < SWEEP_MILLISECONDS:
+        if outcomes and left() < SWEEP_MILLISECONDS:
             break
         tried = {"schema": SCHEMA, "tries": tries + 1, "at": now().isoformat(), "reason": reason}
-        put_json(config.bucket, f"claims/tries/{job}.json", tried)
+        put_json(bucket, f"claims/tries/{job}.json", tried)
         given_up = WORDINGS["given up"].format(tries=tries, error=reason or "an error that was not recorded")
-        given_up = given_up if tries >= GIVE_UP_TRIES else ""
         try:
-            outcome = decide(job, config, request_id, lambda: milliseconds_left() < RESERVE_MILLISECONDS, given_up)
+            outcome = decide(job, config, request_id, left, given_up if tries >= GIVE_UP_TRIES else "")
         except Exception as error:
             tried["reason"] = f"{type(error).__name__}: {error!s:.300}"
-            put_json(config.bucket, f"claims/tries/{job}.json", tried)
+            put_json(bucket, f"claims/tries/{job}.json", tried)
             raise
         log.info("training job handled by the sweep: %s", outcome, extra={"training_job": job})
         outcomes.append(outcome)
     return ", ".join(outcomes) or "nothing undecided"
 
 
-# --- archives -------------------------------------------------------------------------------------------------------
+# --- archives, and what the training program writes into them -------------------------------------------------------
 
 
 def find_file(body: Any, wanted: str, max_bytes: int, out_of_time: OutOfTime) -> bytes | None:
     """The content of a file at the root of a gzip-compressed tar; None when there is none of that name.
 
-    body: a readable stream of bytes. Stops at the first hit, so the cost is that of what comes before it. Memory is
-    constant whatever the archive claims. tarfile parses the headers but does not walk the archive: it takes a damaged
-    header or a missing end for the end, and holds any number of extension headers of any size in memory.
-    Raises ArchiveError when the archive is damaged, not a gzip tar, hostile, or too large for the time left, or when
-    the file has more than max_bytes.
+    body: a readable stream. Stops at the first hit. Memory is constant whatever the archive claims: tarfile parses the
+    headers but does not walk the archive, as it takes a damaged header or a missing end for the end, and holds any
+    number of extension headers of any size in memory. Raises ArchiveError when the archive is damaged, not a gzip tar,
+    hostile, or too large for the time left, or the file for max_bytes.
     """
 
     def take(size: int, keep: bool = True) -> bytes:
@@ -625,14 +602,7 @@ def find_file(body: Any, wanted: str, max_bytes: int, out_of_time: OutOfTime) ->
                 if member.type in TAR_EXTENSION_TYPES:
                     if member.size > TAR_EXTENSION_MAX_BYTES:
                         raise ArchiveError(f"the archive has an extended header of {member.size} bytes")
-                    data = take(member.size)
-                    if member.type == tarfile.GNUTYPE_LONGNAME:
-                        extended = {b"path": data.rstrip(b"\0")}
-                    elif re.match(rb"[0-9]+ [^=]+=", data):
-                        # "<length> <key>=<value>\n" each (POSIX pax)
-                        extended = dict(re.findall(rb"[0-9]+ (path|size)=(.*)\n", data))
-                    else:
-                        raise ArchiveError("the archive has a malformed extended header")
+                    extended = parse_extension(member.type, take(member.size))
                     continue
                 name = extended.get(b"path", member.name.encode(errors="replace")).decode(errors="replace")
                 size = int(extended.get(b"size", member.size))
@@ -648,17 +618,25 @@ def find_file(body: Any, wanted: str, max_bytes: int, out_of_time: OutOfTime) ->
     return None
 
 
-# --- what the training program writes -------------------------------------------------------------------------------
+def parse_extension(kind: bytes, data: bytes) -> dict[bytes, bytes]:
+    """What an extension header says of the next member's path and size. Raises ArchiveError when it is malformed."""
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {b"path": data.rstrip(b"\0")}
+    # POSIX pax: "<length> <key>=<value>\n" each.
+    if not re.match(rb"[0-9]+ [^=]+=", data):
+        raise ArchiveError("the archive has a malformed extended header")
+    return dict(re.findall(rb"(?m)^[0-9]{1,9} (path|size)=(.*)$", data))
 
 
 def parse_json(data: bytes, name: str) -> Any:
     """The content of a JSON file, which errors name. Raises ArchiveError when it is not plain JSON."""
 
     def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-            raise ArchiveError(f"{name} has the key {twice!r:.80} more than once")
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise ArchiveError(f"{name} has the key {key!r:.80} more than once")
+            result[key] = value
         return result
 
     try:
@@ -672,44 +650,43 @@ def is_figures(it: dict[str, Any]) -> bool:
     return named and 0 < len(it) <= METRICS_MAX and None not in map(finite, it.values())
 
 
-def is_golden_text(it: str) -> bool:
-    # A lone surrogate is no text: it cannot be sent as UTF-8.
-    return 0 < len(it) <= GOLDEN_MAX_CHARACTERS and not re.search("[\ud800-\udfff]", it)
-
-
-# The fields of JSON objects, each with its test; one that raises is not passed, so none asks for types first.
-CHAMPION_FIELDS: Mapping[str, Callable[[Any], object]] = {
-    "job": lambda it: JOB_NAME.fullmatch(it),
-    "compared": lambda it: type(it) is bool,
-    "note": lambda it: len(it) <= NOTE_MAX_CHARACTERS and it.isprintable(),
-    "kept": lambda it: it is None or 0 <= finite(it) <= 1,  # type: ignore[operator]
-    "sets": lambda it: type(it) is list and len(it) <= 2,
+# The fields of a JSON object: what each must be, and its test. One that raises is not passed, so none asks for types.
+Fields = Mapping[str, tuple[str, Callable[[Any], object]]]
+FIGURES = (f"1 to {METRICS_MAX} finite numbers, named in at most {METRIC_MAX_CHARACTERS} characters", is_figures)
+# Without lone surrogates, which cannot be sent as UTF-8.
+GOLDEN_TEXT = (
+    f"a text of 1 to {GOLDEN_MAX_CHARACTERS} characters",
+    re.compile(f"[^\ud800-\udfff]{{1,{GOLDEN_MAX_CHARACTERS}}}").fullmatch,
+)
+SHARE = ("a number from 0 to 1", lambda it: 0 <= finite(it) <= 1)  # type: ignore[operator]
+CHAMPION_FIELDS: Fields = {
+    "job": ("the name of a training job", lambda it: JOB_NAME.fullmatch(it)),  # type: ignore[has-type]
+    "compared": ("true or false", lambda it: type(it) is bool),
+    "note": (f"one line of at most {NOTE_MAX_CHARACTERS} characters", lambda it: len(it) <= 1000 and it.isprintable()),
+    "kept": ("null or a number from 0 to 1", lambda it: it is None or SHARE[1](it)),
+    "sets": ("at most two objects", lambda it: type(it) is list and len(it) <= 2 and {*map(type, it)} <= {dict}),
 }
-COMPARED_SET_FIELDS: Mapping[str, Callable[[Any], object]] = {
-    "name": lambda it: it in (NEW_HOLDOUT, LIVE_HOLDOUT),
-    "rows": lambda it: type(it) is int and 0 < it <= 10**9,
-    "live": is_figures,
-    "new": is_figures,
-    "error": lambda it: is_figures(it) and min(it.values()) >= 0,
+COMPARED_SET_FIELDS: Fields = {
+    "name": (f"{NEW_HOLDOUT} or {LIVE_HOLDOUT}", lambda it: it in (NEW_HOLDOUT, LIVE_HOLDOUT)),
+    "rows": ("a number of rows", lambda it: type(it) is int and 0 < it <= 10**9),
+    "live": FIGURES,
+    "new": FIGURES,
+    "error": (f"{FIGURES[0]} of at least 0", lambda it: it == {} or (is_figures(it) and min(it.values()) >= 0)),
 }
-GOLDEN_FIELDS: Mapping[str, Callable[[Any], object]] = {
-    "text": is_golden_text,
-    "label": is_golden_text,
-    "score": lambda it: 0 <= finite(it) <= 1,  # type: ignore[operator]
-}
+GOLDEN_FIELDS: Fields = {"text": GOLDEN_TEXT, "label": GOLDEN_TEXT, "score": SHARE}
 
 
-def checked(value: Any, fields: Mapping[str, Callable[[Any], object]], where: str) -> Any:
+def checked(value: Any, fields: Fields, where: str) -> Any:
     """These fields of a JSON object; a missing one is null. Raises ArchiveError naming the place and the value."""
     if not isinstance(value, dict):
-        raise ArchiveError(f"{where} is {reprlib.repr(value)}, not an object")
-    for name, test in fields.items():
+        raise ArchiveError(f"{where} must be an object, not {reprlib.repr(value)}")
+    for name, (what, test) in fields.items():
         try:
             good = test(value.get(name))
         except (AttributeError, TypeError):
             good = False
         if not good:
-            raise ArchiveError(f"{where}: the {name} cannot be {reprlib.repr(value.get(name))}")
+            raise ArchiveError(f"{where}: the {name} must be {what}, not {reprlib.repr(value.get(name))}")
     return {name: value.get(name) for name in fields}
 
 
@@ -733,10 +710,9 @@ def parse_champion(metrics: Mapping[str, Any], live: str | None = None) -> Champ
     where = f'{METRICS_FILE}: "champion"'
     champion: Champion = checked(written, CHAMPION_FIELDS, where)
     for at, one in enumerate(champion["sets"]):
-        judged: Any = one
-        if isinstance(one, dict) and isinstance(one.get("live"), dict):
-            judged = {"error": dict.fromkeys(one["live"], 0.0)} | one
-        judged = champion["sets"][at] = checked(judged, COMPARED_SET_FIELDS, f"{where}: set {at}")
+        judged: ComparedSet = checked({"error": {}} | one, COMPARED_SET_FIELDS, f"{where}: set {at}")
+        judged["error"] = judged["error"] or dict.fromkeys(judged["live"], 0.0)
+        champion["sets"][at] = judged
         if not judged["live"].keys() == judged["new"].keys() == judged["error"].keys():
             raise ArchiveError(f"{where}: set {at}: live, new and error have different metrics")
     names = [judged["name"] for judged in champion["sets"]]
@@ -747,10 +723,8 @@ def parse_champion(metrics: Mapping[str, Any], live: str | None = None) -> Champ
     return champion
 
 
-def parse_golden(data: bytes | None) -> list[dict[str, Any]]:
+def parse_golden(data: bytes) -> list[dict[str, Any]]:
     """The golden rows: text, label and score. Raises ArchiveError when there are none that can be used."""
-    if data is None:
-        raise ArchiveError(f"the job wrote no output archive with a {GOLDEN_FILE}")
     rows = parse_json(data, GOLDEN_FILE)
     if not isinstance(rows, list) or not 0 < len(rows) <= GOLDEN_MAX_ROWS:
         raise ArchiveError(f"{GOLDEN_FILE} is no list of 1 to {GOLDEN_MAX_ROWS} rows")
@@ -764,15 +738,13 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     """Entry point. Returns the job's name and the outcome; raises when AWS fails, so that Lambda retries."""
     config = settings()
     event, request_id = unwrap(event, context)
-    milliseconds_left = context.get_remaining_time_in_millis
     if event.get("source") == "sweep":
-        outcome = decide_overdue(config, request_id, milliseconds_left)
-        log.info("sweep: %s", outcome, extra={"training_job": None})
-        return {"training_job": "", "outcome": outcome}
-    job, outcome = field(field(event, "detail", dict), "TrainingJobName", str), "not ours"
-    if JOB_NAME.fullmatch(job):
-        outcome = decide(job, config, request_id, lambda: milliseconds_left() < RESERVE_MILLISECONDS)
-    log.info("training job handled: %s", outcome, extra={"training_job": job})
+        job, outcome = "", decide_overdue(config, request_id, context.get_remaining_time_in_millis)
+    else:
+        job, outcome = field(field(event, "detail", dict), "TrainingJobName", str), "not ours"
+        if JOB_NAME.fullmatch(job):
+            outcome = decide(job, config, request_id, context.get_remaining_time_in_millis)
+    log.info("%s: %s", "training job handled" if job else "sweep", outcome, extra={"training_job": job or None})
     return {"training_job": job, "outcome": outcome}
 
 

@@ -112,7 +112,7 @@ def test_small_losses_do_not_add_up(evaluator: ModuleType) -> None:
         if all(check.passed for check in checks):
             accuracy, below_best = accuracy - 0.002, lost
     assert accuracy == pytest.approx(0.946)
-    assert "of which 0.004 are lost already" in checks[0].reason
+    assert "the best model before it had 0.95" in checks[0].reason
     champion = evaluator.parse_champion({"champion": comparison(accuracy, 0.96)})
     checks, lost = evaluator.compare(champion, GATE, 0.005, below_best, {})
     assert checks[0].passed
@@ -154,8 +154,8 @@ def test_a_model_that_was_approved_meanwhile_counts_on_the_live_models_holdout(e
     new, live = checks_of(evaluator, champion, rivals={RIVAL: {"accuracy": 0.95}, "another": {"accuracy": 0.2}})
     assert (new.passed, live.passed) == (True, False)
     assert live.reason == (
-        f"accuracy on the {LIVE_SET} (200 rows) is 0.91; {RIVAL}, approved meanwhile, has 0.95, and at most 0.005 may "
-        "be lost"
+        f"accuracy on the {LIVE_SET} (200 rows) is 0.91; {RIVAL}, approved meanwhile, has 0.95, and at most 0.005 "
+        "worse than that is allowed"
     )
 
 
@@ -177,7 +177,7 @@ def test_without_the_live_models_data_a_loss_must_be_ruled_out_on_its_holdout(
     champion = evaluator.parse_champion({"champion": block(figures, kept=kept)})
     (check,) = evaluator.compare(champion, GATE, 0.005, {}, {})[0]
     assert check.passed is passed
-    assert ("0.01645 could be chance" in check.reason) is (name == LIVE_SET and kept != 0.95)
+    assert ("0.01645 to spare to rule out chance" in check.reason) is (name == LIVE_SET and kept != 0.95)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_data_that_grows_may_lose_what_chance_explains_up_to_twice_the_margin(
     champion = evaluator.parse_champion({"champion": block(figures, kept=1)})
     (check,) = evaluator.compare(champion, GATE, 0.005, {}, {})[0]
     assert check.passed is passed
-    assert ("as that much is chance" in check.reason) is (error > 0.005)
+    assert ("(one standard error)" in check.reason) is (error > 0.005)
 
 
 # --- the decision -----------------------------------------------------------------------------------
@@ -210,7 +210,8 @@ def test_a_model_worse_than_the_live_one_is_rejected_with_both_figures(run: Run,
     assert run() == "rejected"
     decision = world.record(DECISION)
     assert decision["reason"] == (
-        f"accuracy on the {LIVE_SET} (200 rows) is 0.9; the live model has 0.95, and at most 0.005 may be lost"
+        f"accuracy on the {LIVE_SET} (200 rows) is 0.9; the live model has 0.95, and at most 0.005 worse than that is "
+        "allowed"
     )
     assert decision["champion"]["job"] == LIVE
     assert decision["golden"] == []
@@ -248,7 +249,7 @@ def test_the_first_model_is_judged_by_its_thresholds_and_that_is_said(run: Run, 
     body = world.only_email().body
     assert "There was no live model to compare with when this training began" in body
     assert "Approved by now" not in body
-    assert "It is deployed now" in body
+    assert "Deployment begins now" in body
 
 
 def test_a_second_first_model_is_judged_by_its_thresholds_and_that_it_replaces_another_unseen_is_said(
@@ -261,14 +262,14 @@ def test_a_second_first_model_is_judged_by_its_thresholds_and_that_it_replaces_a
     body = world.only_email().body
     assert f"Approved by now, but not live when this training began, and so not compared with: {RIVAL}." in body
     assert "make rollback MODEL=default TO=<job>" in body
-    assert "It is deployed now" in body
+    assert "Deployment begins now" in body
 
 
 def test_an_older_upload_that_is_approved_after_a_newer_one_is_said_not_to_be_deployed(run: Run, world: World) -> None:
     decided(world, NEWER, None)
     end(world, None)
     assert run() == "approved"
-    assert f"{NEWER}, of a later upload, is approved already and goes first" in world.only_email().body
+    assert f"{NEWER}, of a later upload, is already approved and goes first" in world.only_email().body
 
 
 def test_a_live_model_that_could_not_be_compared_with_does_not_block_and_is_said(run: Run, world: World) -> None:
@@ -290,7 +291,7 @@ def test_the_line_of_the_live_model_is_read_from_its_decision(run: Run, world: W
     decided(world, LIVE, comparison(0.95, 0.946) | {"below_best": {"accuracy": 0.004}})
     end(world, comparison(0.946, 0.944))
     assert run() == "rejected"
-    assert "of which 0.004 are lost already since the best model before it" in world.record(DECISION)["reason"]
+    assert "the live model has 0.946, the best model before it had 0.95" in world.record(DECISION)["reason"]
 
 
 def test_a_rival_approved_meanwhile_is_found_and_others_are_not(run: Run, world: World) -> None:
@@ -376,8 +377,11 @@ MALFORMED = {
     "kept less than nothing": block(kept=-1),
     "kept a text": block(kept="all"),
     "kept NaN": block(kept=math.nan),
-    "odd metric": block(judged(NEW_SET, {"a b": 1}, {"a b": 1})),
-    "many metrics": block(judged(NEW_SET, *[{f"m{at}": 1 for at in range(21)}] * 2)),
+    "metric of two lines": block(judged(NEW_SET, {"a\nb": 1}, {"a\nb": 1})),
+    "metric of a surrogate": block(judged(NEW_SET, {"\ud800": 1}, {"\ud800": 1})),
+    "metric without a name": block(judged(NEW_SET, {"": 1}, {"": 1})),
+    "metric of a long name": block(judged(NEW_SET, {"m" * 101: 1}, {"m" * 101: 1})),
+    "many metrics": block(judged(NEW_SET, *[{f"m{at}": 1 for at in range(1001)}] * 2)),
 }
 
 
@@ -440,23 +444,29 @@ def row(**changes: object) -> list[dict[str, Any]]:
 
 
 ODD_GOLDEN = {
-    "none": (None, "wrote no golden.json"),
+    "none": (None, "the output archive has no golden.json"),
     "no JSON": (b"oops", "golden.json is no JSON"),
     "empty": ([], "no list of 1 to 20 rows"),
     "an object": ({}, "no list of 1 to 20 rows"),
     "too many": ([*GOLDEN, GOLDEN[0]], "no list of 1 to 20 rows"),
-    "row no object": (["text"], "row 0 is no text, label, score"),
-    "further field": (row(more=1), "row 0 is no text, label, score"),
+    "row no object": (["text"], "row 0 must be an object, not 'text'"),
+    "further field": (row(more=1), "row 0 has more than a text, a label and a score"),
     "duplicate key": (b'[{"text": "a", "text": "b", "label": "ham", "score": 1}]', "more than once"),
-    "text a number": (row(text=7), "the text is no text"),
-    "empty text": (row(text=""), "the text is no text"),
-    "lone surrogate": (row(text="\ud800"), "the text is no text"),
-    "long text": (row(text="x" * 513), "the text has 513 characters"),
-    "long label": (row(label="x" * 513), "the label has 513 characters"),
-    "score above 1": (row(score=1.1), "the score is 1.1"),
-    "score below 0": (row(score=-0.1), "the score is -0.1"),
-    "NaN": (row(score=math.nan), "the score is nan"),
-    "a truth": (row(score=True), "the score is True"),
+    "text a number": (row(text=7), "row 0: the text must be a text of 1 to 512 characters, not 7"),
+    "empty text": (row(text=""), "row 0: the text must be a text of 1 to 512 characters, not ''"),
+    "lone surrogate": (row(text="\ud800"), "row 0: the text must be a text of 1 to 512 characters, not '\\ud800'"),
+    "long text": (
+        row(text="x" * 513),
+        "row 0: the text must be a text of 1 to 512 characters, not 'xxxxxxxxxxxx...xxxxxxxxxxxxx'",
+    ),
+    "long label": (
+        row(label="x" * 513),
+        "row 0: the label must be a text of 1 to 512 characters, not 'xxxxxxxxxxxx...xxxxxxxxxxxxx'",
+    ),
+    "score above 1": (row(score=1.1), "row 0: the score must be a number from 0 to 1, not 1.1"),
+    "score below 0": (row(score=-0.1), "row 0: the score must be a number from 0 to 1, not -0.1"),
+    "NaN": (row(score=math.nan), "row 0: the score must be a number from 0 to 1, not nan"),
+    "a truth": (row(score=True), "row 0: the score must be a number from 0 to 1, not True"),
     "huge": (b"[" + b" " * 128 * 1024 + b"]", "golden.json has 131074 bytes; at most 131072 are read"),
     "deeply nested": (b"[" * 100_000, "golden.json is no JSON"),
 }
@@ -483,4 +493,4 @@ def test_an_archive_damaged_behind_its_metrics_has_no_golden_rows(run: Run, worl
 def test_without_an_output_archive_there_are_no_golden_rows(run: Run, world: World) -> None:
     complete(world, None, tar_gz([metrics_file(), ("golden.json", json.dumps(GOLDEN).encode())]))
     assert run() == "approved"
-    assert world.record(DECISION)["golden_note"] == "the job wrote no output archive"
+    assert world.record(DECISION)["golden_note"] == "the output archive has no golden.json at its root"

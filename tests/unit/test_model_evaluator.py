@@ -19,6 +19,7 @@ import pytest
 from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
+from s3transfer.exceptions import S3CopyFailedError
 
 from world import BUCKET, GOOD_METRICS, Context, Interruption, World, broken_connection, event, tar_gz
 
@@ -89,7 +90,7 @@ def never() -> bool:
 
 
 def find(evaluator: ModuleType, archive: bytes) -> bytes | None:
-    return evaluator.find_file(io.BytesIO(archive), "metrics.json", evaluator.METRICS_MAX_BYTES, never)  # type: ignore[no-any-return]
+    return evaluator.find_file(io.BytesIO(archive), "metrics.json", evaluator.JSON_MAX_BYTES, never)  # type: ignore[no-any-return]
 
 
 # --- reading the archives ---------------------------------------------------------------------------
@@ -314,7 +315,7 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
     assert decision.pop("decided_at")
     assert decision.pop("artifact")["size"] == len(model)
     assert decision == {
-        "schema": 1,
+        "schema": 2,
         "job": JOB,
         "model": "default",
         "data": {"bucket": BUCKET, "key": "data/train/support.csv", "version_id": "v1", "etag": "e1", "size": 36},
@@ -345,7 +346,7 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
         "champion": None,
         "rivals": {},
         "golden": [],
-        "golden_note": "the job wrote no golden.json",
+        "golden_note": "the output archive has no golden.json at its root",
         "approved_key": APPROVED,
         "verdict": "approved",
         "reason": "every metric is within its threshold",
@@ -481,7 +482,13 @@ def test_an_artifact_above_the_limit_of_one_copy_is_copied_in_parts_with_its_met
     assert metadata == {"source-etag": etag, "training-job": JOB}
 
 
-@pytest.mark.parametrize(("limit", "call"), [(5 * 1024**3, "CopyObject"), (0, "UploadPartCopy")])
+@pytest.mark.parametrize(
+    ("limit", "call", "error", "text"),
+    [
+        (5 * 1024**3, "CopyObject", ClientError, "PreconditionFailed"),
+        (0, "UploadPartCopy", S3CopyFailedError, f"{ARTIFACT}.* did not match expected ETag"),
+    ],
+)
 def test_an_artifact_that_changes_before_the_copy_is_not_approved_unseen(
     run: Callable[..., str],
     world: World,
@@ -489,11 +496,13 @@ def test_an_artifact_that_changes_before_the_copy_is_not_approved_unseen(
     monkeypatch: pytest.MonkeyPatch,
     limit: int,
     call: str,
+    error: type[Exception],
+    text: str,
 ) -> None:
     monkeypatch.setattr(evaluator, "COPY_OBJECT_MAX_BYTES", limit)
     complete(world, tar_gz([metrics_file()]), tar_gz([WEIGHTS]))
     world.around.interruption = Interruption(call, lambda: world.put(ARTIFACT, tar_gz([("other", b"")])))
-    with pytest.raises(ClientError, match="PreconditionFailed"):
+    with pytest.raises(error, match=text):
         run()
     assert world.keys("models/approved/") == []
     assert world.emails() == []
@@ -685,7 +694,7 @@ def test_what_cannot_be_decided_is_tried_a_bounded_number_of_times_and_then_deci
         world.wait(minutes=21)
     assert 0 < failures <= evaluator.GIVE_UP_TRIES
     assert world.only_email().subject == "Training failed: default (support.csv)"
-    assert "its evaluation failed 24 times" in world.only_email().body
+    assert "its evaluation failed 24 times, most recently with: OSError: broken." in world.only_email().body
 
 
 def test_what_cannot_be_decided_keeps_nobody_waiting(
