@@ -36,10 +36,9 @@ GOLDEN_FILE = "golden.json"
 # JSON takes about thirty times its size in memory: with this limit, little beside the process itself.
 JSON_MAX_BYTES = 128 * 1024
 METRICS_MAX = 1000
-METRIC_MAX_CHARACTERS = 100
 GOLDEN_MAX_ROWS = 20
-GOLDEN_MAX_CHARACTERS = 512
-NOTE_MAX_CHARACTERS = 1000
+# In characters.
+NAME_MAX, TEXT_MAX, NOTE_MAX = 100, 512, 1000
 LESS_IS_BETTER = ("eval_loss",)
 # What a metric is measured on: the job's hold-out, for the thresholds; and for the comparison with the live model, the
 # rows of it that the live model was not trained on either, and the live model's own hold-out.
@@ -231,7 +230,7 @@ def parse_thresholds(name: str, value: object) -> Thresholds:
 
 
 def decide(job: str, config: Settings, request_id: str, left: Callable[[], int], given_up: str = "") -> str:
-    """Decide on one job; returns the outcome in a word. given_up: why it counts as failed without an evaluation.
+    """Decide on one job; returns the outcome in a word. left: milliseconds; given_up: why it fails without a look.
 
     The order makes a crash harmless: act, email people, then write the record that says it is done.
     """
@@ -371,10 +370,8 @@ def read_champion(bucket: str, job: str) -> Mapping[str, Any]:
 
 
 def read_rivals(bucket: str, decision: Decision, live: str) -> dict[str, Figures]:
-    """The other models approved since the live one ("": none), one of which may be live by now.
-
-    {job: figures on the live model's hold-out}; {} for one that was not compared with the same live model.
-    """
+    """The other models approved since the live one ("": none), any of which may be live by now: {job: figures on the
+    live model's hold-out}, {} for a job that was not compared with the same live model."""
     rivals: dict[str, Figures] = {}
     # "~" sorts after every key of the live job.
     for key in list_keys(bucket, f"{APPROVED_PREFIX}{decision.model}/", f"{live}/~"):
@@ -400,9 +397,6 @@ def approve(bucket: str, decision: Decision) -> str:
     metadata = {"source-etag": artifact["etag"], "training-job": decision.job}
     copy_object(bucket, key, {"Bucket": bucket, "Key": artifact["key"]}, f'"{artifact["etag"]}"', metadata)
     return key
-
-
-# --- the gate -------------------------------------------------------------------------------------------------------
 
 
 def finite(value: object) -> float | None:
@@ -531,9 +525,7 @@ def rivals_text(decision: Decision) -> str:
 
 def decide_overdue(config: Settings, request_id: str, left: Callable[[], int]) -> str:
     """Decide on the finished jobs whose event was lost or could not be handled; returns the outcome in words.
-
-    A try is counted before it is made, so one that kills the function counts too. The least tried jobs come first.
-    """
+    left: milliseconds. A try is counted first, so one that kills the function counts too."""
     if exists(config.bucket, PAUSED_KEY):
         return "paused"
     bucket, since = config.bucket, look_back()
@@ -646,23 +638,20 @@ def parse_json(data: bytes, name: str) -> Any:
 
 
 def is_figures(it: dict[str, Any]) -> bool:
-    named = all(0 < len(name) <= METRIC_MAX_CHARACTERS and name.isprintable() for name in it)
+    named = all(0 < len(name) <= NAME_MAX and name.isprintable() for name in it)
     return named and 0 < len(it) <= METRICS_MAX and None not in map(finite, it.values())
 
 
 # The fields of a JSON object: what each must be, and its test. One that raises is not passed, so none asks for types.
 Fields = Mapping[str, tuple[str, Callable[[Any], object]]]
-FIGURES = (f"1 to {METRICS_MAX} finite numbers, named in at most {METRIC_MAX_CHARACTERS} characters", is_figures)
+FIGURES = (f"1 to {METRICS_MAX} finite numbers, named in at most {NAME_MAX} characters", is_figures)
 # Without lone surrogates, which cannot be sent as UTF-8.
-GOLDEN_TEXT = (
-    f"a text of 1 to {GOLDEN_MAX_CHARACTERS} characters",
-    re.compile(f"[^\ud800-\udfff]{{1,{GOLDEN_MAX_CHARACTERS}}}").fullmatch,
-)
+GOLDEN_TEXT = (f"a text of 1 to {TEXT_MAX} characters", re.compile(f"[^\ud800-\udfff]{{1,{TEXT_MAX}}}").fullmatch)
 SHARE = ("a number from 0 to 1", lambda it: 0 <= finite(it) <= 1)  # type: ignore[operator]
 CHAMPION_FIELDS: Fields = {
     "job": ("the name of a training job", lambda it: JOB_NAME.fullmatch(it)),  # type: ignore[has-type]
     "compared": ("true or false", lambda it: type(it) is bool),
-    "note": (f"one line of at most {NOTE_MAX_CHARACTERS} characters", lambda it: len(it) <= 1000 and it.isprintable()),
+    "note": (f"a line of up to {NOTE_MAX} characters", lambda it: len(it) <= NOTE_MAX and it.isprintable()),
     "kept": ("null or a number from 0 to 1", lambda it: it is None or SHARE[1](it)),
     "sets": ("at most two objects", lambda it: type(it) is list and len(it) <= 2 and {*map(type, it)} <= {dict}),
 }
@@ -686,7 +675,7 @@ def checked(value: Any, fields: Fields, where: str) -> Any:
         except (AttributeError, TypeError):
             good = False
         if not good:
-            raise ArchiveError(f"{where}: the {name} must be {what}, not {reprlib.repr(value.get(name))}")
+            raise ArchiveError(f"{where}: {name} must be {what}, not {reprlib.repr(value.get(name))}")
     return {name: value.get(name) for name in fields}
 
 
@@ -700,9 +689,7 @@ def parse_metrics(data: bytes) -> dict[str, Any]:
 
 def parse_champion(metrics: Mapping[str, Any], live: str | None = None) -> Champion | None:
     """What metrics.json says of the live model; None when there was none. live: the one that the job was given.
-
-    Raises ArchiveError when it is malformed, or about another model.
-    """
+    Raises ArchiveError when it is malformed, or about another model."""
     written = metrics.get("champion")
     if written is None:
         note = f"The training program wrote no comparison into {METRICS_FILE}."

@@ -394,6 +394,38 @@ def test_a_malformed_comparison_is_refused_with_a_reason(run: Run, world: World,
     assert world.keys("models/approved/") == []
 
 
+def test_a_metric_for_each_of_many_labels_may_be_compared(run: Run, world: World) -> None:
+    figures = {"accuracy": 0.9} | {f"recall, label {at}: größe & co.": 0.5 for at in range(999)}
+    end(world, block(judged(NEW_SET, figures, figures)))
+    assert run() == "approved"
+    (judged_on,) = world.record(DECISION)["champion"]["sets"]
+    assert judged_on["new"] == figures
+    assert "recall" not in world.only_email().body
+
+
+@pytest.mark.parametrize("name", ["label: größe & co.", "a b", "m" * 100])
+def test_a_metric_of_any_printable_name_may_be_compared(evaluator: ModuleType, name: str) -> None:
+    champion = block(judged(NEW_SET, {name: 0.9}, {name: 0.8}))
+    (check,) = checks_of(evaluator, champion, gate={name: {"min": 0.5}})
+    assert (check.metric, check.passed) == (name, False)
+
+
+@pytest.mark.parametrize(
+    ("champion", "reason"),
+    [
+        (block(job="../../etc/passwd"), "job must be the name of a training job, not '../../etc/passwd'"),
+        (block(kept=1.5), "kept must be null or a number from 0 to 1, not 1.5"),
+        (block(judged("my own rows", 1, 1)), f"set 0: name must be {NEW_SET} or {LIVE_SET}, not 'my own rows'"),
+        (block(judged(NEW_SET, {"accuracy": "0.9"}, {})), "live must be 1 to 1000 finite numbers, .*'0.9'"),
+    ],
+)
+def test_the_reason_names_the_file_the_place_and_the_value(
+    evaluator: ModuleType, champion: object, reason: str
+) -> None:
+    with pytest.raises(evaluator.ArchiveError, match=f'^metrics.json: "champion": .*{reason}'):
+        evaluator.parse_champion({"champion": champion})
+
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
@@ -452,21 +484,21 @@ ODD_GOLDEN = {
     "row no object": (["text"], "row 0 must be an object, not 'text'"),
     "further field": (row(more=1), "row 0 has more than a text, a label and a score"),
     "duplicate key": (b'[{"text": "a", "text": "b", "label": "ham", "score": 1}]', "more than once"),
-    "text a number": (row(text=7), "row 0: the text must be a text of 1 to 512 characters, not 7"),
-    "empty text": (row(text=""), "row 0: the text must be a text of 1 to 512 characters, not ''"),
-    "lone surrogate": (row(text="\ud800"), "row 0: the text must be a text of 1 to 512 characters, not '\\ud800'"),
+    "text a number": (row(text=7), "row 0: text must be a text of 1 to 512 characters, not 7"),
+    "empty text": (row(text=""), "row 0: text must be a text of 1 to 512 characters, not ''"),
+    "lone surrogate": (row(text="\ud800"), "row 0: text must be a text of 1 to 512 characters, not '\\ud800'"),
     "long text": (
         row(text="x" * 513),
-        "row 0: the text must be a text of 1 to 512 characters, not 'xxxxxxxxxxxx...xxxxxxxxxxxxx'",
+        "row 0: text must be a text of 1 to 512 characters, not 'xxxxxxxxxxxx...xxxxxxxxxxxxx'",
     ),
     "long label": (
         row(label="x" * 513),
-        "row 0: the label must be a text of 1 to 512 characters, not 'xxxxxxxxxxxx...xxxxxxxxxxxxx'",
+        "row 0: label must be a text of 1 to 512 characters, not 'xxxxxxxxxxxx...xxxxxxxxxxxxx'",
     ),
-    "score above 1": (row(score=1.1), "row 0: the score must be a number from 0 to 1, not 1.1"),
-    "score below 0": (row(score=-0.1), "row 0: the score must be a number from 0 to 1, not -0.1"),
-    "NaN": (row(score=math.nan), "row 0: the score must be a number from 0 to 1, not nan"),
-    "a truth": (row(score=True), "row 0: the score must be a number from 0 to 1, not True"),
+    "score above 1": (row(score=1.1), "row 0: score must be a number from 0 to 1, not 1.1"),
+    "score below 0": (row(score=-0.1), "row 0: score must be a number from 0 to 1, not -0.1"),
+    "NaN": (row(score=math.nan), "row 0: score must be a number from 0 to 1, not nan"),
+    "a truth": (row(score=True), "row 0: score must be a number from 0 to 1, not True"),
     "huge": (b"[" + b" " * 128 * 1024 + b"]", "golden.json has 131074 bytes; at most 131072 are read"),
     "deeply nested": (b"[" * 100_000, "golden.json is no JSON"),
 }
