@@ -457,9 +457,7 @@ def compare(
             reason += f", and at most {allowed:.4g} worse than that is allowed"
             reason += " (one standard error)" if allowed > margin else ""
             if chance:
-                reason += (
-                    f", with {chance:.4g} to spare to rule out chance, as the new data lacks the live model's rows"
-                )
+                reason += f", with {chance:.4g} to spare to rule out chance: the new data lacks the live model's rows"
             checks.append(Check(metric, "min" if sign == 1 else "max", bound, value, passed, reason, rows, live))
     return checks, trails
 
@@ -639,7 +637,8 @@ def parse_json(data: bytes, name: str) -> Any:
 
 def is_figures(it: dict[str, Any]) -> bool:
     named = all(0 < len(name) <= NAME_MAX and name.isprintable() for name in it)
-    return named and 0 < len(it) <= METRICS_MAX and None not in map(finite, it.values())
+    # Larger numbers are finite, but their differences may not be.
+    return named and 0 < len(it) <= METRICS_MAX and all(abs(finite(value)) < 1e300 for value in it.values())  # type: ignore[arg-type]
 
 
 # The fields of a JSON object: what each must be, and its test. One that raises is not passed, so none asks for types.

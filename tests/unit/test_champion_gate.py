@@ -369,6 +369,7 @@ MALFORMED = {
     "infinite": block(judged(NEW_SET, {"accuracy": -math.inf}, GOOD)),
     "text for a number": block(judged(NEW_SET, GOOD, {"accuracy": "0.9"})),
     "a truth for a number": block(judged(NEW_SET, GOOD, {"accuracy": True})),
+    "finite with an infinite difference": block(judged(LIVE_SET, {"accuracy": 1e308}, {"accuracy": -1e308})),
     "huge number": block(judged(NEW_SET, GOOD, {"accuracy": 10**400})),
     "other errors": block(judged(NEW_SET, GOOD, GOOD, error={"macro_f1": 0.1})),
     "negative error": block(judged(NEW_SET, GOOD, GOOD, error={"accuracy": -0.1})),
