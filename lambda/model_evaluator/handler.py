@@ -480,16 +480,16 @@ def email_decision(topic_arn: str, decision: Decision) -> None:
     rows = [("model", model), ("training job", job), ("data", f"s3://{data['bucket']}/{data['key']}")]
     counts = [name for name in ("train_examples", "holdout_examples") if name in metrics]
     rows += [(name.replace("_", " "), f"{metrics[name]:.0f}") for name in counts]
-    next_, newer = "", max(decision.rivals, default="")
+    then, newer = "", max(decision.rivals, default="")
     if decision.verdict == "approved" and decision.artifact:
         rows.append(("artifact", human_bytes(decision.artifact["size"])))
-        next_ = WORDINGS["not newest" if newer > job else "newest"].format(newer=newer)
+        then = WORDINGS["not newest" if newer > job else "newest"].format(newer=newer)
     elif any(check.live is not None and not check.passed for check in decision.checks):
-        next_ = WORDINGS["worse than live"]
+        then = WORDINGS["worse than live"]
     if note := decision.golden_note:
         rows.append(("golden rows", f"none, so the endpoint's answers will not be checked: {note}"))
     checks = f"\n{check_table(decision.checks)}\n\n{champion_text(decision.champion)}\n{rivals_text(decision)}"
-    texts = {"job": job, "verdict": decision.verdict, "reason": decision.reason, "next": next_}
+    texts = {"job": job, "verdict": decision.verdict, "reason": decision.reason, "next": then}
     texts |= {"file": data["key"].rsplit("/", 1)[-1], "checks": checks if decision.checks else ""}
     notify(topic_arn, EMAILS[decision.verdict], model, rows, **texts)
 
@@ -530,7 +530,7 @@ def decide_overdue(config: Settings, request_id: str, left: Callable[[], int]) -
     started = {key.split("/")[2] for key in list_keys(bucket, SNAPSHOT_PREFIX, since) if key.endswith("/started.json")}
     decided = {key.removesuffix(".json").split("/")[-1] for key in list_keys(bucket, DECISION_PREFIX, since)}
     overdue: list[tuple[int, str, str, str]] = []
-    for job in filter(JOB_NAME.fullmatch, started - decided):
+    for job in filter(JOB_NAME.fullmatch, sorted(started - decided)):
         description = describe_job(job)
         if description is None or description["TrainingJobStatus"] in TERMINAL:
             tried: Tries | None = read_json(bucket, f"claims/tries/{job}.json")[0]
