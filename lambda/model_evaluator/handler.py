@@ -357,10 +357,8 @@ def read_from_archives(bucket: str, keys: Sequence[str], name: str, out_of_time:
             data = find_file(body, name, JSON_MAX_BYTES, out_of_time)
         if data is not None:
             return data
-    lacking = (
-        "the output archive has no" if len(keys) == 1 else "neither the output archive nor the model archive has a"
-    )
-    raise ArchiveError(f"{lacking} {name} at its root")
+    both = "neither the output archive nor the model archive has a"
+    raise ArchiveError(f"{both if len(keys) > 1 else 'there is no output archive with a'} {name} at its root")
 
 
 def read_champion(bucket: str, job: str) -> Mapping[str, Any]:

@@ -144,7 +144,7 @@ def test_whatever_is_uploaded_twice_the_margin_is_the_most_that_the_best_model_c
         assert accuracy >= best - 0.01 - 1e-8
 
 
-def test_what_was_lost_under_a_larger_margin_was_meant_to_be(evaluator: ModuleType) -> None:
+def test_a_drop_under_a_larger_margin_counts_as_accepted_deliberately(evaluator: ModuleType) -> None:
     (check,) = checks_of(evaluator, comparison(0.8, 0.796), below_best={"accuracy": 0.1})
     assert check.passed
 
@@ -477,7 +477,7 @@ def row(**changes: object) -> list[dict[str, Any]]:
 
 
 ODD_GOLDEN = {
-    "none": (None, "the output archive has no golden.json"),
+    "none": (None, "there is no output archive with a golden.json"),
     "no JSON": (b"oops", "golden.json is no JSON"),
     "empty": ([], "no list of 1 to 20 rows"),
     "an object": ({}, "no list of 1 to 20 rows"),
@@ -526,4 +526,4 @@ def test_an_archive_damaged_behind_its_metrics_has_no_golden_rows(run: Run, worl
 def test_without_an_output_archive_there_are_no_golden_rows(run: Run, world: World) -> None:
     complete(world, None, tar_gz([metrics_file(), ("golden.json", json.dumps(GOLDEN).encode())]))
     assert run() == "approved"
-    assert world.record(DECISION)["golden_note"] == "the output archive has no golden.json at its root"
+    assert world.record(DECISION)["golden_note"] == "there is no output archive with a golden.json at its root"

@@ -273,7 +273,7 @@ def test_a_value_on_the_threshold_passes_and_one_beyond_it_does_not(
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "true", "null", '"0.9"', "[0.9]", "9" * 400])
 @pytest.mark.parametrize("direction", ["min", "max"])
-def test_what_is_no_finite_number_fails(evaluator: ModuleType, text: str, direction: str) -> None:
+def test_a_value_that_is_not_a_finite_number_fails(evaluator: ModuleType, text: str, direction: str) -> None:
     metrics = evaluator.parse_metrics(f'{{"accuracy": {text}}}'.encode())
     (check,) = evaluator.judge(metrics, {"accuracy": {direction: 0.5}})
     assert not check.passed
@@ -301,7 +301,7 @@ def test_a_gate_passes_exactly_the_finite_values_on_its_side(evaluator: ModuleTy
 # --- the decision -----------------------------------------------------------------------------------
 
 
-def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., str], world: World) -> None:
+def test_a_good_model_is_approved_copied_emailed_and_recorded(run: Callable[..., str], world: World) -> None:
     model = tar_gz([WEIGHTS])
     complete(world, tar_gz([metrics_file()]), model)
     assert run() == "approved"
@@ -346,7 +346,7 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
         "champion": None,
         "rivals": {},
         "golden": [],
-        "golden_note": "the output archive has no golden.json at its root",
+        "golden_note": "there is no output archive with a golden.json at its root",
         "approved_key": APPROVED,
         "verdict": "approved",
         "reason": "every metric is within its threshold",
@@ -437,7 +437,7 @@ def test_an_artifact_that_is_not_where_it_belongs_is_rejected(
     ],
     ids=["failed", "failed without a reason", "out of time", "stopped"],
 )
-def test_a_job_that_did_not_complete_is_told_with_its_reason(
+def test_a_job_that_did_not_complete_is_emailed_with_its_reason(
     run: Callable[..., str], world: World, status: str, details: dict[str, str], reason: str
 ) -> None:
     start_job(world)
@@ -523,7 +523,7 @@ def test_an_approved_copy_is_not_made_twice(run: Callable[..., str], world: Worl
 
 
 @pytest.mark.parametrize("name", ["somebody-elses-job", "training-job-20261123-120000-ffffffff"])
-def test_another_peoples_job_is_left_alone(run: Callable[..., str], world: World, name: str) -> None:
+def test_other_peoples_jobs_are_left_alone(run: Callable[..., str], world: World, name: str) -> None:
     start_foreign_job(world, name)
     world.sagemaker.end_job(name)
     before = world.final_state()
@@ -622,7 +622,7 @@ def test_a_job_whose_event_was_lost_is_decided_by_the_sweep(sweep: Callable[...,
     assert len(world.emails()) == 1
 
 
-def test_an_event_that_comes_before_sagemaker_shows_the_end_is_made_up_for(
+def test_an_event_that_comes_before_sagemaker_shows_the_end_is_made_up_for_by_the_sweep(
     run: Callable[..., str], sweep: Callable[..., str], world: World
 ) -> None:
     start_job(world)
