@@ -230,8 +230,9 @@ def parse_thresholds(name: str, value: object) -> Thresholds:
 
 
 def decide(job: str, config: Settings, request_id: str, left: Callable[[], int], given_up: str = "") -> str:
-    """Decide on one job; returns the outcome in a word. left: milliseconds; given_up: why it fails without a look.
+    """Decide on one job; returns the outcome in a word.
 
+    left: milliseconds. given_up: the reason, when the job is to fail without an evaluation.
     The order makes a crash harmless: act, email people, then write the record that says it is done.
     """
     source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json")
