@@ -26,6 +26,7 @@ def handlers() -> dict[str, ModuleType]:
     modules = {name: load_handler(name) for name in HANDLERS}
     for module in modules.values():
         module.CONFLICT_PAUSE_SECONDS = 0  # type: ignore[attr-defined]
+        module.COPY_THREADS = 1  # type: ignore[attr-defined]  # the calls of a copy in parts stay in order
     return modules
 
 

@@ -35,36 +35,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 import boto3
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-SNAPSHOT_PREFIX = "data/snapshots/"
-APPROVED_PREFIX = "models/approved/"
-DECISION_PREFIX = "models/decisions/"
-DEPLOYMENT_PREFIX = "models/deployments/"
-PAUSED_KEY = "control/paused.json"
-DEFAULT_MODEL = "default"
-MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
-APPROVED_KEY = re.compile(
-    rf"{APPROVED_PREFIX}(?P<model>{MODEL_NAME.pattern})/"
-    r"(?P<job>training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8})/model\.tar\.gz"
-)
 VARIANT_NAME = "AllTraffic"
 
-SCHEMA = 1
 # Enough to see whether a gzip tar begins here and has a file in it.
 ARTIFACT_HEAD_BYTES = 64 * 1024
 TAR_BLOCK_BYTES = 512
-# Longer than the longest function timeout (900 s), so that whoever held an expired lease is dead.
-LEASE_SECONDS = 20 * 60
 # SageMaker's reads are eventually consistent (CreateEndpoint reference): a new endpoint may not be seen at once.
 VISIBLE_SECONDS = 60
-# Conditional writes of one object that meet each other; a lasting conflict is an error.
-CONFLICT_TRIES = 5
-CONFLICT_PAUSE_SECONDS = 0.2
-# SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
-SUBJECT_MAX_CHARACTERS = 99
-MESSAGE_MAX_BYTES = 262_144
 
 # Approved models that are looked at, newest first: bounds what one invocation reads.
 LOOK_BACK_MODELS = 50
@@ -91,18 +72,6 @@ SETTLED = ("InService", "UpdateRollbackFailed")
 NOT_AGAIN = ("rolled back", "failed", "withdrawn", "removed")
 AGAIN = "look again"
 HELD = "the endpoint was deleted by hand"
-
-log = logging.getLogger()
-# It logs where it found credentials and endpoints, at INFO.
-logging.getLogger("botocore").setLevel(logging.WARNING)
-
-
-class ConfigError(ValueError):
-    """An environment variable is missing or malformed; the text names it."""
-
-
-class EventError(ValueError):
-    """The event lacks a field or has one of another type; the text names it."""
 
 
 class ArtifactError(Exception):
@@ -225,44 +194,6 @@ class Choice:
 # --- settings ---------------------------------------------------------------------------------------
 
 
-def required(env: Mapping[str, str], name: str) -> str:
-    """The variable's value. Raises ConfigError when it is missing or empty."""
-    value = env.get(name, "")
-    if not value.strip():
-        raise ConfigError(f"environment variable {name} is missing or empty: set it in Terraform and apply")
-    return value
-
-
-def positive_int(env: Mapping[str, str], name: str) -> int:
-    """The variable as a whole number above zero. Raises ConfigError otherwise."""
-    value = required(env, name)
-    if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) == 0:
-        raise ConfigError(f"environment variable {name} must be a whole number above 0, not {value!r}")
-    return int(value)
-
-
-def json_object(env: Mapping[str, str], name: str) -> dict[str, Any]:
-    """The variable as a JSON object. Raises ConfigError otherwise."""
-    value = required(env, name)
-    try:
-        parsed = json.loads(value)
-    except ValueError as error:
-        raise ConfigError(f"environment variable {name} is not JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ConfigError(f"environment variable {name} must be a JSON object, not {value!r}")
-    return parsed
-
-
-@functools.cache
-def settings() -> Settings:
-    return Settings.from_env(os.environ)
-
-
-@functools.cache
-def client(service: str) -> Any:
-    return boto3.client(service, config=Config(retries={"mode": "standard", "max_attempts": 5}))
-
-
 @functools.cache
 def runtime() -> Any:
     """The client that asks endpoints: an attempt may take as long as a model may, so there are few."""
@@ -270,68 +201,7 @@ def runtime() -> Any:
     return boto3.client("sagemaker-runtime", config=config)
 
 
-def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
-    """One field of an event. Raises EventError when it is missing, empty or not of that type."""
-    value = holder.get(name) if isinstance(holder, Mapping) else None
-    if not isinstance(value, kind) or not value:
-        raise EventError(f"the event's field {name!r} must be a non-empty {kind.__name__}, not {value!r:.100}")
-    return value
-
-
-def unwrap(event: Mapping[str, Any], context: Any) -> tuple[Mapping[str, Any], str]:
-    """The event proper, and the request id under which to work on it.
-
-    A failed event that is sent again comes as {"redrive_of": <request id of the invocation that failed>, "event":
-    {...}}: under that id it takes up what the dead invocation holds, as Lambda's own retries do. Raises EventError.
-    """
-    if "redrive_of" not in event:
-        return event, context.aws_request_id
-    return field(event, "event", dict), field(event, "redrive_of", str)
-
-
 # --- records and notifications (the same in each handler) ------------------------------------------
-
-
-def error_code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-def read_json(bucket: str, key: str) -> tuple[dict[str, Any], str] | tuple[None, None]:
-    """A record and its ETag, or (None, None) where there is none.
-
-    A missing key answers 404 only to a role with s3:ListBucket on the bucket (S3 API reference, GetObject).
-    """
-    try:
-        answer = client("s3").get_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        if error_code(error) in ("NoSuchKey", "404"):
-            return None, None
-        raise
-    return json.loads(answer["Body"].read()), answer["ETag"]
-
-
-def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str) -> str | None:
-    """Write a record and return its ETag; condition: IfNoneMatch="*" or IfMatch=<etag>, None when it did not hold."""
-    body = json.dumps(record, indent=1, allow_nan=False).encode()
-    request = {"Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json", **condition}
-    for tries_left in reversed(range(CONFLICT_TRIES)):
-        try:
-            return str(client("s3").put_object(**request)["ETag"])
-        except ClientError as error:
-            # Another write of it is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
-            if error_code(error) == "ConditionalRequestConflict" and tries_left:
-                time.sleep(random.uniform(0, CONFLICT_PAUSE_SECONDS))
-                continue
-            if error_code(error) != "PreconditionFailed":
-                raise
-            break
-    # Or it held, and its answer was lost: the SDK then makes the call again, and finds our own record in its way.
-    present, etag = read_json(bucket, key)
-    return etag if present == json.loads(body) else None
 
 
 def publish(topic_arn: str, subject: str, body: str, *, stage: str, status: str, model: str) -> None:
@@ -346,20 +216,6 @@ def publish(topic_arn: str, subject: str, body: str, *, stage: str, status: str,
         Message=text,
         MessageAttributes={name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()},
     )
-
-
-def table(rows: Sequence[tuple[str, object]]) -> str:
-    """Rows of (name, value) as indented, aligned lines for a plain-text email."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
-
-
-def human_bytes(size: int) -> str:
-    """A size in bytes for people: 512 bytes, 1.4 MB."""
-    if size < 1000:
-        return f"{size} bytes"
-    unit, scale = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= s)
-    return f"{size / scale:.1f} {unit}"
 
 
 # --- what is approved, what is served ---------------------------------------------------------------
@@ -1373,3 +1229,265 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     outcome = reconcile(config, model, request_id)
     log.info("endpoint handled: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
     return {"model": model, "outcome": outcome}
+
+
+# --- shared: from here on the three handlers are the same, byte for byte (tests/unit/test_handlers.py) --------------
+
+UPLOAD_PREFIX = "data/train/"
+SNAPSHOT_PREFIX = "data/snapshots/"
+REJECTED_PREFIX = "data/rejected/"
+RAW_MODEL_PREFIX = "models/raw/"
+DECISION_PREFIX = "models/decisions/"
+APPROVED_PREFIX = "models/approved/"
+DEPLOYMENT_PREFIX = "models/deployments/"
+PAUSED_KEY = "control/paused.json"
+DEFAULT_MODEL = "default"
+MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+APPROVED_KEY = re.compile(
+    rf"{APPROVED_PREFIX}(?P<model>{MODEL_NAME.pattern})/(?P<job>{JOB_NAME.pattern})/model\.tar\.gz"
+)
+TERMINAL = ("Completed", "Failed", "Stopped")
+
+# The shape of the records that this version writes (scripts/mlops/records.py).
+SCHEMA = 2
+# Longer than the longest function timeout (900 s): whoever holds an expired lease is dead.
+LEASE_SECONDS = 20 * 60
+# How far back a sweep looks, by the time in the jobs' names.
+LOOK_BACK_DAYS = 7
+# What fails is tried again at every event at first, then once an hour, then given up: about a day in all.
+EAGER_TRIES = 5
+LATER_TRIES_SECONDS = 60 * 60
+GIVE_UP_TRIES = 24
+# A conditional write may meet another one on its way. A conflict that lasts is an error.
+CONFLICT_TRIES = 5
+CONFLICT_PAUSE_SECONDS = 0.2
+# CopyObject refuses a larger source (S3 API reference, CopyObject), so larger ones are copied in parts.
+COPY_OBJECT_MAX_BYTES = 5 * 1024**3
+COPY_PART_BYTES = 512 * 1024**2
+COPY_THREADS = 8
+# SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
+SUBJECT_MAX_CHARACTERS = 99
+MESSAGE_MAX_BYTES = 262_144
+
+log = logging.getLogger()
+# At INFO, botocore logs where it found its credentials and endpoints.
+logging.getLogger("botocore").setLevel(logging.WARNING)
+
+
+class ConfigError(ValueError):
+    """An environment variable is missing or malformed; the text names it."""
+
+
+class EventError(ValueError):
+    """The event lacks a field or has one of the wrong type; the text names it."""
+
+
+def required(env: Mapping[str, str], name: str) -> str:
+    """The variable's value. Raises ConfigError when it is missing or empty."""
+    value = env.get(name, "")
+    if not value.strip():
+        raise ConfigError(f"environment variable {name} is missing or empty: set it in Terraform and apply")
+    return value
+
+
+def positive_int(env: Mapping[str, str], name: str) -> int:
+    """The variable as a whole number above zero. Raises ConfigError otherwise."""
+    value = required(env, name)
+    if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) == 0:
+        raise ConfigError(f"environment variable {name} must be a whole number above 0, not {value!r}")
+    return int(value)
+
+
+def json_object(env: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The variable as a JSON object. Raises ConfigError otherwise."""
+    value = required(env, name)
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise ConfigError(f"environment variable {name} is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"environment variable {name} must be a JSON object, not {value!r}")
+    return parsed
+
+
+@functools.cache
+def settings() -> Settings:
+    return Settings.from_env(os.environ)
+
+
+@functools.cache
+def client(service: str) -> Any:
+    return boto3.client(service, config=Config(retries={"mode": "standard", "max_attempts": 5}))
+
+
+def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
+    """One field of an event. Raises EventError when it is missing, empty or of another type."""
+    value = holder.get(name) if isinstance(holder, Mapping) else None
+    if not isinstance(value, kind) or not value:
+        raise EventError(f"the event's field {name!r} must be a non-empty {kind.__name__}, not {value!r:.100}")
+    return value
+
+
+def unwrap(event: Mapping[str, Any], context: Any) -> tuple[Mapping[str, Any], str]:
+    """The event proper, and the request id to work under. Raises EventError.
+
+    `make redrive` sends a failed event as {"redrive_of": <request id of the invocation that failed>, "event": {...}}.
+    Under that id it takes over the dead invocation's leases, as Lambda's own retries do.
+    """
+    if "redrive_of" not in event:
+        return event, context.aws_request_id
+    return field(event, "event", dict), field(event, "redrive_of", str)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def age(at: str) -> float:
+    """Seconds since a time in a record."""
+    return (now() - datetime.fromisoformat(at)).total_seconds()
+
+
+def error_code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def error_message(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Message", ""))
+
+
+def is_gone(error: ClientError) -> bool:
+    """Whether S3 says that the object does not exist.
+
+    It says so only to a role with s3:ListBucket on the bucket; to others it is 403 (S3 API reference, GetObject).
+    """
+    return error_code(error) in ("NoSuchKey", "NoSuchVersion", "404")
+
+
+def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
+    """The keys under a prefix that sort after prefix + start_after."""
+    pages = client("s3").get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=prefix + start_after):
+        yield from (item["Key"] for item in page.get("Contents", []))
+
+
+def look_back() -> str:
+    """A job's name as of LOOK_BACK_DAYS ago: names sort by time."""
+    return f"training-job-{now() - timedelta(days=LOOK_BACK_DAYS):%Y%m%d-%H%M%S}"
+
+
+def exists(bucket: str, key: str) -> bool:
+    try:
+        client("s3").head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if is_gone(error):
+            return False
+        raise
+    return True
+
+
+def read_json(bucket: str, key: str) -> tuple[Any, str] | tuple[None, None]:
+    """A record and its ETag, or (None, None) where there is none."""
+    try:
+        answer = client("s3").get_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if is_gone(error):
+            return None, None
+        raise
+    return json.loads(answer["Body"].read()), answer["ETag"]
+
+
+def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str) -> str | None:
+    """Write a record and return its ETag; condition: IfNoneMatch="*" or IfMatch=<etag>, None when it did not hold."""
+    body = json.dumps(record, indent=1, allow_nan=False).encode()
+    request = {"Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json", **condition}
+    for tries_left in reversed(range(CONFLICT_TRIES)):
+        try:
+            return str(client("s3").put_object(**request)["ETag"])
+        except ClientError as error:
+            # Another write is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
+            if error_code(error) == "ConditionalRequestConflict" and tries_left:
+                time.sleep(random.uniform(0, CONFLICT_PAUSE_SECONDS))
+                continue
+            if error_code(error) != "PreconditionFailed":
+                raise
+            break
+    # Or it held and the answer was lost: the SDK repeated the call and met our own record.
+    present, etag = read_json(bucket, key)
+    return etag if present == json.loads(body) else None
+
+
+def leased_by_another(entry: Mapping[str, Any] | None, request_id: str) -> bool:
+    """Whether another invocation, which may still be alive, holds an entry with "by" (request id) and "at" (time).
+
+    Lambda keeps the request id through its retries, so a retry finds its own lease.
+    """
+    return entry is not None and entry.get("by") != request_id and age(entry["at"]) < LEASE_SECONDS
+
+
+def take_lease(bucket: str, step: str, job: str, request_id: str) -> bool:
+    """Take the lease on one step of a job. False: another invocation holds it; leave the step to that one."""
+    key = f"claims/{step}/{job}.json"
+    mine = {"schema": SCHEMA, "by": request_id, "at": now().isoformat()}
+    if put_json(bucket, key, mine, IfNoneMatch="*"):
+        return True
+    held, etag = read_json(bucket, key)
+    if held is None or etag is None or leased_by_another(held, request_id):
+        return False
+    return put_json(bucket, key, mine, IfMatch=etag) is not None
+
+
+def due_again(tries: int, at: str) -> bool:
+    """Whether what failed that many times, the last time at a moment, is to be tried again now."""
+    return tries < EAGER_TRIES or age(at) > LATER_TRIES_SECONDS
+
+
+def copy_object(bucket: str, key: str, source: Mapping[str, str], etag: str, metadata: dict[str, str]) -> None:
+    """Copy an object of any size inside S3, pinned to its ETag, without its tags.
+
+    Raises ClientError PreconditionFailed when the source is no longer the one with that ETag.
+    """
+    replaced = {"MetadataDirective": "REPLACE", "Metadata": metadata, "TaggingDirective": "REPLACE"}
+    transfer = TransferConfig(
+        multipart_threshold=COPY_OBJECT_MAX_BYTES + 1,
+        multipart_chunksize=COPY_PART_BYTES,
+        max_concurrency=COPY_THREADS,
+        use_threads=COPY_THREADS > 1,
+    )
+    client("s3").copy(dict(source), bucket, key, ExtraArgs={"CopySourceIfMatch": etag, **replaced}, Config=transfer)
+
+
+def table(rows: Sequence[tuple[str, object]]) -> str:
+    """Rows of (name, value) as indented, aligned lines for a plain-text email."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def human_bytes(size: int) -> str:
+    """A size in bytes for people: 512 bytes, 1.4 MB."""
+    if size < 1000:
+        return f"{size} bytes"
+    unit, scale = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= s)
+    return f"{size / scale:.1f} {unit}"
+
+
+def notify(
+    topic_arn: str, email: Mapping[str, str], model: str, rows: Sequence[tuple[str, object]], **values: object
+) -> None:
+    """Send one email: a wording filled with values.
+
+    email: "stage", "status" (people filter their subscription by these and by model), "subject", and "body", in which
+    {table} stands for the rows.
+    """
+    values |= {"model": model, "table": table(rows)}
+    subject = "".join(c if c.isprintable() else " " for c in email["subject"].format_map(values))
+    subject = " ".join(subject.encode("ascii", "replace").decode().split())
+    body = email["body"].format_map(values)
+    attributes = {"stage": email["stage"], "status": email["status"], "model": model}
+    client("sns").publish(
+        TopicArn=topic_arn,
+        Subject=subject[:SUBJECT_MAX_CHARACTERS],
+        Message=body.encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore"),
+        MessageAttributes={name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()},
+    )

@@ -37,47 +37,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import boto3
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-UPLOAD_PREFIX = "data/train/"
-SNAPSHOT_PREFIX = "data/snapshots/"
-REJECTED_PREFIX = "data/rejected/"
-RAW_MODEL_PREFIX = "models/raw/"
 LEDGER_KEY = "slots/training.json"
-PAUSED_KEY = "control/paused.json"
-APPROVED_PREFIX = "models/approved/"
-DEPLOYMENT_PREFIX = "models/deployments/"
-DEFAULT_MODEL = "default"
-MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
-JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
-TERMINAL = ("Completed", "Failed", "Stopped")
 
-SCHEMA = 1
 PREFLIGHT_BYTES = 1024 * 1024
-# Longer than the longest function timeout (900 s), so that whoever held an expired lease is dead.
-LEASE_SECONDS = 20 * 60
-# How far back a sweep looks, by the time in the jobs' names.
-LOOK_BACK_DAYS = 7
-# What fails is tried at every occasion at first, then once in a while, then given up: about a day in all.
-EAGER_TRIES = 5
-LATER_TRIES_SECONDS = 60 * 60
-GIVE_UP_TRIES = 24
 # A quota of 0 is asked about again once a day, and a line that still waits is told of again at most as often.
 DAY_SECONDS = 24 * 60 * 60
 # Lost races for the ledger in a row before the invocation fails and Lambda tries it again.
 LEDGER_TRIES = 200
-# CopyObject refuses a larger source with InvalidRequest (S3 API reference, CopyObject).
-COPY_OBJECT_MAX_BYTES = 5 * 1024**3
-COPY_PART_BYTES = 512 * 1024**2
-COPY_THREADS = 8
 INTERNAL_ERROR_RETRIES = 2
-# Conditional writes of one object that meet each other; a lasting conflict is an error.
-CONFLICT_TRIES = 5
-CONFLICT_PAUSE_SECONDS = 0.2
-# SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
-SUBJECT_MAX_CHARACTERS = 99
-MESSAGE_MAX_BYTES = 262_144
 
 # What a line of uploads can wait for.
 A_SLOT = "a slot"
@@ -120,17 +91,6 @@ WIDE_ENCODINGS = (
 
 csv.field_size_limit(PREFLIGHT_BYTES + 1)
 Result = TypeVar("Result")
-log = logging.getLogger()
-# It logs where it found credentials and endpoints, at INFO.
-logging.getLogger("botocore").setLevel(logging.WARNING)
-
-
-class ConfigError(ValueError):
-    """An environment variable is missing or malformed; the text names it."""
-
-
-class EventError(ValueError):
-    """The event lacks a field or has one of another type; the text names it."""
 
 
 class Rejected(Exception):
@@ -235,49 +195,11 @@ class Turn:
 # --- settings ---------------------------------------------------------------------------------------
 
 
-def required(env: Mapping[str, str], name: str) -> str:
-    """The variable's value. Raises ConfigError when it is missing or empty."""
-    value = env.get(name, "")
-    if not value.strip():
-        raise ConfigError(f"environment variable {name} is missing or empty: set it in Terraform and apply")
-    return value
-
-
 def optional(env: Mapping[str, str], name: str) -> str:
     """The variable's value, which may be empty. Raises ConfigError when it is missing altogether."""
     if name not in env:
         raise ConfigError(f"environment variable {name} is missing: set it, if only to an empty text")
     return env[name]
-
-
-def positive_int(env: Mapping[str, str], name: str) -> int:
-    """The variable as a whole number above zero. Raises ConfigError otherwise."""
-    value = required(env, name)
-    if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) == 0:
-        raise ConfigError(f"environment variable {name} must be a whole number above 0, not {value!r}")
-    return int(value)
-
-
-def json_object(env: Mapping[str, str], name: str) -> dict[str, Any]:
-    """The variable as a JSON object. Raises ConfigError otherwise."""
-    value = required(env, name)
-    try:
-        parsed = json.loads(value)
-    except ValueError as error:
-        raise ConfigError(f"environment variable {name} is not JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ConfigError(f"environment variable {name} must be a JSON object, not {value!r}")
-    return parsed
-
-
-@functools.cache
-def settings() -> Settings:
-    return Settings.from_env(os.environ)
-
-
-@functools.cache
-def client(service: str) -> Any:
-    return boto3.client(service, config=Config(retries={"mode": "standard", "max_attempts": 5}))
 
 
 # --- what an upload is ------------------------------------------------------------------------------
@@ -309,25 +231,6 @@ def parse_upload(event: Mapping[str, Any]) -> Upload:
         sequencer=str(item.get("sequencer", "")),
         time=moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC),
     )
-
-
-def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
-    """One field of an event. Raises EventError when it is missing, empty or not of that type."""
-    value = holder.get(name) if isinstance(holder, Mapping) else None
-    if not isinstance(value, kind) or not value:
-        raise EventError(f"the event's field {name!r} must be a non-empty {kind.__name__}, not {value!r:.100}")
-    return value
-
-
-def unwrap(event: Mapping[str, Any], context: Any) -> tuple[Mapping[str, Any], str]:
-    """The event proper, and the request id under which to work on it.
-
-    A failed event that is sent again comes as {"redrive_of": <request id of the invocation that failed>, "event":
-    {...}}: under that id it takes up what the dead invocation holds, as Lambda's own retries do. Raises EventError.
-    """
-    if "redrive_of" not in event:
-        return event, context.aws_request_id
-    return field(event, "event", dict), field(event, "redrive_of", str)
 
 
 def is_csv(key: str) -> bool:
@@ -410,48 +313,6 @@ def check_header(header: Sequence[str], text_column: str, label_column: str) -> 
 # --- records and notifications (the same in each handler) ------------------------------------------
 
 
-def error_code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-def read_json(bucket: str, key: str) -> tuple[dict[str, Any], str] | tuple[None, None]:
-    """A record and its ETag, or (None, None) where there is none.
-
-    A missing key answers 404 only to a role with s3:ListBucket on the bucket (S3 API reference, GetObject).
-    """
-    try:
-        answer = client("s3").get_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        if error_code(error) in ("NoSuchKey", "404"):
-            return None, None
-        raise
-    return json.loads(answer["Body"].read()), answer["ETag"]
-
-
-def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str) -> str | None:
-    """Write a record and return its ETag; condition: IfNoneMatch="*" or IfMatch=<etag>, None when it did not hold."""
-    body = json.dumps(record, indent=1, allow_nan=False).encode()
-    request = {"Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json", **condition}
-    for tries_left in reversed(range(CONFLICT_TRIES)):
-        try:
-            return str(client("s3").put_object(**request)["ETag"])
-        except ClientError as error:
-            # Another write of it is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
-            if error_code(error) == "ConditionalRequestConflict" and tries_left:
-                time.sleep(random.uniform(0, CONFLICT_PAUSE_SECONDS))
-                continue
-            if error_code(error) != "PreconditionFailed":
-                raise
-            break
-    # Or it held, and its answer was lost: the SDK then makes the call again, and finds our own record in its way.
-    present, etag = read_json(bucket, key)
-    return etag if present == json.loads(body) else None
-
-
 def claim(bucket: str, step: str, name: str, request_id: str) -> bool:
     """Take the lease on one step of one job, so that duplicate events in parallel do not both take it.
 
@@ -485,67 +346,7 @@ def publish(topic_arn: str, subject: str, body: str, *, stage: str, status: str,
     )
 
 
-def table(rows: Sequence[tuple[str, object]]) -> str:
-    """Rows of (name, value) as indented, aligned lines for a plain-text email."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
-
-
-def human_bytes(size: int) -> str:
-    """A size in bytes for people: 512 bytes, 1.4 MB."""
-    if size < 1000:
-        return f"{size} bytes"
-    unit, scale = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= s)
-    return f"{size / scale:.1f} {unit}"
-
-
-def copy_object(
-    bucket: str, key: str, source: Mapping[str, str], size: int, etag: str, metadata: dict[str, str]
-) -> None:
-    """Copy an object of any size inside S3, pinned to its ETag; tags of the source are left behind.
-
-    Above COPY_OBJECT_MAX_BYTES the copy is made in parts of COPY_PART_BYTES. Raises ClientError
-    PreconditionFailed when the source is no longer the one with that ETag.
-    """
-    s3 = client("s3")
-    if size <= COPY_OBJECT_MAX_BYTES:
-        s3.copy_object(
-            Bucket=bucket, Key=key, CopySource=dict(source), CopySourceIfMatch=etag,
-            MetadataDirective="REPLACE", TaggingDirective="REPLACE", Metadata=metadata,
-        )  # fmt: skip
-        return
-    upload_id = s3.create_multipart_upload(Bucket=bucket, Key=key, Metadata=metadata)["UploadId"]
-
-    def copy_part(number: int) -> dict[str, Any]:
-        first = (number - 1) * COPY_PART_BYTES
-        last = min(first + COPY_PART_BYTES, size) - 1
-        answer = s3.upload_part_copy(
-            Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, CopySource=dict(source),
-            CopySourceIfMatch=etag, CopySourceRange=f"bytes={first}-{last}",
-        )  # fmt: skip
-        return {"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]}
-
-    try:
-        with ThreadPoolExecutor(COPY_THREADS) as pool:
-            parts = list(pool.map(copy_part, range(1, -(-size // COPY_PART_BYTES) + 1)))
-        s3.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts})
-    except Exception:
-        s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
-        raise
-
-
 # --- the steps --------------------------------------------------------------------------------------
-
-
-def exists(bucket: str, key: str) -> bool:
-    """Whether the object is there (404 and not 403 takes s3:ListBucket)."""
-    try:
-        client("s3").head_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        if error_code(error) in ("404", "NoSuchKey"):
-            return False
-        raise
-    return True
 
 
 def snapshot(upload: Upload, config: Settings) -> None:
@@ -848,11 +649,6 @@ def update_ledger(bucket: str, change: Callable[[dict[str, Any]], Result]) -> Re
     raise LedgerBusyError(f"{LEDGER_KEY}: {LEDGER_TRIES} changes in a row were overtaken by others")
 
 
-def age(at: str) -> float:
-    """Seconds since a time in a record."""
-    return (now() - datetime.fromisoformat(at)).total_seconds()
-
-
 def in_hand(entry: Mapping[str, Any] | None, request_id: str) -> bool:
     """Whether another invocation, which may still be alive, is starting the job, or started it."""
     return (
@@ -989,18 +785,6 @@ def mark_told(ledger: dict[str, Any], waits_for: str, request_id: str) -> None:
 
 
 # --- starting what waits ----------------------------------------------------------------------------
-
-
-def list_keys(bucket: str, prefix: str, start_after: str) -> Iterator[str]:
-    """The keys under a prefix that sort after prefix + start_after."""
-    pages = client("s3").get_paginator("list_objects_v2")
-    for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=prefix + start_after):
-        yield from (item["Key"] for item in page.get("Contents", []))
-
-
-def look_back() -> str:
-    """A job's name as of LOOK_BACK_DAYS ago: names sort by time."""
-    return f"training-job-{now() - timedelta(days=LOOK_BACK_DAYS):%Y%m%d-%H%M%S}"
 
 
 def pending(bucket: str, start_after: str) -> tuple[list[str], set[str]]:
@@ -1245,3 +1029,265 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     outcome = handle_upload(upload, config, request_id)
     log.info("upload handled: %s", outcome, extra={"training_job": upload.job, "key": upload.key})
     return {"training_job": upload.job, "outcome": outcome}
+
+
+# --- shared: from here on the three handlers are the same, byte for byte (tests/unit/test_handlers.py) --------------
+
+UPLOAD_PREFIX = "data/train/"
+SNAPSHOT_PREFIX = "data/snapshots/"
+REJECTED_PREFIX = "data/rejected/"
+RAW_MODEL_PREFIX = "models/raw/"
+DECISION_PREFIX = "models/decisions/"
+APPROVED_PREFIX = "models/approved/"
+DEPLOYMENT_PREFIX = "models/deployments/"
+PAUSED_KEY = "control/paused.json"
+DEFAULT_MODEL = "default"
+MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+APPROVED_KEY = re.compile(
+    rf"{APPROVED_PREFIX}(?P<model>{MODEL_NAME.pattern})/(?P<job>{JOB_NAME.pattern})/model\.tar\.gz"
+)
+TERMINAL = ("Completed", "Failed", "Stopped")
+
+# The shape of the records that this version writes (scripts/mlops/records.py).
+SCHEMA = 2
+# Longer than the longest function timeout (900 s): whoever holds an expired lease is dead.
+LEASE_SECONDS = 20 * 60
+# How far back a sweep looks, by the time in the jobs' names.
+LOOK_BACK_DAYS = 7
+# What fails is tried again at every event at first, then once an hour, then given up: about a day in all.
+EAGER_TRIES = 5
+LATER_TRIES_SECONDS = 60 * 60
+GIVE_UP_TRIES = 24
+# A conditional write may meet another one on its way. A conflict that lasts is an error.
+CONFLICT_TRIES = 5
+CONFLICT_PAUSE_SECONDS = 0.2
+# CopyObject refuses a larger source (S3 API reference, CopyObject), so larger ones are copied in parts.
+COPY_OBJECT_MAX_BYTES = 5 * 1024**3
+COPY_PART_BYTES = 512 * 1024**2
+COPY_THREADS = 8
+# SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
+SUBJECT_MAX_CHARACTERS = 99
+MESSAGE_MAX_BYTES = 262_144
+
+log = logging.getLogger()
+# At INFO, botocore logs where it found its credentials and endpoints.
+logging.getLogger("botocore").setLevel(logging.WARNING)
+
+
+class ConfigError(ValueError):
+    """An environment variable is missing or malformed; the text names it."""
+
+
+class EventError(ValueError):
+    """The event lacks a field or has one of the wrong type; the text names it."""
+
+
+def required(env: Mapping[str, str], name: str) -> str:
+    """The variable's value. Raises ConfigError when it is missing or empty."""
+    value = env.get(name, "")
+    if not value.strip():
+        raise ConfigError(f"environment variable {name} is missing or empty: set it in Terraform and apply")
+    return value
+
+
+def positive_int(env: Mapping[str, str], name: str) -> int:
+    """The variable as a whole number above zero. Raises ConfigError otherwise."""
+    value = required(env, name)
+    if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) == 0:
+        raise ConfigError(f"environment variable {name} must be a whole number above 0, not {value!r}")
+    return int(value)
+
+
+def json_object(env: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The variable as a JSON object. Raises ConfigError otherwise."""
+    value = required(env, name)
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise ConfigError(f"environment variable {name} is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"environment variable {name} must be a JSON object, not {value!r}")
+    return parsed
+
+
+@functools.cache
+def settings() -> Settings:
+    return Settings.from_env(os.environ)
+
+
+@functools.cache
+def client(service: str) -> Any:
+    return boto3.client(service, config=Config(retries={"mode": "standard", "max_attempts": 5}))
+
+
+def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
+    """One field of an event. Raises EventError when it is missing, empty or of another type."""
+    value = holder.get(name) if isinstance(holder, Mapping) else None
+    if not isinstance(value, kind) or not value:
+        raise EventError(f"the event's field {name!r} must be a non-empty {kind.__name__}, not {value!r:.100}")
+    return value
+
+
+def unwrap(event: Mapping[str, Any], context: Any) -> tuple[Mapping[str, Any], str]:
+    """The event proper, and the request id to work under. Raises EventError.
+
+    `make redrive` sends a failed event as {"redrive_of": <request id of the invocation that failed>, "event": {...}}.
+    Under that id it takes over the dead invocation's leases, as Lambda's own retries do.
+    """
+    if "redrive_of" not in event:
+        return event, context.aws_request_id
+    return field(event, "event", dict), field(event, "redrive_of", str)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def age(at: str) -> float:
+    """Seconds since a time in a record."""
+    return (now() - datetime.fromisoformat(at)).total_seconds()
+
+
+def error_code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def error_message(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Message", ""))
+
+
+def is_gone(error: ClientError) -> bool:
+    """Whether S3 says that the object does not exist.
+
+    It says so only to a role with s3:ListBucket on the bucket; to others it is 403 (S3 API reference, GetObject).
+    """
+    return error_code(error) in ("NoSuchKey", "NoSuchVersion", "404")
+
+
+def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
+    """The keys under a prefix that sort after prefix + start_after."""
+    pages = client("s3").get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=prefix + start_after):
+        yield from (item["Key"] for item in page.get("Contents", []))
+
+
+def look_back() -> str:
+    """A job's name as of LOOK_BACK_DAYS ago: names sort by time."""
+    return f"training-job-{now() - timedelta(days=LOOK_BACK_DAYS):%Y%m%d-%H%M%S}"
+
+
+def exists(bucket: str, key: str) -> bool:
+    try:
+        client("s3").head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if is_gone(error):
+            return False
+        raise
+    return True
+
+
+def read_json(bucket: str, key: str) -> tuple[Any, str] | tuple[None, None]:
+    """A record and its ETag, or (None, None) where there is none."""
+    try:
+        answer = client("s3").get_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if is_gone(error):
+            return None, None
+        raise
+    return json.loads(answer["Body"].read()), answer["ETag"]
+
+
+def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str) -> str | None:
+    """Write a record and return its ETag; condition: IfNoneMatch="*" or IfMatch=<etag>, None when it did not hold."""
+    body = json.dumps(record, indent=1, allow_nan=False).encode()
+    request = {"Bucket": bucket, "Key": key, "Body": body, "ContentType": "application/json", **condition}
+    for tries_left in reversed(range(CONFLICT_TRIES)):
+        try:
+            return str(client("s3").put_object(**request)["ETag"])
+        except ClientError as error:
+            # Another write is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
+            if error_code(error) == "ConditionalRequestConflict" and tries_left:
+                time.sleep(random.uniform(0, CONFLICT_PAUSE_SECONDS))
+                continue
+            if error_code(error) != "PreconditionFailed":
+                raise
+            break
+    # Or it held and the answer was lost: the SDK repeated the call and met our own record.
+    present, etag = read_json(bucket, key)
+    return etag if present == json.loads(body) else None
+
+
+def leased_by_another(entry: Mapping[str, Any] | None, request_id: str) -> bool:
+    """Whether another invocation, which may still be alive, holds an entry with "by" (request id) and "at" (time).
+
+    Lambda keeps the request id through its retries, so a retry finds its own lease.
+    """
+    return entry is not None and entry.get("by") != request_id and age(entry["at"]) < LEASE_SECONDS
+
+
+def take_lease(bucket: str, step: str, job: str, request_id: str) -> bool:
+    """Take the lease on one step of a job. False: another invocation holds it; leave the step to that one."""
+    key = f"claims/{step}/{job}.json"
+    mine = {"schema": SCHEMA, "by": request_id, "at": now().isoformat()}
+    if put_json(bucket, key, mine, IfNoneMatch="*"):
+        return True
+    held, etag = read_json(bucket, key)
+    if held is None or etag is None or leased_by_another(held, request_id):
+        return False
+    return put_json(bucket, key, mine, IfMatch=etag) is not None
+
+
+def due_again(tries: int, at: str) -> bool:
+    """Whether what failed that many times, the last time at a moment, is to be tried again now."""
+    return tries < EAGER_TRIES or age(at) > LATER_TRIES_SECONDS
+
+
+def copy_object(bucket: str, key: str, source: Mapping[str, str], etag: str, metadata: dict[str, str]) -> None:
+    """Copy an object of any size inside S3, pinned to its ETag, without its tags.
+
+    Raises ClientError PreconditionFailed when the source is no longer the one with that ETag.
+    """
+    replaced = {"MetadataDirective": "REPLACE", "Metadata": metadata, "TaggingDirective": "REPLACE"}
+    transfer = TransferConfig(
+        multipart_threshold=COPY_OBJECT_MAX_BYTES + 1,
+        multipart_chunksize=COPY_PART_BYTES,
+        max_concurrency=COPY_THREADS,
+        use_threads=COPY_THREADS > 1,
+    )
+    client("s3").copy(dict(source), bucket, key, ExtraArgs={"CopySourceIfMatch": etag, **replaced}, Config=transfer)
+
+
+def table(rows: Sequence[tuple[str, object]]) -> str:
+    """Rows of (name, value) as indented, aligned lines for a plain-text email."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def human_bytes(size: int) -> str:
+    """A size in bytes for people: 512 bytes, 1.4 MB."""
+    if size < 1000:
+        return f"{size} bytes"
+    unit, scale = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= s)
+    return f"{size / scale:.1f} {unit}"
+
+
+def notify(
+    topic_arn: str, email: Mapping[str, str], model: str, rows: Sequence[tuple[str, object]], **values: object
+) -> None:
+    """Send one email: a wording filled with values.
+
+    email: "stage", "status" (people filter their subscription by these and by model), "subject", and "body", in which
+    {table} stands for the rows.
+    """
+    values |= {"model": model, "table": table(rows)}
+    subject = "".join(c if c.isprintable() else " " for c in email["subject"].format_map(values))
+    subject = " ".join(subject.encode("ascii", "replace").decode().split())
+    body = email["body"].format_map(values)
+    attributes = {"stage": email["stage"], "status": email["status"], "model": model}
+    client("sns").publish(
+        TopicArn=topic_arn,
+        Subject=subject[:SUBJECT_MAX_CHARACTERS],
+        Message=body.encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore"),
+        MessageAttributes={name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()},
+    )
