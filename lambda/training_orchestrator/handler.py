@@ -11,14 +11,15 @@ so they hold exactly, however many invocations run at once. A job's entry in it 
 
   state   meaning                            next state, and when
   (none)  not tried yet, or over             held: its turn has come and there is room (take_slot)
-  held    has a slot: starting or running    ended: SageMaker says so (free_slots)
-                                             failed: SageMaker refused it (note_refusal), or it does not exist and its
-                                             lease has expired (free_slots); (none): no quota for it (note_refusal)
-  ended   its start may not be recorded yet  (none): its lease has expired (free_slots)
-  failed  could not be started               held: tried again (take_slot), until it is given up after GIVE_UP_TRIES;
+  held    has a slot: starting or running    ended: SageMaker says so (free_slots); (none): no quota (note_refusal)
+                                             failed: SageMaker refused it (note_refusal), or it does not exist though
+                                             the lease has expired (free_slots)
+  ended   its start may not be recorded yet  (none): the lease has expired (free_slots)
+  failed  could not be started               held: tried again (take_slot), unless GIVE_UP_TRIES are over (give_up)
                                              (none): LOOK_BACK_DAYS later (free_slots)
 """
 
+# ruff: noqa: UP013 (small records are defined on one line)
 from __future__ import annotations
 
 import codecs
@@ -77,128 +78,95 @@ csv.field_size_limit(PREFLIGHT_BYTES + 1)
 Result = TypeVar("Result")
 
 
-def waiting_email(
-    why: str, what_next: str, subject: str = "Training waiting: {model} ({file}){and_more}"
-) -> dict[str, str]:
-    body = f"""No training job was started for this upload yet. Its data and its place in the line are kept.
+def wording(status: str, subject: str, *paragraphs: str) -> dict[str, str]:
+    body = "\n\n".join([paragraphs[0], "{table}", *paragraphs[1:]])
+    return {"stage": "training", "status": status, "subject": subject, "body": f"{body}\n"}
 
-{{table}}
 
-Why: {why}
-
-What next: {what_next}
-Uploads that join the line in the next {{minutes}} minutes get no separate email; make status lists them.
-"""
-    return {"stage": "training", "status": "waiting", "subject": subject, "body": body}
+def waiting(why: str, what_next: str, subject: str = "Training waiting: {model} ({file}){and_more}") -> dict[str, str]:
+    what = "No training job was started for this upload yet. Its data is kept, and so is its place in the line."
+    later = "Uploads that join the line in the next {minutes} minutes get no separate email; make status lists them."
+    return wording("waiting", subject, what, f"Why: {why}", f"What next: {what_next}\n{later}")
 
 
 EMAILS = {
-    "started": {
-        "stage": "training",
-        "status": "started",
-        "subject": "Training started: {model} ({file})",
-        "body": """A training job was started for this upload.
-
-{table}
-
-What next: nothing to do. The next email says whether the new model is approved. Until it is deployed, the endpoint
-keeps serving its current model.
-Follow the job: make logs JOB={job}
-""",
-    },
-    "rejected": {
-        "stage": "training",
-        "status": "rejected",
-        "subject": "Training data rejected: {file}",
-        "body": """This file was not used for training, and no training job was started.
-
-{table}
-
-Why: {reason}.
-
-What is needed: a CSV in UTF-8 with a header line, a column "{config.text_column}" with the text, a column
-"{config.label_column}" with its label, and at least one row.
-What next: fix the file and upload it again under the same name. The model in service is not affected.
-""",
-    },
-    "given up": {
-        "stage": "training",
-        "status": "given-up",
-        "subject": "Training given up: {model} ({file})",
-        "body": """No training job could be started for this upload, and it will not be retried.
-
-{table}
-
-Why: AWS failed or refused {tries} times. {reason}
-
-What next: fix the cause, then run make retrain JOB={job}. The data is kept. The model in service is not affected.
-""",
-    },
-    A_SLOT: waiting_email(
-        "max_concurrent_training_jobs is {config.max_concurrent_training_jobs}, and that many training jobs are running.",
+    "started": wording(
+        "started",
+        "Training started: {model} ({file})",
+        "A training job was started for this upload.",
+        "What next: nothing to do. The next email says whether the new model is approved. Until it is deployed, the "
+        "endpoint keeps serving its current model.\nFollow the job: make logs JOB={job}",
+    ),
+    "rejected": wording(
+        "rejected",
+        "Training data rejected: {file}",
+        "This file was not used for training, and no training job was started.",
+        "Why: {reason}.",
+        'What is needed: a CSV in UTF-8 with a header line, a column "{config.text_column}" with the text, a column '
+        '"{config.label_column}" with its label, and at least one row.\n'
+        "What next: fix the file and upload it again under the same name. The model in service is not affected.",
+    ),
+    "given up": wording(
+        "given-up",
+        "Training given up: {model} ({file})",
+        "No training job could be started for this upload, and it will not be retried.",
+        "Why: AWS failed or refused {tries} times. {reason}",
+        "What next: fix the cause, then run make retrain JOB={job}. The data is kept. The model in service is not "
+        "affected.",
+    ),
+    A_SLOT: waiting(
+        "{config.max_concurrent_training_jobs} training job(s) are running, the most that max_concurrent_training_jobs "
+        "allows.",
         "nothing to do. The upload is started once jobs have ended and its turn has come, in order of upload.",
     ),
-    THE_NEXT_DAY: waiting_email(
-        "max_training_jobs_per_day is {config.max_training_jobs_per_day}, and that many were started today (UTC).",
-        "nothing to do. Training goes on after midnight UTC, in order of upload.",
+    THE_NEXT_DAY: waiting(
+        "{config.max_training_jobs_per_day} training job(s) were started today (UTC), the most that "
+        "max_training_jobs_per_day allows.",
+        "nothing to do. Training continues after midnight UTC, in order of upload.",
     ),
-    RESUME: waiting_email(
+    RESUME: waiting(
         "the pipeline is paused.",
-        "run make resume when training may cost money again. It then goes on in order of upload.",
+        "run make resume when training may cost money again. Training then continues in order of upload.",
     ),
-    QUOTA: waiting_email(
-        'the account\'s quota "{quota}" is used up right now.\nSageMaker said: {reason}',
+    QUOTA: waiting(
+        'the account\'s quota "{quota[name]}" is used up right now.\nSageMaker said: {quota[reason]}',
         "nothing to do if other jobs use the quota: the upload is retried when a job of this pipeline ends, and at "
-        'least once an hour. Otherwise request an increase of "{quota}" in the AWS console under Service Quotas, '
-        "Amazon SageMaker.",
+        'least once an hour. Otherwise request an increase of "{quota[name]}" in the AWS console under Service '
+        "Quotas, Amazon SageMaker.",
     ),
-    QUOTA_ABOVE_0: waiting_email(
-        'the account\'s quota "{quota}" is 0. It stays 0 until you request an increase.\nSageMaker said: {reason}',
-        'request an increase of "{quota}" in the AWS console under Service Quotas, Amazon SageMaker; or set '
-        "training_instance_type to a type that your account may use, and apply. The upload is then started within "
-        "the hour.",
-        subject="Training not started: {model}: instance quota is 0",
+    QUOTA_ABOVE_0: waiting(
+        'the account\'s quota "{quota[name]}" is 0. It stays 0 until you request an increase.\n'
+        "SageMaker said: {quota[reason]}",
+        'request an increase of "{quota[name]}" in the AWS console under Service Quotas, Amazon SageMaker, or set '
+        "training_instance_type to a type that your account may use and apply. The upload is retried at least once an "
+        "hour.",
+        "Training not started: {model}: instance quota is 0",
     ),
 }
 
 
-class Rejected(Exception):
-    """The upload cannot be trained on; the text is the reason for the person who uploaded it."""
+# --- records and errors -----------------------------------------------------------------------------
 
 
-class LedgerBusyError(RuntimeError):
-    """The ledger could not be changed: other invocations were always faster."""
+class Source(TypedDict):
+    """data/snapshots/<job>/source.json: where the data comes from. Written last, it makes the snapshot complete."""
 
-
-# --- records ----------------------------------------------------------------------------------------
-
-
-class Upload(TypedDict):
-    """The object version that somebody uploaded, from S3's event."""
-
-    job: str  # its training job, whether that is started or not
+    schema: int
+    job: str  # the upload's training job, whether it is started or not
+    model: str  # "" where the folder is not a model name: those are rejected
     bucket: str
     key: str
     version_id: str | None  # None where the bucket has no versions
     etag: str  # without quotes
     sequencer: str  # S3's order of the events of one key
-    uploaded_at: str
-
-
-class Source(Upload):
-    """data/snapshots/<job>/source.json: where the data comes from. Written last, it makes the snapshot complete."""
-
-    schema: int
-    model: str
     size: int  # bytes
+    uploaded_at: str
     retrain_of: NotRequired[str]  # the job whose data this is (make retrain)
 
 
-class Rejection(Upload):
+class Rejection(Source):
     """data/rejected/<job>.json: why an upload is not trained on; that was emailed."""
 
-    schema: int
-    model: str  # "none" where the folder is not a model name
     reason: str
     rejected_at: str
 
@@ -214,7 +182,7 @@ Waiting = TypedDict("Waiting", {"schema": int, "job": str, "model": str, "for": 
 # AWS said to it.
 Slot = TypedDict("Slot", {"state": str, "by": str, "at": str, "tries": int, "reason": NotRequired[str]})
 # SageMaker's last refusal for want of quota, and how many there were since a job last ended.
-QuotaRefusal = TypedDict("QuotaRefusal", {"instance_type": str, "tries": int, "at": str, "reason": str})
+Quota = TypedDict("Quota", {"name": str, "instance_type": str, "tries": int, "at": str, "reason": str, "is_0": bool})
 # The jobs that count against max_training_jobs_per_day; date: UTC, 2026-11-23.
 Starts = TypedDict("Starts", {"date": str, "jobs": list[str]})
 # The last email that the line waits, and, until it is done, the lease on sending it.
@@ -228,19 +196,21 @@ class Ledger(TypedDict):
     jobs: dict[str, Slot]
     day: Starts
     oldest_waiting: str  # a job; "" when none waits
-    quota: QuotaRefusal | None
+    quota: Quota | None
     emails: dict[str, LineEmail]  # by what the line waited for
 
 
-# --- settings ---------------------------------------------------------------------------------------
+class Rejected(Exception):
+    """The upload cannot be trained on; the text is the reason for the person who uploaded it."""
+
+
+class LedgerBusyError(RuntimeError):
+    """The ledger could not be changed: other invocations were always faster."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the function reads from its environment, once: a field is the variable of its name in capitals.
-
-    Those with a default may be missing or empty.
-    """
+    """What the function reads from its environment, once: each field is the variable of its name in capitals."""
 
     bucket: str
     project: str
@@ -257,6 +227,7 @@ class Settings:
     base_model: str
     text_column: str
     label_column: str
+    # These may be missing or empty.
     base_model_revision: str = ""
     hub_token_secret_arn: str = ""
     kms_key_arn: str = ""
@@ -265,24 +236,20 @@ class Settings:
     def from_env(cls, env: Mapping[str, str]) -> Settings:
         """Read the settings. Raises ConfigError naming the variable that is missing or malformed."""
         readers: dict[Any, Callable[..., Any]] = {"str": required, "int": positive_int, "dict[str, str]": json_object}
-        values = {
-            item.name: readers[item.type](env, item.name.upper())
-            if item.default is MISSING
-            else env.get(item.name.upper(), item.default)
-            for item in fields(cls)
-        }
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            name = item.name.upper()
+            values[item.name] = readers[item.type](env, name) if item.default is MISSING else env.get(name, "")
         for name, value in values["hyperparameters"].items():
             if not isinstance(value, str) or not SHELL_SAFE.fullmatch(value) or not SHELL_SAFE.fullmatch(name):
-                raise ConfigError(
-                    f"HYPERPARAMETERS: {name!r}: {value!r}: both must be text of letters, digits and . _ + -"
-                )
+                raise ConfigError(f"HYPERPARAMETERS: {name!r}: {value!r}: both must be of letters, digits and . _ + -")
         return cls(**values)
 
 
 # --- what comes in ----------------------------------------------------------------------------------
 
 
-def parse_upload(event: Mapping[str, Any]) -> Upload:
+def parse_upload(event: Mapping[str, Any]) -> Source:
     """The upload that an S3 "Object Created" event from EventBridge reports.
 
     The key arrives raw, not URL-encoded, and version-id is absent on unversioned buckets
@@ -292,44 +259,38 @@ def parse_upload(event: Mapping[str, Any]) -> Upload:
     detail = field(event, "detail", dict)
     item = field(detail, "object", dict)
     bucket, key = field(field(detail, "bucket", dict), "name", str), field(item, "key", str)
-    version_id, etag = item.get("version-id"), str(item.get("etag", "")).strip('"')
+    version_id, etag, sequencer = item.get("version-id"), str(item.get("etag", "")), str(item.get("sequencer", ""))
     if version_id is not None and not isinstance(version_id, str):
         raise EventError(f"the event's version-id must be text, not {version_id!r}")
-    text, sequencer = field(event, "time", str), str(item.get("sequencer", ""))
+    text = field(event, "time", str)
     try:
         time = datetime.fromisoformat(text)
     except ValueError as error:
         raise EventError(f"the event's time is not ISO 8601: {text!r}") from error
     time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    etag = etag.strip('"')
+    # The same for every delivery of this event; names sort by time.
+    digest = hashlib.sha256(json.dumps([bucket, key, version_id or etag, sequencer]).encode()).hexdigest()
     return {
-        "job": job_name(bucket, key, etag, version_id, sequencer, time),
+        "schema": SCHEMA,
+        "job": f"training-job-{time:%Y%m%d-%H%M%S}-{digest[:8]}",
+        "model": model_of(key),
         "bucket": bucket,
         "key": key,
         "version_id": version_id,
         "etag": etag,
         "sequencer": sequencer,
+        "size": item.get("size", 0),
         "uploaded_at": time.isoformat(),
     }
 
 
-def job_name(bucket: str, key: str, etag: str, version_id: str | None, sequencer: str, time: datetime) -> str:
-    """An upload's training job: the same name for every delivery of its event, sorting by time."""
-    identity = json.dumps([bucket, key, version_id or etag, sequencer])
-    return f"training-job-{time:%Y%m%d-%H%M%S}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-
-
 def model_of(key: str) -> str:
-    """The model that a key under data/train/ belongs to: its first folder, or "default" without one.
-
-    Raises Rejected when the folder is not a legal model name.
-    """
+    """The model of a key under data/train/: its first folder, "default" without one, "" where that is no model name."""
     folder, slash, _ = key.removeprefix(UPLOAD_PREFIX).partition("/")
-    if slash and not MODEL_NAME.fullmatch(folder):
-        raise Rejected(
-            f'the folder "{folder:.80}" is not a model name: use 1 to 32 of a-z, 0-9 and "-", '
-            "beginning and ending with a letter or digit"
-        )
-    return folder if slash else DEFAULT_MODEL
+    if not slash:
+        return DEFAULT_MODEL
+    return folder if MODEL_NAME.fullmatch(folder) else ""
 
 
 def check_csv(head: bytes, complete: bool, text_column: str, label_column: str) -> None:
@@ -344,17 +305,14 @@ def check_csv(head: bytes, complete: bool, text_column: str, label_column: str) 
         if head.startswith(beginnings):
             raise Rejected(f'the file is {what}: save it as CSV in UTF-8 (in Excel "CSV UTF-8")')
     if b"\0" in head:
-        raise Rejected(
-            f"the file is binary or UTF-16: it has a NUL byte at position {head.index(0)}; save it as CSV in UTF-8"
-        )
+        raise Rejected(f"the file is binary or UTF-16: NUL byte at position {head.index(0)}; save it as CSV in UTF-8")
     content = head.removeprefix(codecs.BOM_UTF8)
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(content, final=complete)
     except UnicodeDecodeError as error:
         position = len(head) - len(content) + error.start
-        raise Rejected(
-            f"the file is not UTF-8: byte 0x{head[position]:02x} at position {position}; save it as CSV in UTF-8"
-        ) from error
+        found = f"byte 0x{head[position]:02x} at position {position}"
+        raise Rejected(f"the file is not UTF-8: {found}; save it as CSV in UTF-8") from error
     if not text.strip():
         raise Rejected("the file holds nothing but white space")
     rows = csv.reader(io.StringIO(text, newline=""))
@@ -383,10 +341,10 @@ def check_header(header: Sequence[str], text_column: str, label_column: str) -> 
         raise Rejected(f'there is no column "{column}"{hint}; the first line has: {found}')
 
 
-# --- from an upload to its snapshot -----------------------------------------------------------------
+# --- the steps: from an upload to its snapshot, from the snapshots that wait to training jobs -------
 
 
-def handle_upload(upload: Upload, config: Settings, request_id: str) -> str:
+def handle_upload(upload: Source, config: Settings, request_id: str) -> str:
     """Take an upload as far as it goes now; returns the outcome in words.
 
     The order makes a crash harmless: do it, email it, write the record that says so.
@@ -404,18 +362,25 @@ def handle_upload(upload: Upload, config: Settings, request_id: str) -> str:
         try:
             take_snapshot(upload, config)
         except Rejected as reason:
-            reject(upload, config, str(reason))
+            log.warning("upload rejected: %s", reason, extra={"training_job": job, "key": upload["key"]})
+            send("rejected", config, upload, [], reason=reason)
+            record: Rejection = {**upload, "reason": str(reason), "rejected_at": now().isoformat()}
+            put_json(bucket, f"{REJECTED_PREFIX}{job}.json", record)
             return "rejected"
     return start_waiting(config, request_id, own=job)
 
 
-def take_snapshot(upload: Upload, config: Settings) -> None:
+def take_snapshot(upload: Source, config: Settings) -> None:
     """Check the upload, copy its exact version to the job's snapshot, and write source.json. Raises Rejected."""
-    model = model_of(upload["key"])
-    where = {"Bucket": upload["bucket"], "Key": upload["key"]}
+    if not upload["model"]:
+        folder = upload["key"].removeprefix(UPLOAD_PREFIX).partition("/")[0]
+        rule = 'use 1 to 32 of a-z, 0-9 and "-", beginning and ending with a letter or digit'
+        raise Rejected(f'the folder "{folder:.80}" is not a model name: {rule}')
+    where, pinned = {"Bucket": upload["bucket"], "Key": upload["key"]}, {}
     if upload["version_id"]:
         where["VersionId"] = upload["version_id"]
-    pinned = {"IfMatch": f'"{upload["etag"]}"'} if upload["etag"] and not upload["version_id"] else {}
+    elif upload["etag"]:
+        pinned = {"IfMatch": f'"{upload["etag"]}"'}
     snapshot = f"{SNAPSHOT_PREFIX}{upload['job']}"
     try:
         answer = client("s3").get_object(**where, **pinned)
@@ -432,43 +397,19 @@ def take_snapshot(upload: Upload, config: Settings) -> None:
                 "if it was overwritten, the newer file is handled by itself; if not, upload it again"
             ) from error
         raise
-    source: Source = {**upload, "schema": SCHEMA, "model": model, "etag": etag.strip('"'), "size": size}
+    source: Source = {**upload, "etag": etag.strip('"'), "size": size}
     put_json(config.bucket, f"{snapshot}/source.json", source)
 
 
-def reject(upload: Upload, config: Settings, reason: str) -> None:
-    """Email why an upload is not trained on, and record it."""
-    log.warning("upload rejected: %s", reason, extra={"training_job": upload["job"], "key": upload["key"]})
-    try:
-        model = model_of(upload["key"])
-    except Rejected:
-        model = "none"
-    send("rejected", config, upload, model, reason=reason)
-    at = now().isoformat()
-    record: Rejection = {**upload, "schema": SCHEMA, "model": model, "reason": reason, "rejected_at": at}
-    put_json(config.bucket, f"{REJECTED_PREFIX}{upload['job']}.json", record)
-
-
-def send(
-    kind: str, config: Settings, upload: Upload, model: str, rows: Sequence[tuple[str, object]] = (), **values: object
-) -> None:
-    """Send one of EMAILS about an upload; rows: what its table has besides."""
-    version = [("version", upload["version_id"])] if upload["version_id"] else []
-    data = [
-        ("data", f"s3://{upload['bucket']}/{upload['key']}"),
-        *version,
-        ("uploaded", f"{datetime.fromisoformat(upload['uploaded_at']):%Y-%m-%d %H:%M:%S} UTC"),
-    ]
-    file, job = upload["key"].rsplit("/", 1)[-1], upload["job"]
-    notify(config.topic_arn, EMAILS[kind], model, [*data, *rows], config=config, file=file, job=job, **values)
-
-
-def source_rows(source: Source) -> list[tuple[str, object]]:
-    """What the table of an email has on a snapshot."""
-    return [("size", human_bytes(source["size"])), ("model", source["model"]), ("training job", source["job"])]
-
-
-# --- from the snapshots that wait to training jobs --------------------------------------------------
+def send(kind: str, config: Settings, source: Source, rows: Sequence[tuple[str, object]], **values: object) -> None:
+    """Send one of EMAILS about an upload; rows: what its table has beside the data."""
+    uploaded = f"{datetime.fromisoformat(source['uploaded_at']):%Y-%m-%d %H:%M:%S} UTC"
+    data = {"data": f"s3://{source['bucket']}/{source['key']}", "version": source["version_id"], "uploaded": uploaded}
+    if kind != "rejected":
+        data |= {"size": human_bytes(source["size"]), "model": source["model"], "training job": source["job"]}
+    values |= {"config": config, "file": source["key"].rsplit("/", 1)[-1], "job": source["job"]}
+    shown = [(name, value) for name, value in data.items() if value]
+    notify(config.topic_arn, EMAILS[kind], source["model"] or "none", [*shown, *rows], **values)
 
 
 def start_waiting(config: Settings, request_id: str, own: str = "", ended: str = "") -> str:
@@ -485,9 +426,8 @@ def start_waiting(config: Settings, request_id: str, own: str = "", ended: str =
     held = [job for job, entry in ledger["jobs"].items() if entry["state"] == "held"]
     free_slots(config, held if sweep else [job for job in held if job == ended])
     # What waits or is being started, though older than the look-back, is in the ledger.
-    snapshots = waiting_snapshots(
-        config.bucket, min([look_back(), *ledger["jobs"], *filter(None, [ledger["oldest_waiting"]])])
-    )
+    oldest = min([look_back(), *ledger["jobs"], ledger["oldest_waiting"] or look_back()])
+    snapshots = waiting_snapshots(config.bucket, oldest)
     if own and own not in snapshots:
         if exists(config.bucket, f"{SNAPSHOT_PREFIX}{own}/started.json"):
             return "already started"
@@ -543,10 +483,8 @@ def give_up(config: Settings, ledger: Ledger, line: list[str], request_id: str, 
         line.remove(job)
         if take_lease(config.bucket, "give-up", job, request_id):
             source, tries, reason = read_source(config.bucket, job), entry["tries"], entry.get("reason", "")
-            said = (
-                f"Its last answer: {reason}" if reason else "The log of the training orchestrator says why: make logs"
-            )
-            send("given up", config, source, source["model"], source_rows(source), tries=tries, reason=said)
+            said = f"Its last answer: {reason}" if reason else "The training orchestrator's log says why: make logs"
+            send("given up", config, source, [], tries=tries, reason=said)
             at = now().isoformat()
             record: GivenUp = {"schema": SCHEMA, "job": job, "tries": tries, "at": at, "reason": reason}
             put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/given_up.json", record)
@@ -564,9 +502,6 @@ def start_in_turn(config: Settings, line: list[str], request_id: str, own: str) 
         if not job:
             break
         waits_for = create_job(config, read_source(config.bucket, job))
-        if job != own:
-            outcome = f"waits for {waits_for}" if waits_for else "started"
-            log.info("training job %s", outcome, extra={"training_job": job})
         if not waits_for:
             started.append(job)
             line.remove(job)
@@ -578,20 +513,21 @@ def create_job(config: Settings, source: Source) -> str:
 
     Raises ClientError on any other refusal or failure; the try counts.
     """
-    job = source["job"]
+    job, instance_type = source["job"], config.training_instance_type
     request = training_job_request(config, source)
     try:
         client("sagemaker").create_training_job(**request)
     except ClientError as error:
         # The name follows from the event: an existing job is this upload's, created by an attempt that crashed.
         if error_code(error) != "ResourceInUse":
-            change = functools.partial(note_refusal, job=job, error=error, config=config)
-            if waits_for := update_ledger(config.bucket, change):
+            note = functools.partial(note_refusal, job=job, error=error, instance_type=instance_type)
+            waits_for = update_ledger(config.bucket, note)
+            if waits_for:
                 return waits_for
             raise
-    at_most = f"{config.training_instance_type}, at most {config.training_max_runtime_seconds / 3600:g} h"
-    rows = [*source_rows(source), ("base model", config.base_model), ("instance", at_most)]
-    send("started", config, source, source["model"], rows)
+    log.info("training job created", extra={"training_job": job})
+    instance = f"{instance_type}, at most {config.training_max_runtime_seconds / 3600:g} h"
+    send("started", config, source, [("base model", config.base_model), ("instance", instance)])
     record: Started = {"schema": SCHEMA, "job": job, "started_at": now().isoformat()}
     put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/started.json", record)
     return ""
@@ -604,16 +540,15 @@ def training_job_request(config: Settings, source: Source) -> dict[str, Any]:
     (sagemaker-training-toolkit). Free text goes by Environment or the channel.
     """
     job, live = source["job"], live_model(config, source["model"])
-    channels = {"train": f"s3://{config.bucket}/{SNAPSHOT_PREFIX}{job}/data.csv"}
+    inputs = {"train": f"s3://{config.bucket}/{SNAPSHOT_PREFIX}{job}/data.csv"}
     if config.base_model.startswith("s3://"):
-        channels["base_model"] = config.base_model
-    channels |= {name: live[name] for name in ("champion", "champion_data") if name in live}
-
-    def channel(name: str, uri: str) -> dict[str, Any]:
-        where = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
-        kind = {"ContentType": "text/csv"} if name == "train" else {}
-        return {"ChannelName": name, "DataSource": {"S3DataSource": where}, **kind}
-
+        inputs["base_model"] = config.base_model
+    inputs |= {name: live[name] for name in ("champion", "champion_data") if name in live}
+    where = {"S3DataType": "S3Prefix", "S3DataDistributionType": "FullyReplicated"}
+    channels: list[dict[str, Any]] = [
+        {"ChannelName": name, "DataSource": {"S3DataSource": where | {"S3Uri": uri}}} for name, uri in inputs.items()
+    ]
+    channels[0]["ContentType"] = "text/csv"
     program = {
         "sagemaker_program": "train.py",
         "sagemaker_submit_directory": config.training_source_uri,
@@ -621,14 +556,8 @@ def training_job_request(config: Settings, source: Source) -> dict[str, Any]:
         "sagemaker_job_name": job,
         "sagemaker_container_log_level": "20",
     }
-    environment = {
-        "BASE_MODEL": config.base_model,
-        "BASE_MODEL_REVISION": config.base_model_revision,
-        "TEXT_COLUMN": config.text_column,
-        "LABEL_COLUMN": config.label_column,
-        "HUB_TOKEN_SECRET_ARN": config.hub_token_secret_arn,
-        "CHAMPION_JOB": live.get("job", ""),
-    }
+    names = ("base_model", "base_model_revision", "text_column", "label_column", "hub_token_secret_arn")
+    environment = {name.upper(): getattr(config, name) for name in names} | {"CHAMPION_JOB": live.get("job", "")}
     tags = {"Project": config.project, "Stack": config.bucket, "Model": source["model"], "TrainingJob": job}
     # Without a key, SageMaker takes the account's default key of S3, not the bucket's.
     key = {"KmsKeyId": config.kms_key_arn} if config.kms_key_arn else {}
@@ -641,7 +570,7 @@ def training_job_request(config: Settings, source: Source) -> dict[str, Any]:
             "MetricDefinitions": METRIC_DEFINITIONS,
         },
         "HyperParameters": config.hyperparameters | program,
-        "InputDataConfig": [channel(name, uri) for name, uri in channels.items()],
+        "InputDataConfig": channels,
         "OutputDataConfig": {"S3OutputPath": f"s3://{config.bucket}/{RAW_MODEL_PREFIX}", **key},
         "ResourceConfig": {
             "InstanceType": config.training_instance_type,
@@ -676,36 +605,39 @@ def live_model(config: Settings, model: str) -> dict[str, str]:
 def wait_in_line(
     config: Settings, line: Sequence[str], newcomers: Sequence[str], waits_for: str, request_id: str
 ) -> list[str]:
-    """Email that the line waits, if that is due, and record it for the newcomers; returns who waits."""
-    waiting, due, refusal = update_ledger(
-        config.bucket, lambda ledger: join_line(ledger, line, newcomers, waits_for, request_id)
-    )
+    """Email that the line waits, if that is due, and record it for the newcomers; returns who waits.
+
+    A line is emailed when it begins to wait for something, then once a day; newcomers at once, but a crowd of them
+    gets one email in LEASE_SECONDS.
+    """
+
+    def join(ledger: Ledger) -> tuple[list[str], bool, Quota | None]:
+        jobs, last = ledger["jobs"], ledger["emails"].get(waits_for)
+        waiting = [job for job in line if job not in jobs or not being_started(jobs[job], request_id)]
+        due = not leased_by_another(last, request_id)
+        if last and last["done"]:
+            due = age(last["at"]) > (LEASE_SECONDS if set(newcomers) & set(waiting) else DAY_SECONDS)
+        # The quota may have been forgotten meanwhile, since a job ended.
+        due = due and bool(waiting) and (ledger["quota"] is not None or waits_for not in (QUOTA, QUOTA_ABOVE_0))
+        if waiting:
+            ledger["oldest_waiting"] = min(waiting[0], ledger["oldest_waiting"] or waiting[0])
+        if due:
+            ledger["emails"][waits_for] = {"by": request_id, "at": now().isoformat(), "done": False}
+        return waiting, due, ledger["quota"]
+
+    waiting, due, quota = update_ledger(config.bucket, join)
     newcomers = [job for job in newcomers if job in waiting]
     if due:
+        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         source = read_source(config.bucket, (newcomers or waiting)[0])
-        send(
-            waits_for,
-            config,
-            source,
-            source["model"],
-            [*source_rows(source), ("uploads waiting", len(waiting))],
-            and_more=f" and {len(waiting) - 1} more" if len(waiting) > 1 else "",
-            minutes=LEASE_SECONDS // 60,
-            quota=quota_name(config, refusal),
-            reason=refusal,
-        )
+        rows = [("uploads waiting", len(waiting))]
+        send(waits_for, config, source, rows, and_more=more, minutes=LEASE_SECONDS // 60, quota=quota)
         update_ledger(config.bucket, lambda ledger: ledger["emails"][waits_for].update({"done": True}))
     for job in newcomers:
         model, at = read_source(config.bucket, job)["model"], now().isoformat()
         record: Waiting = {"schema": SCHEMA, "job": job, "model": model, "for": waits_for, "at": at}
         put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/waiting.json", record)
     return waiting
-
-
-def quota_name(config: Settings, refusal: str) -> str:
-    """The quota that SageMaker's refusal names."""
-    named = re.search(r"service limit '([^']+)'", refusal)
-    return named[1] if named else f"{config.training_instance_type} for training job usage"
 
 
 # --- the ledger -------------------------------------------------------------------------------------
@@ -718,7 +650,8 @@ def read_ledger(bucket: str) -> tuple[Ledger, str | None]:
     when a quota of 0 was last met, which was emailed.
     """
     found, etag = read_json(bucket, LEDGER_KEY)
-    old = {"line": None, "told": {}, "never": None, "jobs": {}, "day": {"date": "", "jobs": []}} | (found or {})
+    old: dict[str, Any] = {"jobs": {}, "day": {"date": "", "jobs": []}, "told": {}, "line": None, "never": None}
+    old |= found or {}
     if old["never"]:
         old["told"][QUOTA_ABOVE_0] = {"by": "", "at": old["never"]["at"], "done": True}
     ledger: Ledger = {
@@ -768,13 +701,11 @@ def take_slot(ledger: Ledger, line: Sequence[str], config: Settings, request_id:
     for entry, job in sorted(entries, key=lambda item: (item[0]["by"] != request_id, item[0]["tries"], item[1])):
         if being_started(entry, request_id) or not (job == own or due_again(entry["tries"], entry["at"])):
             continue
-        # One that is not "failed" has its slot, and whoever was starting it is dead.
-        full = what_is_full(ledger, job, config) if entry["state"] == "failed" else ""
-        if full:
-            waits_for = waits_for or full
-            continue
         state, at = entry["state"], now().isoformat()
-        if state == "failed":
+        if state == "failed":  # otherwise it has its slot, and whoever was starting it is dead
+            if full := what_is_full(ledger, job, config):
+                waits_for = waits_for or full
+                continue
             state = "held"
             ledger["day"]["jobs"] = sorted({*ledger["day"]["jobs"], job})
         jobs[job] = {"state": state, "by": request_id, "at": at, "tries": entry["tries"] + 1}
@@ -786,37 +717,32 @@ def what_is_full(ledger: Ledger, job: str, config: Settings) -> str:
     """What a job without a slot must wait for; "": there is room for it."""
     started_today, quota = ledger["day"]["jobs"], ledger["quota"]
     if quota and quota["instance_type"] == config.training_instance_type and not due_again(quota["tries"], quota["at"]):
-        return which_quota(quota["reason"])
+        return QUOTA_ABOVE_0 if quota["is_0"] else QUOTA
     if job not in started_today and len(started_today) >= config.max_training_jobs_per_day:
         return THE_NEXT_DAY
     held = sum(entry["state"] == "held" for entry in ledger["jobs"].values())
     return A_SLOT if held >= config.max_concurrent_training_jobs else ""
 
 
-def which_quota(refusal: str) -> str:
-    """Whether a quota is used up for now, or is 0 and stays so, by SageMaker's refusal."""
-    return QUOTA_ABOVE_0 if re.search(r"is 0 Instances\b", refusal) else QUOTA
-
-
-def note_refusal(ledger: Ledger, job: str, error: ClientError, config: Settings) -> str:
+def note_refusal(ledger: Ledger, job: str, error: ClientError, instance_type: str) -> str:
     """Note that SageMaker did not create a job; returns the quota that it waits for, "" when it is not that.
 
     A job that was certainly not created gives its slot back. After a failure of AWS, or a throttled call (a try of
     the SDK before it may have gone through), it may exist, and keeps its slot.
     """
-    entry, reason, quota = ledger["jobs"][job], error_message(error), ledger["quota"]
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    entry, before, at, reason = ledger["jobs"][job], ledger["quota"], now().isoformat(), error_message(error)
     if error_code(error) == "ResourceLimitExceeded":
         give_slot_back(ledger, job)
-        instance_type, at = config.training_instance_type, now().isoformat()
-        tries = quota["tries"] + 1 if quota and quota["instance_type"] == instance_type else 1
-        ledger["quota"] = {"instance_type": instance_type, "tries": tries, "at": at, "reason": reason}
-        return which_quota(reason)
+        tries = before["tries"] + 1 if before and before["instance_type"] == instance_type else 1
+        said = re.search(r"service limit '(.+?)' is (\d+)", reason)
+        name, is_0 = (said[1], said[2] == "0") if said else (f"{instance_type} for training job usage", False)
+        ledger["quota"] = Quota(name=name, instance_type=instance_type, tries=tries, at=at, reason=reason, is_0=is_0)
+        return QUOTA_ABOVE_0 if is_0 else QUOTA
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
     if 400 <= status < 500 and error_code(error) != "ThrottlingException":
         give_slot_back(ledger, job)
         entry["state"] = "failed"
-    entry["reason"] = reason
-    ledger["jobs"][job] = entry
+    ledger["jobs"][job] = entry | {"reason": reason}
     return ""
 
 
@@ -828,59 +754,32 @@ def give_slot_back(ledger: Ledger, job: str) -> None:
 
 def free_slots(config: Settings, held: Sequence[str]) -> None:
     """Free the slots of those jobs that ended, or never came to exist, as SageMaker says now; forget old entries."""
-    over: dict[str, str] = {}
-    for job in held:
-        try:
-            description = client("sagemaker").describe_training_job(TrainingJobName=job)
-        except ClientError as error:
-            if error_code(error) != "ValidationException" or "not found" not in str(error):
-                raise
-            over[job] = "failed"
-            continue
-        if description["TrainingJobStatus"] in TERMINAL:
-            over[job] = "ended"
+    found = {job: training_status(job) for job in held}
 
     def close(ledger: Ledger) -> None:
         jobs = ledger["jobs"]
         for job, entry in list(jobs.items()):
-            if entry["state"] == "held" and over.get(job) == "ended":
+            if entry["state"] == "held" and found.get(job) in TERMINAL:
                 entry["state"] = "ended"
-                ledger["quota"] = None  # there may be room again: it is asked at once
-            # A slot that was taken a moment ago is one whose job does not exist yet.
-            elif entry["state"] == "held" and over.get(job) == "failed" and age(entry["at"]) > LEASE_SECONDS:
+                ledger["quota"] = None  # there may be room again, so it is asked at once
+            elif entry["state"] == "held" and found.get(job) == "" and age(entry["at"]) > LEASE_SECONDS:
                 give_slot_back(ledger, job)
                 jobs[job] = {**entry, "state": "failed"}
         kept_seconds = {"ended": LEASE_SECONDS, "failed": LOOK_BACK_DAYS * DAY_SECONDS, "held": math.inf}
-        for job in [job for job, entry in jobs.items() if age(entry["at"]) > kept_seconds[entry["state"]]]:
-            del jobs[job]
+        ledger["jobs"] = {job: entry for job, entry in jobs.items() if age(entry["at"]) <= kept_seconds[entry["state"]]}
 
-    if over:
+    if not set(found.values()).isdisjoint({*TERMINAL, ""}):
         update_ledger(config.bucket, close)
 
 
-def join_line(
-    ledger: Ledger, line: Sequence[str], newcomers: Sequence[str], waits_for: str, request_id: str
-) -> tuple[list[str], bool, str]:
-    """Note that the line waits; returns who waits, whether this invocation is to email it, and SageMaker's refusal.
-
-    A line is emailed when it begins to wait for something, then once a day; newcomers at once, but a crowd of them
-    gets one email in LEASE_SECONDS.
-    """
-    jobs, last, quota = ledger["jobs"], ledger["emails"].get(waits_for), ledger["quota"]
-    waiting = [job for job in line if job not in jobs or not being_started(jobs[job], request_id)]
-    if not waiting:
-        return [], False, ""
-    ledger["oldest_waiting"] = min(waiting[0], ledger["oldest_waiting"] or waiting[0])
-    if last and last["done"]:
-        due = age(last["at"]) > (DAY_SECONDS if set(newcomers).isdisjoint(waiting) else LEASE_SECONDS)
-    else:
-        due = not leased_by_another(last, request_id)
-    if due:
-        ledger["emails"][waits_for] = {"by": request_id, "at": now().isoformat(), "done": False}
-    return waiting, due, quota["reason"] if quota else ""
-
-
-# --- entry point ------------------------------------------------------------------------------------
+def training_status(job: str) -> str:
+    """SageMaker's status of a training job, "" when it does not exist."""
+    try:
+        return str(client("sagemaker").describe_training_job(TrainingJobName=job)["TrainingJobStatus"])
+    except ClientError as error:
+        if error_code(error) == "ValidationException" and "not found" in str(error):
+            return ""
+        raise
 
 
 def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
@@ -895,8 +794,7 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     else:
         upload = parse_upload(event)
         if upload["bucket"] != config.bucket or not upload["key"].startswith(UPLOAD_PREFIX):
-            where = f"s3://{upload['bucket']}/{upload['key']}"
-            raise EventError(f"not an upload of this stack: {where:.200} (see the EventBridge rule's pattern)")
+            raise EventError(f"not an upload of this stack: {upload!r:.400} (see the EventBridge rule's pattern)")
         job, outcome = upload["job"], handle_upload(upload, config, request_id)
     log.info("%s event handled: %s", event.get("source"), outcome, extra={"training_job": job or None})
     return {"training_job": job, "outcome": outcome}

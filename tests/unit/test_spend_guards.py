@@ -562,7 +562,7 @@ def test_200_uploads_at_once_with_room_for_5_never_run_more_and_lose_and_double_
 
     assert one_at_a_time.most_running == 5
     assert len(world.sagemaker.jobs) == 200
-    assert set(world.sagemaker.jobs) == {training.parse_upload(sent).job for sent in uploads}
+    assert set(world.sagemaker.jobs) == {training.parse_upload(sent)["job"] for sent in uploads}
     told = Counter(subjects(world))
     assert sum(told[subject] for subject in told if subject.startswith("Training waiting")) == 1
     assert sum(told.values()) == 201
