@@ -11,11 +11,10 @@ so they hold exactly, however many invocations run at once. A job's entry in it 
 
   state   meaning                            next state, and when
   (none)  not tried yet, or over             held: its turn has come and there is room (take_slot)
-  held    has a slot: starting or running    ended: SageMaker says so (free_slots); (none): no quota (note_refusal)
-                                             failed: SageMaker refused it (note_refusal), or it does not exist though
-                                             the lease has expired (free_slots)
-  ended   its start may not be recorded yet  (none): the lease has expired (free_slots)
-  failed  could not be started               held: tried again (take_slot), unless GIVE_UP_TRIES are over (give_up)
+  held    has a slot: starting or running    ended: SageMaker says so (free_slots); (none): no quota (note_refusal);
+                                             failed: refused (note_refusal), or not there when its lease expired
+  ended   its start may not be recorded yet  (none): its lease has expired (free_slots)
+  failed  could not be started               held: tried again (take_slot), until it is given up (give_up);
                                              (none): LOOK_BACK_DAYS later (free_slots)
 """
 
@@ -50,7 +49,6 @@ PREFLIGHT_BYTES = 1024 * 1024
 DAY_SECONDS = 24 * 60 * 60
 # Races for the ledger lost in a row before the invocation fails and Lambda retries it.
 LEDGER_TRIES = 200
-INTERNAL_ERROR_RETRIES = 2
 
 # What the line of uploads can wait for.
 A_SLOT, THE_NEXT_DAY, RESUME = "a slot", "the next day", "resume"
@@ -72,7 +70,6 @@ OTHER_FORMATS = {
     "a Parquet file": (b"PAR1",),
     "a PDF": (b"%PDF",),
 }
-OTHER_SEPARATORS = {"semicolons": ";", "tabs": "\t", "bars": "|"}
 
 csv.field_size_limit(PREFLIGHT_BYTES + 1)
 Result = TypeVar("Result")
@@ -111,35 +108,27 @@ EMAILS = {
         "Training given up: {model} ({file})",
         "No training job could be started for this upload, and it will not be retried.",
         "Why: AWS failed or refused {tries} times. {reason}",
-        "What next: fix the cause, then run make retrain JOB={job}. The data is kept. The model in service is not "
-        "affected.",
+        "What next: fix the cause, then run make retrain JOB={job}. The data is kept, and the live model stays.",
     ),
     A_SLOT: waiting(
-        "{config.max_concurrent_training_jobs} training job(s) are running, the most that max_concurrent_training_jobs "
-        "allows.",
+        "max_concurrent_training_jobs ({config.max_concurrent_training_jobs}) training jobs are already running.",
         "nothing to do. The upload is started once jobs have ended and its turn has come, in order of upload.",
     ),
     THE_NEXT_DAY: waiting(
-        "{config.max_training_jobs_per_day} training job(s) were started today (UTC), the most that "
-        "max_training_jobs_per_day allows.",
+        "max_training_jobs_per_day ({config.max_training_jobs_per_day}) training jobs were already started today (UTC).",
         "nothing to do. Training continues after midnight UTC, in order of upload.",
     ),
-    RESUME: waiting(
-        "the pipeline is paused.",
-        "run make resume when training may cost money again. Training then continues in order of upload.",
-    ),
+    RESUME: waiting("the pipeline is paused.", "run make resume. Training then continues in order of upload."),
     QUOTA: waiting(
-        'the account\'s quota "{quota[name]}" is used up right now.\nSageMaker said: {quota[reason]}',
-        "nothing to do if other jobs use the quota: the upload is retried when a job of this pipeline ends, and at "
-        'least once an hour. Otherwise request an increase of "{quota[name]}" in the AWS console under Service '
-        "Quotas, Amazon SageMaker.",
+        'the account\'s quota "{quota[name]}" is fully used right now.\nSageMaker said: {quota[reason]}',
+        "nothing to do if other jobs use the quota: the upload is retried at least once an hour. Otherwise request an "
+        'increase of "{quota[name]}" in the AWS console under Service Quotas, Amazon SageMaker.',
     ),
     QUOTA_ABOVE_0: waiting(
         'the account\'s quota "{quota[name]}" is 0. It stays 0 until you request an increase.\n'
         "SageMaker said: {quota[reason]}",
-        'request an increase of "{quota[name]}" in the AWS console under Service Quotas, Amazon SageMaker, or set '
-        "training_instance_type to a type that your account may use and apply. The upload is retried at least once an "
-        "hour.",
+        'request an increase of "{quota[name]}" in the AWS console under Service Quotas, Amazon SageMaker; or set '
+        "training_instance_type to a type that your account may use, and apply. The upload is retried every hour.",
         "Training not started: {model}: instance quota is 0",
     ),
 }
@@ -178,14 +167,11 @@ GivenUp = TypedDict("GivenUp", {"schema": int, "job": str, "tries": int, "at": s
 # data/snapshots/<job>/waiting.json: the upload joined the line; for: what that waited for then (A_SLOT, ...).
 Waiting = TypedDict("Waiting", {"schema": int, "job": str, "model": str, "for": str, "at": str})
 
-# The parts of the ledger. A job's entry; by and at: the request that last tried to start it, and when; reason: what
-# AWS said to it.
+# The parts of the ledger: a job's entry; SageMaker's refusals for want of quota since a job last ended; the jobs that
+# count against the daily limit (of a date in UTC); and the last email that the line waits, which is leased until done.
 Slot = TypedDict("Slot", {"state": str, "by": str, "at": str, "tries": int, "reason": NotRequired[str]})
-# SageMaker's last refusal for want of quota, and how many there were since a job last ended.
 Quota = TypedDict("Quota", {"name": str, "instance_type": str, "tries": int, "at": str, "reason": str, "is_0": bool})
-# The jobs that count against max_training_jobs_per_day; date: UTC, 2026-11-23.
 Starts = TypedDict("Starts", {"date": str, "jobs": list[str]})
-# The last email that the line waits, and, until it is done, the lease on sending it.
 LineEmail = TypedDict("LineEmail", {"by": str, "at": str, "done": bool})
 
 
@@ -202,10 +188,6 @@ class Ledger(TypedDict):
 
 class Rejected(Exception):
     """The upload cannot be trained on; the text is the reason for the person who uploaded it."""
-
-
-class LedgerBusyError(RuntimeError):
-    """The ledger could not be changed: other invocations were always faster."""
 
 
 @dataclass(frozen=True)
@@ -252,29 +234,29 @@ class Settings:
 def parse_upload(event: Mapping[str, Any]) -> Source:
     """The upload that an S3 "Object Created" event from EventBridge reports.
 
-    The key arrives raw, not URL-encoded, and version-id is absent on unversioned buckets
-    (S3 user guide, EventBridge event message structure). Unknown fields are ignored.
-    Raises EventError when a field that identifies the upload is missing or of the wrong type.
+    The key arrives raw, not URL-encoded, and version-id is absent on unversioned buckets (S3 user guide, EventBridge
+    event message structure). Raises EventError when what identifies the upload is missing or of the wrong type.
     """
     detail = field(event, "detail", dict)
     item = field(detail, "object", dict)
     bucket, key = field(field(detail, "bucket", dict), "name", str), field(item, "key", str)
-    version_id, etag, sequencer = item.get("version-id"), str(item.get("etag", "")), str(item.get("sequencer", ""))
+    version_id, etag = item.get("version-id"), str(item.get("etag", "")).strip('"')
     if version_id is not None and not isinstance(version_id, str):
         raise EventError(f"the event's version-id must be text, not {version_id!r}")
-    text = field(event, "time", str)
+    text, sequencer = field(event, "time", str), str(item.get("sequencer", ""))
     try:
         time = datetime.fromisoformat(text)
     except ValueError as error:
         raise EventError(f"the event's time is not ISO 8601: {text!r}") from error
     time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    etag = etag.strip('"')
     # The same for every delivery of this event; names sort by time.
     digest = hashlib.sha256(json.dumps([bucket, key, version_id or etag, sequencer]).encode()).hexdigest()
+    folder, slash, _ = key.removeprefix(UPLOAD_PREFIX).partition("/")
+    model = folder if slash else DEFAULT_MODEL
     return {
         "schema": SCHEMA,
         "job": f"training-job-{time:%Y%m%d-%H%M%S}-{digest[:8]}",
-        "model": model_of(key),
+        "model": model if MODEL_NAME.fullmatch(model) else "",
         "bucket": bucket,
         "key": key,
         "version_id": version_id,
@@ -285,18 +267,9 @@ def parse_upload(event: Mapping[str, Any]) -> Source:
     }
 
 
-def model_of(key: str) -> str:
-    """The model of a key under data/train/: its first folder, "default" without one, "" where that is no model name."""
-    folder, slash, _ = key.removeprefix(UPLOAD_PREFIX).partition("/")
-    if not slash:
-        return DEFAULT_MODEL
-    return folder if MODEL_NAME.fullmatch(folder) else ""
-
-
 def check_csv(head: bytes, complete: bool, text_column: str, label_column: str) -> None:
-    """Check the beginning of a CSV.
+    """Check the beginning of a CSV; complete: whether head is the whole file.
 
-    head: the first bytes (at most PREFLIGHT_BYTES); complete: whether that is the whole file.
     Raises Rejected with a reason that says what to do.
     """
     if not head:
@@ -333,7 +306,7 @@ def check_header(header: Sequence[str], text_column: str, label_column: str) -> 
             raise Rejected(f'the column "{column}" appears {header.count(column)} times in the header: {found}')
         if column in header:
             continue
-        for name, separator in OTHER_SEPARATORS.items():
+        for name, separator in (("semicolons", ";"), ("tabs", "\t"), ("bars", "|")):
             if len(header) == 1 and separator in header[0]:
                 raise Rejected(f"the columns are separated by {name}; separate them by commas: {found}")
         alike = [name for name in header if name.casefold() == column.casefold()]
@@ -345,10 +318,8 @@ def check_header(header: Sequence[str], text_column: str, label_column: str) -> 
 
 
 def handle_upload(upload: Source, config: Settings, request_id: str) -> str:
-    """Take an upload as far as it goes now; returns the outcome in words.
-
-    The order makes a crash harmless: do it, email it, write the record that says so.
-    """
+    """Take an upload as far as it goes now; returns the outcome in words."""
+    # The order makes a crash harmless, here and below: do it, email it, write the record that says so.
     bucket, job = config.bucket, upload["job"]
     if not upload["key"].lower().endswith(".csv"):
         return "ignored"  # a folder placeholder, a README
@@ -376,11 +347,9 @@ def take_snapshot(upload: Source, config: Settings) -> None:
         folder = upload["key"].removeprefix(UPLOAD_PREFIX).partition("/")[0]
         rule = 'use 1 to 32 of a-z, 0-9 and "-", beginning and ending with a letter or digit'
         raise Rejected(f'the folder "{folder:.80}" is not a model name: {rule}')
-    where, pinned = {"Bucket": upload["bucket"], "Key": upload["key"]}, {}
-    if upload["version_id"]:
-        where["VersionId"] = upload["version_id"]
-    elif upload["etag"]:
-        pinned = {"IfMatch": f'"{upload["etag"]}"'}
+    version = {"VersionId": upload["version_id"]} if upload["version_id"] else {}
+    where = {"Bucket": upload["bucket"], "Key": upload["key"], **version}
+    pinned = {"IfMatch": f'"{upload["etag"]}"'} if upload["etag"] and not version else {}
     snapshot = f"{SNAPSHOT_PREFIX}{upload['job']}"
     try:
         answer = client("s3").get_object(**where, **pinned)
@@ -392,10 +361,8 @@ def take_snapshot(upload: Source, config: Settings) -> None:
         copy_object(config.bucket, f"{snapshot}/data.csv", where, etag, {})
     except ClientError as error:
         if is_gone(error) or error_code(error) in ("PreconditionFailed", "412"):
-            raise Rejected(
-                "the file was deleted or overwritten before it could be read: "
-                "if it was overwritten, the newer file is handled by itself; if not, upload it again"
-            ) from error
+            what = "the file was deleted or overwritten before it could be read"
+            raise Rejected(f"{what}: a newer file is handled by itself; else upload it again") from error
         raise
     source: Source = {**upload, "etag": etag.strip('"'), "size": size}
     put_json(config.bucket, f"{snapshot}/source.json", source)
@@ -415,8 +382,7 @@ def send(kind: str, config: Settings, source: Source, rows: Sequence[tuple[str, 
 def start_waiting(config: Settings, request_id: str, own: str = "", ended: str = "") -> str:
     """Start what waits, in turn, while there is room; returns the outcome in words.
 
-    own: the job of the upload that this is about; ended: the job that ended. Neither: a sweep, which looks at every
-    slot, since the event that a job ended may have been lost.
+    own: the uploaded file's job; ended: the job that ended. Neither: a sweep, which checks every slot.
     """
     sweep = not own and not ended
     paused = exists(config.bucket, PAUSED_KEY)
@@ -433,9 +399,7 @@ def start_waiting(config: Settings, request_id: str, own: str = "", ended: str =
             return "already started"
         snapshots[own] = set()  # an event sent again: its job is older than the look-back, or was given up
     line = sorted(snapshots)
-    started: list[str] = []
-    waiting: list[str] = []
-    waits_for = RESUME
+    started, waiting, waits_for = list[str](), list[str](), RESUME
     if not paused:
         give_up(config, ledger, line, request_id, own)
         started, waits_for = start_in_turn(config, line, request_id, own)
@@ -474,7 +438,7 @@ def read_source(bucket: str, job: str) -> Source:
 def give_up(config: Settings, ledger: Ledger, line: list[str], request_id: str, own: str) -> None:
     """Take jobs out of the line that could not be started in GIVE_UP_TRIES tries; email and record that.
 
-    own stays: whoever sends an upload's event again wants it tried.
+    Not own: whoever sends an upload's event again wants it tried.
     """
     for job in [job for job in line if job != own and job in ledger["jobs"]]:
         entry = ledger["jobs"][job]
@@ -491,10 +455,7 @@ def give_up(config: Settings, ledger: Ledger, line: list[str], request_id: str, 
 
 
 def start_in_turn(config: Settings, line: list[str], request_id: str, own: str) -> tuple[list[str], str]:
-    """Start jobs of the line while there is room, and take them out of it.
-
-    Returns the jobs that were started, and what the rest waits for ("": nothing, or others are at it).
-    """
+    """Start jobs and take them out of the line while there is room; returns which, and what the others wait for."""
     started: list[str] = []
     waits_for = ""
     while line and not waits_for:
@@ -509,14 +470,10 @@ def start_in_turn(config: Settings, line: list[str], request_id: str, own: str) 
 
 
 def create_job(config: Settings, source: Source) -> str:
-    """Create the training job, which has its slot, email it, record it; returns "", or the quota that it waits for.
-
-    Raises ClientError on any other refusal or failure; the try counts.
-    """
+    """Create the training job, email it, record it; returns "", or which quota it waits for; raises what else fails."""
     job, instance_type = source["job"], config.training_instance_type
-    request = training_job_request(config, source)
     try:
-        client("sagemaker").create_training_job(**request)
+        client("sagemaker").create_training_job(**training_job_request(config, source))
     except ClientError as error:
         # The name follows from the event: an existing job is this upload's, created by an attempt that crashed.
         if error_code(error) != "ResourceInUse":
@@ -536,8 +493,7 @@ def create_job(config: Settings, source: Source) -> str:
 def training_job_request(config: Settings, source: Source) -> dict[str, Any]:
     """The CreateTrainingJob request for a snapshot.
 
-    Hyperparameters hold no text from people: the container's toolkit passes them through a shell unquoted
-    (sagemaker-training-toolkit). Free text goes by Environment or the channel.
+    Free text goes by Environment or the channel: hyperparameters pass through a shell, unquoted (SHELL_SAFE).
     """
     job, live = source["job"], live_model(config, source["model"])
     inputs = {"train": f"s3://{config.bucket}/{SNAPSHOT_PREFIX}{job}/data.csv"}
@@ -579,17 +535,16 @@ def training_job_request(config: Settings, source: Source) -> dict[str, Any]:
         },
         "StoppingCondition": {"MaxRuntimeInSeconds": config.training_max_runtime_seconds},
         # SageMaker's own failures (InternalServerError) only; the runtime limit holds for all attempts together.
-        "RetryStrategy": {"MaximumRetryAttempts": INTERNAL_ERROR_RETRIES},
+        "RetryStrategy": {"MaximumRetryAttempts": 2},
         "Environment": {name: value for name, value in environment.items() if value},
         "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
     }
 
 
 def live_model(config: Settings, model: str) -> dict[str, str]:
-    """The live model that a new one is compared with: the newest approved job whose deployment is confirmed.
+    """The newest approved job whose deployment is confirmed: what a new model is compared with; {} without one.
 
-    Returns {"job": name, "champion": s3:// address of its archive, "champion_data": that of what it was trained on},
-    without the last where that is gone, and {} when no model is live.
+    Returns its "job", and the s3:// addresses "champion" (its archive) and "champion_data", unless that is gone.
     """
     approved = map(APPROVED_KEY.fullmatch, list_keys(config.bucket, f"{APPROVED_PREFIX}{model}/"))
     for match in reversed([match for match in approved if match]):
@@ -605,17 +560,13 @@ def live_model(config: Settings, model: str) -> dict[str, str]:
 def wait_in_line(
     config: Settings, line: Sequence[str], newcomers: Sequence[str], waits_for: str, request_id: str
 ) -> list[str]:
-    """Email that the line waits, if that is due, and record it for the newcomers; returns who waits.
-
-    A line is emailed when it begins to wait for something, then once a day; newcomers at once, but a crowd of them
-    gets one email in LEASE_SECONDS.
-    """
+    """Email that the line waits, if that is due, and record it for the newcomers; returns who waits."""
 
     def join(ledger: Ledger) -> tuple[list[str], bool, Quota | None]:
         jobs, last = ledger["jobs"], ledger["emails"].get(waits_for)
         waiting = [job for job in line if job not in jobs or not being_started(jobs[job], request_id)]
         due = not leased_by_another(last, request_id)
-        if last and last["done"]:
+        if last and last["done"]:  # once a day; where there are newcomers, once for a crowd of them
             due = age(last["at"]) > (LEASE_SECONDS if set(newcomers) & set(waiting) else DAY_SECONDS)
         # The quota may have been forgotten meanwhile, since a job ended.
         due = due and bool(waiting) and (ledger["quota"] is not None or waits_for not in (QUOTA, QUOTA_ABOVE_0))
@@ -629,8 +580,7 @@ def wait_in_line(
     newcomers = [job for job in newcomers if job in waiting]
     if due:
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-        source = read_source(config.bucket, (newcomers or waiting)[0])
-        rows = [("uploads waiting", len(waiting))]
+        source, rows = read_source(config.bucket, (newcomers or waiting)[0]), [("uploads waiting", len(waiting))]
         send(waits_for, config, source, rows, and_more=more, minutes=LEASE_SECONDS // 60, quota=quota)
         update_ledger(config.bucket, lambda ledger: ledger["emails"][waits_for].update({"done": True}))
     for job in newcomers:
@@ -644,32 +594,25 @@ def wait_in_line(
 
 
 def read_ledger(bucket: str) -> tuple[Ledger, str | None]:
-    """The ledger in this version's shape, from that of any version, and its ETag, None where there is none yet.
+    """The ledger in this version's shape, and its ETag, None where there is none yet.
 
-    Schema 1 had "told" for "emails", "line" ({"oldest", ...} or null) for "oldest_waiting", and "never": null, or
-    when a quota of 0 was last met, which was emailed.
+    Schema 1 had "told" (emails), "line" ({"oldest": job, ...}), and "never" (a quota of 0 was emailed; {"at", ...}).
     """
     found, etag = read_json(bucket, LEDGER_KEY)
-    old: dict[str, Any] = {"jobs": {}, "day": {"date": "", "jobs": []}, "told": {}, "line": None, "never": None}
-    old |= found or {}
-    if old["never"]:
-        old["told"][QUOTA_ABOVE_0] = {"by": "", "at": old["never"]["at"], "done": True}
-    ledger: Ledger = {
-        "schema": SCHEMA,
-        "jobs": old["jobs"],
-        "day": old["day"],
-        "oldest_waiting": old.get("oldest_waiting", old["line"]["oldest"] if old["line"] else ""),
-        "quota": old.get("quota"),
-        "emails": old.get("emails", old["told"]),
-    }
-    return ledger, etag
+    ledger: Any = {"jobs": {}, "day": {"date": "", "jobs": []}, "oldest_waiting": "", "quota": None, "emails": {}}
+    ledger |= found or {}
+    line, told, never = (ledger.pop(name, None) for name in ("line", "told", "never"))
+    ledger["oldest_waiting"] = line["oldest"] if line else ledger["oldest_waiting"]
+    ledger["emails"] |= told or {}
+    if never:
+        ledger["emails"][QUOTA_ABOVE_0] = {"by": "", "at": never["at"], "done": True}
+    return ledger | {"schema": SCHEMA}, etag
 
 
 def update_ledger(bucket: str, change: Callable[[Ledger], Result]) -> Result:
     """Change the ledger and return what change returns; where it alters nothing, nothing is written.
 
     change alters the ledger in place and does nothing else: it is called again after each lost race.
-    Raises LedgerBusyError when LEDGER_TRIES races in a row were lost.
     """
     for _ in range(LEDGER_TRIES):
         ledger, etag = read_ledger(bucket)
@@ -678,7 +621,7 @@ def update_ledger(bucket: str, change: Callable[[Ledger], Result]) -> Result:
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
         if ledger == before or put_json(bucket, LEDGER_KEY, ledger, **condition):
             return result
-    raise LedgerBusyError(f"{LEDGER_KEY}: {LEDGER_TRIES} changes in a row were overtaken by others")
+    raise TimeoutError(f"{LEDGER_KEY}: other invocations were faster {LEDGER_TRIES} times in a row; try again later")
 
 
 def being_started(entry: Slot, request_id: str) -> bool:
@@ -687,10 +630,9 @@ def being_started(entry: Slot, request_id: str) -> bool:
 
 
 def take_slot(ledger: Ledger, line: Sequence[str], config: Settings, request_id: str, own: str) -> tuple[str, str]:
-    """Give a slot to the job of the line whose turn it is: (job, ""), or ("", what the line waits for).
+    """Give a slot to the job whose turn it is, oldest first: (job, ""), or ("", what the line waits for).
 
-    Oldest first, but what failed goes last. A retry resumes its own job first, so that the order of uploads stays.
-    own is tried at once, however often it failed.
+    What failed goes last, unless it is own. A retry resumes its own job first, so that the order of uploads stays.
     """
     jobs, today = ledger["jobs"], f"{now():%Y-%m-%d}"
     if ledger["day"]["date"] != today:
@@ -727,8 +669,7 @@ def what_is_full(ledger: Ledger, job: str, config: Settings) -> str:
 def note_refusal(ledger: Ledger, job: str, error: ClientError, instance_type: str) -> str:
     """Note that SageMaker did not create a job; returns the quota that it waits for, "" when it is not that.
 
-    A job that was certainly not created gives its slot back. After a failure of AWS, or a throttled call (a try of
-    the SDK before it may have gone through), it may exist, and keeps its slot.
+    After a failure of AWS or a throttled call (an earlier try of the SDK), the job may exist, and keeps its slot.
     """
     entry, before, at, reason = ledger["jobs"][job], ledger["quota"], now().isoformat(), error_message(error)
     if error_code(error) == "ResourceLimitExceeded":
@@ -754,32 +695,29 @@ def give_slot_back(ledger: Ledger, job: str) -> None:
 
 def free_slots(config: Settings, held: Sequence[str]) -> None:
     """Free the slots of those jobs that ended, or never came to exist, as SageMaker says now; forget old entries."""
-    found = {job: training_status(job) for job in held}
+    status: dict[str, str] = {}
+    for job in held:
+        try:
+            status[job] = client("sagemaker").describe_training_job(TrainingJobName=job)["TrainingJobStatus"]
+        except ClientError as error:
+            if error_code(error) != "ValidationException" or "not found" not in str(error):
+                raise
+            status[job] = "missing"
 
     def close(ledger: Ledger) -> None:
         jobs = ledger["jobs"]
-        for job, entry in list(jobs.items()):
-            if entry["state"] == "held" and found.get(job) in TERMINAL:
+        for job, entry in [(job, jobs[job]) for job in status if job in jobs and jobs[job]["state"] == "held"]:
+            if status[job] in TERMINAL:
                 entry["state"] = "ended"
                 ledger["quota"] = None  # there may be room again, so it is asked at once
-            elif entry["state"] == "held" and found.get(job) == "" and age(entry["at"]) > LEASE_SECONDS:
+            elif status[job] == "missing" and age(entry["at"]) > LEASE_SECONDS:  # before that, it may be about to come
                 give_slot_back(ledger, job)
                 jobs[job] = {**entry, "state": "failed"}
         kept_seconds = {"ended": LEASE_SECONDS, "failed": LOOK_BACK_DAYS * DAY_SECONDS, "held": math.inf}
         ledger["jobs"] = {job: entry for job, entry in jobs.items() if age(entry["at"]) <= kept_seconds[entry["state"]]}
 
-    if not set(found.values()).isdisjoint({*TERMINAL, ""}):
+    if not {*TERMINAL, "missing"}.isdisjoint(status.values()):
         update_ledger(config.bucket, close)
-
-
-def training_status(job: str) -> str:
-    """SageMaker's status of a training job, "" when it does not exist."""
-    try:
-        return str(client("sagemaker").describe_training_job(TrainingJobName=job)["TrainingJobStatus"])
-    except ClientError as error:
-        if error_code(error) == "ValidationException" and "not found" in str(error):
-            return ""
-        raise
 
 
 def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
