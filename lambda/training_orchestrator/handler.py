@@ -75,7 +75,7 @@ csv.field_size_limit(PREFLIGHT_BYTES + 1)
 Result = TypeVar("Result")
 
 
-def wording(status: str, subject: str, *paragraphs: str) -> dict[str, str]:
+def training_email(status: str, subject: str, *paragraphs: str) -> dict[str, str]:
     body = "\n\n".join([paragraphs[0], "{table}", *paragraphs[1:]])
     return {"stage": "training", "status": status, "subject": subject, "body": f"{body}\n"}
 
@@ -83,18 +83,18 @@ def wording(status: str, subject: str, *paragraphs: str) -> dict[str, str]:
 def waiting(why: str, what_next: str, subject: str = "Training waiting: {model} ({file}){and_more}") -> dict[str, str]:
     what = "No training job was started for this upload yet. Its data is kept, and so is its place in the line."
     later = "Uploads that join the line in the next {minutes} minutes get no separate email; make status lists them."
-    return wording("waiting", subject, what, f"Why: {why}", f"What next: {what_next}\n{later}")
+    return training_email("waiting", subject, what, f"Why: {why}", f"What next: {what_next}\n{later}")
 
 
 EMAILS = {
-    "started": wording(
+    "started": training_email(
         "started",
         "Training started: {model} ({file})",
         "A training job was started for this upload.",
         "What next: nothing to do. The next email says whether the new model is approved. Until it is deployed, the "
         "endpoint keeps serving its current model.\nFollow the job: make logs JOB={job}",
     ),
-    "rejected": wording(
+    "rejected": training_email(
         "rejected",
         "Training data rejected: {file}",
         "This file was not used for training, and no training job was started.",
@@ -103,7 +103,7 @@ EMAILS = {
         '"{config.label_column}" with its label, and at least one row.\n'
         "What next: fix the file and upload it again under the same name. The model in service is not affected.",
     ),
-    "given up": wording(
+    "given up": training_email(
         "given-up",
         "Training given up: {model} ({file})",
         "No training job could be started for this upload, and it will not be retried.",
@@ -115,7 +115,7 @@ EMAILS = {
         "nothing to do. The upload is started once jobs have ended and its turn has come, in order of upload.",
     ),
     THE_NEXT_DAY: waiting(
-        "max_training_jobs_per_day ({config.max_training_jobs_per_day}) training jobs were already started today (UTC).",
+        "max_training_jobs_per_day ({config.max_training_jobs_per_day}) training jobs were started today (UTC).",
         "nothing to do. Training continues after midnight UTC, in order of upload.",
     ),
     RESUME: waiting("the pipeline is paused.", "run make resume. Training then continues in order of upload."),
@@ -928,9 +928,10 @@ def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str)
 def leased_by_another(entry: Mapping[str, Any] | None, request_id: str) -> bool:
     """Whether another invocation, which may still be alive, holds an entry with "by" (request id) and "at" (time).
 
-    Lambda keeps the request id through its retries, so a retry finds its own lease.
+    Lambda keeps the request id through its retries, so a retry finds its own lease. Schema 1 has "request_id" for "by".
     """
-    return entry is not None and entry.get("by") != request_id and age(entry["at"]) < LEASE_SECONDS
+    by_another = entry and request_id not in (entry.get("by"), entry.get("request_id"))
+    return bool(entry and by_another and age(entry["at"]) < LEASE_SECONDS)
 
 
 def take_lease(bucket: str, step: str, job: str, request_id: str) -> bool:
