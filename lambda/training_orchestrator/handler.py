@@ -70,17 +70,18 @@ OTHER_FORMATS = {
     "a Parquet file": (b"PAR1",),
     "a PDF": (b"%PDF",),
 }
-
 csv.field_size_limit(PREFLIGHT_BYTES + 1)
 Result = TypeVar("Result")
 
 
 def training_email(status: str, subject: str, *paragraphs: str) -> dict[str, str]:
+    """One of EMAILS; the table comes after the first paragraph."""
     body = "\n\n".join([paragraphs[0], "{table}", *paragraphs[1:]])
     return {"stage": "training", "status": status, "subject": subject, "body": f"{body}\n"}
 
 
 def waiting(why: str, what_next: str, subject: str = "Training waiting: {model} ({file}){and_more}") -> dict[str, str]:
+    """One of EMAILS, on a line that waits."""
     what = "No training job was started for this upload yet. Its data is kept, and so is its place in the line."
     later = "Uploads that join the line in the next {minutes} minutes get no separate email; make status lists them."
     return training_email("waiting", subject, what, f"Why: {why}", f"What next: {what_next}\n{later}")
@@ -108,14 +109,14 @@ EMAILS = {
         "Training given up: {model} ({file})",
         "No training job could be started for this upload, and it will not be retried.",
         "Why: AWS failed or refused {tries} times. {reason}",
-        "What next: fix the cause, then run make retrain JOB={job}. The data is kept, and the live model stays.",
+        "What next: fix the cause, then run make retrain JOB={job}. The data is kept; the live model is not affected.",
     ),
     A_SLOT: waiting(
-        "max_concurrent_training_jobs ({config.max_concurrent_training_jobs}) training jobs are already running.",
+        "every training slot is taken: max_concurrent_training_jobs is {config.max_concurrent_training_jobs}.",
         "nothing to do. The upload is started once jobs have ended and its turn has come, in order of upload.",
     ),
     THE_NEXT_DAY: waiting(
-        "max_training_jobs_per_day ({config.max_training_jobs_per_day}) training jobs were started today (UTC).",
+        "no more jobs may start today (UTC): max_training_jobs_per_day is {config.max_training_jobs_per_day}.",
         "nothing to do. Training continues after midnight UTC, in order of upload.",
     ),
     RESUME: waiting("the pipeline is paused.", "run make resume. Training then continues in order of upload."),
@@ -192,7 +193,7 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the function reads from its environment, once: each field is the variable of its name in capitals."""
+    """The environment, read once: each field is the variable of its name; those with a default may be missing."""
 
     bucket: str
     project: str
@@ -209,7 +210,6 @@ class Settings:
     base_model: str
     text_column: str
     label_column: str
-    # These may be missing or empty.
     base_model_revision: str = ""
     hub_token_secret_arn: str = ""
     kms_key_arn: str = ""
@@ -361,8 +361,8 @@ def take_snapshot(upload: Source, config: Settings) -> None:
         copy_object(config.bucket, f"{snapshot}/data.csv", where, etag, {})
     except ClientError as error:
         if is_gone(error) or error_code(error) in ("PreconditionFailed", "412"):
-            what = "the file was deleted or overwritten before it could be read"
-            raise Rejected(f"{what}: a newer file is handled by itself; else upload it again") from error
+            gone = "the file was deleted or overwritten before it could be read; if overwritten, the newer one is used"
+            raise Rejected(gone) from error
         raise
     source: Source = {**upload, "etag": etag.strip('"'), "size": size}
     put_json(config.bucket, f"{snapshot}/source.json", source)
@@ -375,8 +375,8 @@ def send(kind: str, config: Settings, source: Source, rows: Sequence[tuple[str, 
     if kind != "rejected":
         data |= {"size": human_bytes(source["size"]), "model": source["model"], "training job": source["job"]}
     values |= {"config": config, "file": source["key"].rsplit("/", 1)[-1], "job": source["job"]}
-    shown = [(name, value) for name, value in data.items() if value]
-    notify(config.topic_arn, EMAILS[kind], source["model"] or "none", [*shown, *rows], **values)
+    shown = [*((name, value) for name, value in data.items() if value), *rows]
+    notify(config.topic_arn, EMAILS[kind], source["model"] or "none", shown, **values)
 
 
 def start_waiting(config: Settings, request_id: str, own: str = "", ended: str = "") -> str:
@@ -392,8 +392,8 @@ def start_waiting(config: Settings, request_id: str, own: str = "", ended: str =
     held = [job for job, entry in ledger["jobs"].items() if entry["state"] == "held"]
     free_slots(config, held if sweep else [job for job in held if job == ended])
     # What waits or is being started, though older than the look-back, is in the ledger.
-    oldest = min([look_back(), *ledger["jobs"], ledger["oldest_waiting"] or look_back()])
-    snapshots = waiting_snapshots(config.bucket, oldest)
+    known = [look_back(), *ledger["jobs"], *filter(None, [ledger["oldest_waiting"]])]
+    snapshots = waiting_snapshots(config.bucket, min(known))
     if own and own not in snapshots:
         if exists(config.bucket, f"{SNAPSHOT_PREFIX}{own}/started.json"):
             return "already started"
@@ -424,7 +424,7 @@ def waiting_snapshots(bucket: str, start_after: str) -> dict[str, set[str]]:
         if JOB_NAME.fullmatch(job):
             found.setdefault(job, set()).add(name)
     over = {"started.json", "given_up.json"}
-    return {job: names for job, names in found.items() if "source.json" in names and not names & over}
+    return {job: names for job, names in found.items() if "source.json" in names and names.isdisjoint(over)}
 
 
 def read_source(bucket: str, job: str) -> Source:
@@ -478,8 +478,7 @@ def create_job(config: Settings, source: Source) -> str:
         # The name follows from the event: an existing job is this upload's, created by an attempt that crashed.
         if error_code(error) != "ResourceInUse":
             note = functools.partial(note_refusal, job=job, error=error, instance_type=instance_type)
-            waits_for = update_ledger(config.bucket, note)
-            if waits_for:
+            if waits_for := update_ledger(config.bucket, note):
                 return waits_for
             raise
     log.info("training job created", extra={"training_job": job})
@@ -577,14 +576,14 @@ def wait_in_line(
         return waiting, due, ledger["quota"]
 
     waiting, due, quota = update_ledger(config.bucket, join)
-    newcomers = [job for job in newcomers if job in waiting]
+    sources = [read_source(config.bucket, job) for job in newcomers if job in waiting]
     if due:
-        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-        source, rows = read_source(config.bucket, (newcomers or waiting)[0]), [("uploads waiting", len(waiting))]
+        source = sources[0] if sources else read_source(config.bucket, waiting[0])
+        more, rows = f" and {len(waiting) - 1} more" if len(waiting) > 1 else "", [("uploads waiting", len(waiting))]
         send(waits_for, config, source, rows, and_more=more, minutes=LEASE_SECONDS // 60, quota=quota)
         update_ledger(config.bucket, lambda ledger: ledger["emails"][waits_for].update({"done": True}))
-    for job in newcomers:
-        model, at = read_source(config.bucket, job)["model"], now().isoformat()
+    for source in sources:
+        job, model, at = source["job"], source["model"], now().isoformat()
         record: Waiting = {"schema": SCHEMA, "job": job, "model": model, "for": waits_for, "at": at}
         put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/waiting.json", record)
     return waiting
