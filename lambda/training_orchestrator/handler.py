@@ -268,10 +268,7 @@ def parse_upload(event: Mapping[str, Any]) -> Source:
 
 
 def check_csv(head: bytes, complete: bool, text_column: str, label_column: str) -> None:
-    """Check the beginning of a CSV; complete: whether head is the whole file.
-
-    Raises Rejected with a reason that says what to do.
-    """
+    """Check the first bytes of a CSV (complete: all of it). Raises Rejected with a reason that says what to do."""
     if not head:
         raise Rejected("the file is empty (0 bytes)")
     for what, beginnings in OTHER_FORMATS.items():
@@ -440,17 +437,18 @@ def give_up(config: Settings, ledger: Ledger, line: list[str], request_id: str, 
 
     Not own: whoever sends an upload's event again wants it tried.
     """
-    for job in [job for job in line if job != own and job in ledger["jobs"]]:
-        entry = ledger["jobs"][job]
-        if entry["tries"] < GIVE_UP_TRIES or being_started(entry, request_id):
-            continue
+    tries = {job: entry["tries"] for job, entry in ledger["jobs"].items()}
+    for job in [job for job in line if job != own and tries.get(job, 0) >= GIVE_UP_TRIES]:
+        entry = read_ledger(config.bucket)[0]["jobs"].get(job)
+        if entry is None or being_started(entry, request_id):
+            continue  # somebody sent its event again just now
         line.remove(job)
         if take_lease(config.bucket, "give-up", job, request_id):
-            source, tries, reason = read_source(config.bucket, job), entry["tries"], entry.get("reason", "")
+            source, reason = read_source(config.bucket, job), entry.get("reason", "")
             said = f"Its last answer: {reason}" if reason else "The training orchestrator's log says why: make logs"
-            send("given up", config, source, [], tries=tries, reason=said)
+            send("given up", config, source, [], tries=tries[job], reason=said)
             at = now().isoformat()
-            record: GivenUp = {"schema": SCHEMA, "job": job, "tries": tries, "at": at, "reason": reason}
+            record: GivenUp = {"schema": SCHEMA, "job": job, "tries": tries[job], "at": at, "reason": reason}
             put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/given_up.json", record)
 
 
@@ -731,7 +729,8 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     else:
         upload = parse_upload(event)
         if upload["bucket"] != config.bucket or not upload["key"].startswith(UPLOAD_PREFIX):
-            raise EventError(f"not an upload of this stack: {upload!r:.400} (see the EventBridge rule's pattern)")
+            where = f"s3://{upload['bucket']}/{upload['key']:.200}"
+            raise EventError(f"not an upload of this stack: {where} (see the EventBridge rule's pattern)")
         job, outcome = upload["job"], handle_upload(upload, config, request_id)
     log.info("%s event handled: %s", event.get("source"), outcome, extra={"training_job": job or None})
     return {"training_job": job, "outcome": outcome}
