@@ -629,7 +629,7 @@ def being_started(entry: Slot, request_id: str) -> bool:
 def take_slot(ledger: Ledger, line: Sequence[str], config: Settings, request_id: str, own: str) -> tuple[str, str]:
     """Give a slot to the job whose turn it is, oldest first: (job, ""), or ("", what the line waits for).
 
-    What failed goes last, unless it is own. A retry resumes its own job first, so that the order of uploads stays.
+    What failed goes last, when it is due again; own always is. A retry resumes its own job first: the order stays.
     """
     jobs, today = ledger["jobs"], f"{now():%Y-%m-%d}"
     if ledger["day"]["date"] != today:
