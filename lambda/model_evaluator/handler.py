@@ -923,9 +923,10 @@ def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str)
 def leased_by_another(entry: Mapping[str, Any] | None, request_id: str) -> bool:
     """Whether another invocation, which may still be alive, holds an entry with "by" (request id) and "at" (time).
 
-    Lambda keeps the request id through its retries, so a retry finds its own lease.
+    Lambda keeps the request id through its retries, so a retry finds its own lease. Schema 1 has "request_id" for "by".
     """
-    return entry is not None and entry.get("by") != request_id and age(entry["at"]) < LEASE_SECONDS
+    by_another = entry and request_id not in (entry.get("by"), entry.get("request_id"))
+    return bool(entry and by_another and age(entry["at"]) < LEASE_SECONDS)
 
 
 def take_lease(bucket: str, step: str, job: str, request_id: str) -> bool:

@@ -94,6 +94,15 @@ def quota_while_waiting(quota: int) -> Callable[[World, Handlers], Event]:
     return prepare
 
 
+def quota_raised(world: World, handlers: Handlers) -> Event:
+    """Two uploads waited for a quota of 0, and it was raised."""
+    world.sagemaker.training_quota = 0
+    for minute in (1, 2):
+        handlers["training_orchestrator"].lambda_handler(upload_of_minute(world, minute), Context(f"minute {minute}"))
+    world.sagemaker.training_quota = None
+    return SWEEP
+
+
 def paused_upload(world: World, _: Handlers) -> Event:
     world.put("control/paused.json", {"schema": 1})
     return upload_of_minute(world, 1)
@@ -422,6 +431,7 @@ PATHS = {
     "sweep: slots to free, jobs to start": Path("training_orchestrator", events_lost),
     "wait for quota": Path("training_orchestrator", quota_while_waiting(1)),
     "quota of 0 while waiting": Path("training_orchestrator", quota_while_waiting(0)),
+    "quota raised": Path("training_orchestrator", quota_raised),
     "wait for resume": Path("training_orchestrator", paused_upload),
     "resume": Path("training_orchestrator", resumed),
     "give up": Path("training_orchestrator", tried_in_vain),

@@ -1,7 +1,7 @@
 """S3 and SNS in memory, for the thousands of runs of tests/faults: what moto answers, in a hundredth of the time.
 
 Requests are checked against botocore's own service model, preconditions as the S3 API reference has them; calls that
-the handlers do not make are missing. tests/faults/test_doubles.py compares it with moto.
+the handlers do not make are missing. tests/unit/test_fake_s3.py compares it with moto.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def test_valid_settings_arrive(handlers: dict[str, ModuleType], name: str) -> No
 VARIABLES = [(name, variable) for name in HANDLERS for variable in ENVIRONMENT[name]]
 
 
-@pytest.mark.parametrize(("name", "variable"), VARIABLES)
+@pytest.mark.parametrize(("name", "variable"), [pair for pair in VARIABLES if pair[1] not in MAY_BE_EMPTY])
 def test_a_missing_variable_is_named(handlers: dict[str, ModuleType], name: str, variable: str) -> None:
     environment = {key: value for key, value in ENVIRONMENT[name].items() if key != variable}
     with pytest.raises(handlers[name].ConfigError, match=rf"\b{variable} is missing"):
@@ -180,6 +180,16 @@ def test_a_missing_variable_is_named(handlers: dict[str, ModuleType], name: str,
 def test_an_empty_variable_is_named(handlers: dict[str, ModuleType], name: str, variable: str, empty: str) -> None:
     with pytest.raises(handlers[name].ConfigError, match=rf"\b{variable} is missing or empty"):
         handlers[name].Settings.from_env(ENVIRONMENT[name] | {variable: empty})
+
+
+@pytest.mark.parametrize(("name", "variable"), [pair for pair in VARIABLES if pair[1] in MAY_BE_EMPTY])
+def test_a_variable_that_may_be_empty_reads_as_empty_when_it_is_missing(
+    handlers: dict[str, ModuleType], name: str, variable: str
+) -> None:
+    environment = {key: value for key, value in ENVIRONMENT[name].items() if key != variable}
+    read = handlers[name].Settings.from_env(environment)
+    assert read == handlers[name].Settings.from_env(ENVIRONMENT[name] | {variable: ""})
+    assert getattr(read, variable.lower()) == ""
 
 
 MALFORMED = {
