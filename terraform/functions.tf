@@ -1,8 +1,8 @@
-# The functions, each with its whole environment: what its handler's Settings read, no more and no less.
-# A new setting is a variable in variables.tf and one line here.
+# The functions. Each environment is composed here and nowhere else: exactly what the handler's Settings read.
+# A new setting is a variable with its validation in variables.tf, and one line here.
 
 locals {
-  # Seconds. Copying an upload can mean gigabytes; the others only call AWS. No function waits for SageMaker.
+  # In seconds. The training orchestrator may copy gigabytes; the others only make API calls. None waits for SageMaker.
   timeouts = {
     deployment_orchestrator = 300
     model_evaluator         = 300
@@ -23,7 +23,7 @@ locals {
     TOPIC_ARN = module.monitoring.topic_arn
   }
 
-  # An object has both directions, one of them null; the function gets only what is set.
+  # A check without min or max has null there; the function only gets what is set.
   thresholds = {
     for metric, check in var.thresholds :
     metric => { for direction, value in check : direction => value if value != null }

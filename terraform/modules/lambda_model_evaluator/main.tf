@@ -1,3 +1,5 @@
+# What sets the model evaluator apart. ../lambda_function has what all functions share, ../../functions.tf composes the environment.
+
 module "function" {
   source = "../lambda_function"
 
