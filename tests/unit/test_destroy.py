@@ -66,7 +66,7 @@ class Terraform:
         after = self.world.around(f"Show{command}" if command == "show" else f"Terraform {command}")
         if command == "show":
             items = [
-                {"address": address, "mode": "managed", "type": address.split(".")[2], "values": values}
+                {"address": address, "mode": "managed", "type": address.split(".")[-2], "values": values}
                 for address, values in self.resources.items()
             ]
             return json.dumps({"values": {"root_module": {"child_modules": [{"resources": items}]}}})
