@@ -7,7 +7,7 @@ arguments; all else comes from the environment, free text included (the containe
   SM_CHANNEL_BASE_MODEL  folder of the base model, which       SM_OUTPUT_DIR       its file `failure` becomes the
                          wins over BASE_MODEL                                      job's FailureReason
   SM_CHANNEL_CHAMPION    the live model's model.tar.gz         SM_CHANNEL_CHAMPION_DATA  what it was trained on
-  BASE_MODEL (Hub id or folder), BASE_MODEL_REVISION, HUB_TOKEN_SECRET_ARN, TEXT_COLUMN, LABEL_COLUMN,
+  BASE_MODEL (Hub id or folder), TEXT_COLUMN, LABEL_COLUMN; optional: BASE_MODEL_REVISION, HUB_TOKEN_SECRET_ARN,
   CHAMPION_JOB (the live model's training job)
 A failed run exits with 1, its reason written for the person who uploaded the data.
 """
@@ -50,7 +50,6 @@ from dataset import (
 )
 from metrics import classification_metrics, write_json, write_metrics
 
-DEFAULT_BASE_MODEL = "distilbert-base-uncased"
 CLEAR_LEAD = 0.1  # of the best label's probability over the next: no other machine's rounding turns that around
 EVALUATION_BATCH_SIZE = 64  # examples; without gradients more of them fit into memory than in training
 GOLDEN_FILE = "golden.json"
@@ -111,6 +110,10 @@ class Settings:
             raise TrainingError(
                 f"The environment lacks {', '.join(missing)}, which SageMaker sets. Is there a channel named 'train'?"
             )
+        # Their defaults are Terraform's.
+        unset = [name for name in ("BASE_MODEL", "LABEL_COLUMN", "TEXT_COLUMN") if not environment.get(name)]
+        if unset:
+            raise TrainingError(f"The environment lacks {', '.join(unset)}, which the training orchestrator sets.")
         test_dir = environment.get("SM_CHANNEL_TEST")
         base_model_dir = environment.get("SM_CHANNEL_BASE_MODEL")
         champion_job, champion_dir = environment.get("CHAMPION_JOB"), environment.get("SM_CHANNEL_CHAMPION")
@@ -121,12 +124,12 @@ class Settings:
             )
         return cls(
             **vars(hyperparameters),
-            base_model=environment.get("BASE_MODEL") or DEFAULT_BASE_MODEL,
+            base_model=environment["BASE_MODEL"],
             base_model_dir=Path(base_model_dir) if base_model_dir else None,
             base_model_revision=environment.get("BASE_MODEL_REVISION") or None,
             hub_token_secret_arn=environment.get("HUB_TOKEN_SECRET_ARN") or None,
-            text_column=environment.get("TEXT_COLUMN") or "text",
-            label_column=environment.get("LABEL_COLUMN") or "label",
+            text_column=environment["TEXT_COLUMN"],
+            label_column=environment["LABEL_COLUMN"],
             train_dir=Path(environment["SM_CHANNEL_TRAIN"]),
             test_dir=Path(test_dir) if test_dir else None,
             champion_job=champion_job or None,

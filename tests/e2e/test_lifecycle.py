@@ -28,6 +28,7 @@ import package
 import pipeline as commands
 from deployed import Pipeline, make_rows
 from pipeline import Target, connect, stack
+from rendered import function_address
 from tiny_model import build_tiny_model
 
 FIRST, SECOND = "first-models", "second-data"
@@ -84,6 +85,11 @@ class Deployment:
                 names |= {name for name, value in unknown.items() if value is True}
                 changes[change["address"]] = {"actions": actions, "changed": names}
         return changes
+
+    def moves(self) -> dict[str, str]:
+        """What the last plan takes from one address to another."""
+        changes = json.loads(self.terraform("show", "-json", "test.tfplan"))["resource_changes"]
+        return {change["previous_address"]: change["address"] for change in changes if "previous_address" in change}
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -219,6 +225,44 @@ def test_a_second_apply_changes_nothing(first: Deployment) -> None:
     assert first.plan() == {}
 
 
+# What a function's module held itself, before the functions had a module in common.
+MOVED = ("aws_cloudwatch_log_group", "aws_lambda_function", "aws_lambda_function_event_invoke_config")
+
+
+@pytest.mark.parametrize("module", ["", "module.pipeline."], ids=["the root", "a module"])
+def test_a_stack_from_before_the_functions_had_a_module_in_common_is_only_moved(
+    first: Deployment, tmp_path: Path, module: str
+) -> None:
+    deployed, folder = first.folder / "terraform", tmp_path / "terraform"
+    stack_folder = folder / "stack" if module else folder
+    configuration = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfplan", "*.json")
+    shutil.copytree(deployed, stack_folder, ignore=configuration)
+    shutil.copy(deployed / "provider.tf.json", folder)
+    if module:
+        pipeline = {"source": "./stack", **first.variables}
+        (folder / "main.tf.json").write_text(json.dumps({"module": {"pipeline": pipeline}}))
+    else:
+        shutil.copy(deployed / "local.auto.tfvars.json", folder)
+    # The state as the version before left it: this one's, with its addresses.
+    state = json.loads((deployed / "terraform.tfstate").read_text().replace(".module.function", ""))
+    for resource in state["resources"]:
+        resource["module"] = f"{module}{resource.get('module', '')}".rstrip(".")
+        if not resource["module"]:
+            del resource["module"]
+        for instance in resource["instances"]:
+            instance["dependencies"] = [f"{module}{address}" for address in instance.get("dependencies", [])]
+    (folder / "terraform.tfstate").write_text(json.dumps(state | ({"outputs": {}} if module else {})))
+    before = Deployment(tmp_path, first.pipeline)
+
+    # Nothing was changed since the test above, so it need not be read again.
+    assert before.plan("-refresh=false") == {}
+    assert before.moves() == {
+        f"{module}module.lambda_{name}.{resource}.this": f"{module}{function_address(name, resource)}"
+        for name in package.FUNCTIONS
+        for resource in MOVED
+    }
+
+
 # Makes a change to a stack, with a folder for what it needs, until it is left.
 Change = Callable[[Deployment, Path], AbstractContextManager[None]]
 
@@ -258,9 +302,9 @@ def changed_to(**variables: Any) -> Change:
     return change
 
 
-EVALUATOR = "module.lambda_model_evaluator.aws_lambda_function.this"
-TRAINER = "module.lambda_training_orchestrator.aws_lambda_function.this"
-DEPLOYER = "module.lambda_deployment_orchestrator.aws_lambda_function.this"
+EVALUATOR = function_address("model_evaluator")
+TRAINER = function_address("training_orchestrator")
+DEPLOYER = function_address("deployment_orchestrator")
 SOURCE = "module.s3.aws_s3_object.training_source"
 
 

@@ -83,6 +83,8 @@ def run_job(folder: Path, rows: list[Example], base_model: str, live: Live | Non
         "SM_OUTPUT_DATA_DIR": str(folder / "output"),
         "SM_OUTPUT_DIR": str(folder),
         "BASE_MODEL": base_model,
+        "TEXT_COLUMN": "text",
+        "LABEL_COLUMN": "label",
     }
     if live is not None:
         (folder / "champion").mkdir()

@@ -22,7 +22,7 @@ from test_operate import READS, Account, Shell, Watched
 from world import BUCKET, ENDPOINT, REGION, Interruption, Killed, World, killed
 
 RULES = {"uploads": "mlops-uploads", "sweep": "mlops-sweep"}
-FUNCTION = "module.lambda_model_evaluator.aws_lambda_function.this"
+FUNCTION = "module.lambda_model_evaluator.module.function.aws_lambda_function.this"
 SOURCE = "module.s3.aws_s3_object.training_source"
 VERSIONING = "module.s3.aws_s3_bucket_versioning.this[0]"
 RUNNING, FOREIGN_JOB = "training-job-20261124-000000-00000001", "training-job-20261124-000000-00000002"
@@ -66,7 +66,7 @@ class Terraform:
         after = self.world.around(f"Show{command}" if command == "show" else f"Terraform {command}")
         if command == "show":
             items = [
-                {"address": address, "mode": "managed", "type": address.split(".")[2], "values": values}
+                {"address": address, "mode": "managed", "type": address.split(".")[-2], "values": values}
                 for address, values in self.resources.items()
             ]
             return json.dumps({"values": {"root_module": {"child_modules": [{"resources": items}]}}})
