@@ -1,6 +1,6 @@
 """Runs MiniStack, a local AWS, on a loopback port, with its gaps against AWS closed.
 
-    python scripts/local/aws.py --port 4566 --state .local/aws
+    python -m local.aws --port 4566 --state .local/aws
 
 MiniStack 1.5.33 delivers an EventBridge event to a function once and forgets it, leaves the version-id out of S3
 events, and runs functions without Lambda's logging. This launcher replaces those parts inside the running
@@ -42,7 +42,7 @@ from xml.sax.saxutils import escape, unescape
 
 import boto3
 
-from invocations import DEFAULT_MAX_AGE_SECONDS, DEFAULT_RETRIES, Attempt, Invocation, InvocationQueue
+from local.invocations import DEFAULT_MAX_AGE_SECONDS, DEFAULT_RETRIES, Attempt, Invocation, InvocationQueue
 
 MINISTACK_VERSION = "1.5.33"
 HOST = "127.0.0.1"

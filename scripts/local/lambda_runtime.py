@@ -121,5 +121,7 @@ if __name__ == "__main__":
     end_with_parent()
     if "RECORD_FUNCTION_CALLS" in os.environ:
         record_calls(os.environ["RECORD_FUNCTION_CALLS"])
-    sys.path.insert(0, os.environ["LAMBDA_TASK_ROOT"])
+    # A function finds its own code and what is installed, as on AWS, and none of this project's programs.
+    scripts = str(Path(__file__).resolve().parents[1])
+    sys.path[:] = [os.environ["LAMBDA_TASK_ROOT"], *(folder for folder in sys.path if folder != scripts)]
     bootstrap.run(os.environ["_HANDLER"], RuntimeClient(os.environ["AWS_LAMBDA_RUNTIME_API"]))

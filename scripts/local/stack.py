@@ -1,15 +1,12 @@
 """The local AWS with this project deployed to it: start, stop, look.
 
-    python scripts/local/stack.py up | down | status
-
-`up` starts MiniStack (aws.py) and the local SageMaker on free loopback ports, then applies the project's
-Terraform to them with the real AWS provider. Everything lies in one folder, .local or $LOCAL_STATE, so several
+`up` starts MiniStack (local.aws) and the local SageMaker (local.sagemaker) on free loopback ports, then applies the
+project's Terraform to them with the real AWS provider. Everything is in one folder, .local or $LOCAL_STATE, so several
 stacks can run side by side. Ctrl-C at any moment of `up` stops everything that it has started.
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import importlib.util
 import json
@@ -26,8 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import terraform as terraform_program
+
 ROOT = Path(__file__).resolve().parents[2]
-LOCAL = ROOT / "scripts" / "local"
+# What runs each service: options of Python's.
+PROGRAMS = {"aws": ["-P", "-m", "local.aws"], "sagemaker": ["-P", "-m", "local.sagemaker"]}
 
 HOST = "127.0.0.1"
 ACCOUNT = "123456789012"  # also the access key: MiniStack takes a key of 12 digits as the account
@@ -126,17 +126,18 @@ def up(
     variables: Mapping[str, Any] | None = None,
     parallel_trainings: int = 1,
     beside: Stack | None = None,
+    base_model: str = "",
 ) -> Stack:
     """Starts the local AWS, deploys to it, and returns the stack, which runs until `down`.
 
     `variables` are Terraform variables instead of the laptop's own; `parallel_trainings` is how many jobs the local
-    SageMaker runs at once, whatever it is asked for. The base model is $BASE_MODEL, a Hub id or a folder; by default
-    the small model that a Python package carries. `beside` is a stack with another state folder: this one is deployed
+    SageMaker runs at once, whatever it is asked for. `base_model` is a Hub id or a folder; by default
+    it is the small model that a Python package carries. `beside` is a stack with another state folder: this one is deployed
     to the same local AWS, which goes on running when this one is down. Raises AlreadyRunning, or StackError after
     having stopped what was started.
     """
     report = report or Printer()
-    settings = laptop_variables(variables or {})
+    settings = laptop_variables(variables or {}, base_model)
     folder = state_folder()
     clear_leftovers(report)
     gateway, sagemaker = (f"http://{HOST}:{port}" for port in free_ports(2))
@@ -184,7 +185,7 @@ def down(keep_logs: bool = False) -> bool:
 # --- the parts of up ---
 
 
-def laptop_variables(chosen: Mapping[str, Any]) -> dict[str, Any]:
+def laptop_variables(chosen: Mapping[str, Any], base_model: str = "") -> dict[str, Any]:
     """The Terraform variables: those of a laptop, changed by what was chosen.
 
     Raises StackError when the packages or the base model are missing.
@@ -196,9 +197,8 @@ def laptop_variables(chosen: Mapping[str, Any]) -> dict[str, Any]:
             raise StackError(f"{packages} is missing: run make package first")
         variables["package_dir"] = str(packages)
     if "base_model" not in chosen:
-        own = os.environ.get("BASE_MODEL")
-        if own:
-            variables["base_model"] = str(Path(own).resolve()) if Path(own).is_dir() else own
+        if base_model:
+            variables["base_model"] = str(Path(base_model).resolve()) if Path(base_model).is_dir() else base_model
         else:
             variables["base_model"] = packaged_base_model()
             variables["hyperparameters"] = BASE_MODEL_HYPERPARAMETERS
@@ -233,12 +233,10 @@ def start_service(stack: Stack, name: str) -> None:
     state = state_folder() / name
     port = stack["gateway" if name == "aws" else "sagemaker"].rpartition(":")[2]
     variables = environment(stack)
-    if name == "aws":
-        command = [str(LOCAL / "aws.py"), "--port", port, "--state", str(state)]
-    else:
+    command = [*PROGRAMS[name], "--port", port, "--state", str(state)]
+    if name == "sagemaker":
         # PyTorch's threads would otherwise spin while they wait for each other, and slow down a busy laptop.
-        variables |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(LOCAL)}
-        command = ["-m", "local_sagemaker", "--port", port, "--state", str(state)]
+        variables |= {"OMP_WAIT_POLICY": "PASSIVE"}
         command += ["--aws-endpoint", stack["gateway"], "--events-url", f"{stack['gateway']}/_local/events"]
         command += ["--region", stack["region"], "--account", stack["account"], "--python", sys.executable]
         command += ["--parallel", str(stack["parallel_trainings"])]
@@ -290,8 +288,7 @@ def terraform(stack: Stack, *arguments: str) -> None:
 
 def terraform_command(*arguments: str) -> list[str]:
     """A Terraform command in the copy."""
-    folder = state_folder() / "terraform"
-    return [sys.executable, str(ROOT / "scripts" / "terraform.py"), "--dir", str(folder), *arguments]
+    return terraform_program.own_command(*arguments, directory=state_folder() / "terraform")
 
 
 def terraform_environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -548,15 +545,12 @@ def describe(stack: Stack) -> str:
     )
 
 
-def main() -> int:
-    """Runs one command; returns the exit status."""
-    parser = argparse.ArgumentParser(description="The local AWS with this project deployed to it.")
-    parser.add_argument("command", choices=("up", "down", "status"))
-    command = parser.parse_args().command
+def run(command: str, base_model: str = "") -> int:
+    """Runs a command, up, down or status, and prints the result; returns the exit status."""
     end_orderly_on_signals()
     try:
         if command == "up":
-            print(describe(up()))
+            print(describe(up(base_model=base_model)))
         elif command == "down":
             print("stopped" if down() else "no local AWS was running")
         else:
@@ -570,7 +564,3 @@ def main() -> int:
         print("\ninterrupted: everything is stopped", file=sys.stderr)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

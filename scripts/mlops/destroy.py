@@ -1,17 +1,14 @@
-"""Take a deployed stack down: all that bills, and all that Terraform has made. The data stays unless told otherwise.
-
-    python scripts/destroy.py [--data delete] [--confirm <bucket name>]
+"""mlops destroy: delete a stack, everything that costs money and everything that Terraform created; keep its data.
 
 In this order, so that nothing comes back: the rules stop, the pipeline is paused, training jobs and endpoints of
-this stack (by its tag) end, their configs and models go, then Terraform's resources but for the bucket. With
-DATA=delete the bucket follows, with every version of every object. Each step looks for what is left of its own, so
-the command can be interrupted anywhere and run again. Exit status: 0 done, or there was nothing to do; 1 AWS refused,
+this stack (by its tag) end, their configs and models go, then Terraform's resources except the bucket. With
+DATA=delete the bucket follows, with every version of every object. Each step looks for what it still has to do, so
+the command can be interrupted anywhere and rerun. Exit status: 0 done, or there was nothing to do; 1 AWS refused,
 or something is left; 2 the command cannot be carried out as given.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -24,20 +21,23 @@ from typing import Any
 import boto3
 from botocore.exceptions import ClientError
 
-import deploy
-import operate
-import pipeline
-from pipeline import (
+import mlops.target
+import terraform
+from local import stack
+from mlops import bucket, deploy
+from mlops.endpoints import delete_endpoint, is_missing, own_endpoints, own_tags, running_jobs, stop_job
+from mlops.pause import note_pause
+from mlops.records import DEPLOYMENT_PREFIX, PAUSED_KEY, deployment, paused
+from mlops.target import (
     ENDPOINT_LOG_GROUP,
-    PAUSED_KEY,
-    ROOT,
     TRAINING_LOG_GROUP,
     NothingDeployed,
     Target,
     UsageError,
-    stack,
+    confirm,
+    error_code,
+    on_stack,
 )
-from terraform import finish
 
 # An endpoint that is being changed can be deleted only when that has ended, and a crash-looping one takes about 25
 # minutes to end; a training job has two minutes between the request to stop and its end.
@@ -75,12 +75,12 @@ class Contents:
 # --- Terraform --------------------------------------------------------------------------------------
 
 
-def terraform(target: Target, *arguments: str, quiet: bool = False) -> str:
+def run_terraform(target: Target, *arguments: str, quiet: bool = False) -> str:
     """Run one Terraform command on the stack; returns what it printed, when quiet. Raises Unfinished when it fails."""
     if target.environment:
         command, environment = stack.terraform_command(*arguments), stack.terraform_environment(target.environment)
     else:
-        command = [sys.executable, str(ROOT / "scripts" / "terraform.py"), *arguments]
+        command = terraform.own_command(*arguments)
         # The stack's own region, whatever the shell's is now.
         region = target.outputs.get("region_name")
         environment = {**os.environ, **({"AWS_REGION": region} if region else {})}
@@ -90,22 +90,22 @@ def terraform(target: Target, *arguments: str, quiet: bool = False) -> str:
         status, output = answer.returncode, answer.stdout
     else:
         sys.stdout.flush()
-        status = finish(command, environment)
+        status = terraform.finish(command, environment)
     if status != 0:
-        raise Unfinished(f"terraform {arguments[0]} failed, see above; once the cause is mended, make destroy again")
+        raise Unfinished(f"terraform {arguments[0]} failed, see above; once the cause is fixed, rerun make destroy")
     return output
 
 
 def terraform_destroy(target: Target, *options: str) -> None:
-    """Destroy by a plan that is not shown: thousands of lines would hide what was named before."""
-    terraform(target, "plan", "-destroy", "-input=false", "-out=destroy.tfplan", *options, quiet=True)
-    terraform(target, "apply", "-input=false", "-compact-warnings", "destroy.tfplan")
+    """Destroy with a plan that is not shown: thousands of lines would hide the summary before it."""
+    run_terraform(target, "plan", "-destroy", "-input=false", "-out=destroy.tfplan", *options, quiet=True)
+    run_terraform(target, "apply", "-input=false", "-compact-warnings", "destroy.tfplan")
 
 
 def managed(target: Target) -> dict[str, dict[str, Any]]:
-    """What Terraform knows that it has made: {address: {"type", "values"}}."""
+    """What Terraform knows that it created: {address: {"type", "values"}}."""
     found: dict[str, dict[str, Any]] = {}
-    modules = [json.loads(terraform(target, "show", "-json", quiet=True)).get("values", {}).get("root_module", {})]
+    modules = [json.loads(run_terraform(target, "show", "-json", quiet=True)).get("values", {}).get("root_module", {})]
     for module in modules:
         modules += module.get("child_modules", [])
         found |= {item["address"]: item for item in module.get("resources", []) if item["mode"] == "managed"}
@@ -113,9 +113,9 @@ def managed(target: Target) -> dict[str, dict[str, Any]]:
 
 
 def find(where: str) -> Target:
-    """The stack to destroy: as for every command, and also what an interrupted end has left without its outputs."""
+    """The stack to destroy: as for every command, or what an interrupted destroy has left without its outputs."""
     try:
-        return pipeline.connect(where)
+        return mlops.target.connect(where)
     except NothingDeployed:
         target = Target("AWS", boto3.Session(region_name=os.environ.get("AWS_REGION")), {}, {})
     try:
@@ -133,19 +133,19 @@ def owned(target: Target, kind: str) -> list[str]:
     operation = {"EndpointConfig": "list_endpoint_configs", "Model": "list_models"}[kind]
     pages = target.client("sagemaker").get_paginator(operation).paginate(NameContains="training-job-")
     items = [item for page in pages for item in page[f"{kind}s"]]
-    return [item[f"{kind}Name"] for item in items if operate.own_tags(target, item[f"{kind}Arn"])]
+    return [item[f"{kind}Name"] for item in items if own_tags(target, item[f"{kind}Arn"])]
 
 
 def unfinished_jobs(target: Target) -> dict[str, str]:
-    """This stack's training jobs that still bill: {name: status}."""
-    return {job: status for status in ("InProgress", "Stopping") for job in operate.running_jobs(target, status)}
+    """This stack's training jobs that still cost money: {name: status}."""
+    return {job: status for status in ("InProgress", "Stopping") for job in running_jobs(target, status)}
 
 
 def bucket_exists(target: Target) -> bool:
     try:
         target.client("s3").head_bucket(Bucket=target.bucket)
     except ClientError as error:
-        if pipeline.error_code(error) in ("404", "NoSuchBucket"):
+        if error_code(error) in ("404", "NoSuchBucket"):
             return False
         raise
     return True
@@ -168,15 +168,15 @@ def contents(target: Target) -> Contents:
 
 def endpoint_logs(target: Target) -> list[str]:
     """The log groups of every endpoint that this stack ever had, by its deployment records; some may not exist."""
-    records = pipeline.read_records(target, operate.DEPLOYMENT_PREFIX).values()
-    return sorted({ENDPOINT_LOG_GROUP + str(record["endpoint"]) for record in records})
+    records = bucket.read_all(target, DEPLOYMENT_PREFIX, deployment)
+    return sorted({ENDPOINT_LOG_GROUP + record.value["endpoint"] for record in records})
 
 
 # --- destroy ----------------------------------------------------------------------------------------
 
 
 class Destroy:
-    """One stack's end. Everything in it can be repeated."""
+    """The end of one stack. Every step can be repeated."""
 
     def __init__(self, target: Target, delete_data: bool) -> None:
         self.target = target
@@ -184,7 +184,7 @@ class Destroy:
         self.delete_data = delete_data
         self.own_bucket = deploy.BUCKET in self.state
         self.has_bucket = bool(target.outputs.get("bucket_name")) and bucket_exists(target)
-        # The last step of all takes the outputs away; there is nothing but the emptied bucket then.
+        # The very last step removes the outputs; only the emptied bucket is left then.
         self.known = "endpoint_name" in target.outputs
         if delete_data and self.state and not self.own_bucket and self.has_bucket:
             raise UsageError(
@@ -195,7 +195,7 @@ class Destroy:
     def run(self, confirmed: str) -> int:
         """Show, ask, and destroy; the exit status. Raises UsageError and Unfinished."""
         kept = {address for address in self.state if self.stays(address)}
-        nothing = not self.state.keys() - kept and not self.what_bills()
+        nothing = not self.state.keys() - kept and not self.costing()
         if nothing and not (self.delete_data and kept):
             print("nothing is deployed from here: there is nothing to destroy")
             if kept:
@@ -204,7 +204,7 @@ class Destroy:
         self.show(kept)
         if confirmed and confirmed != self.target.bucket:
             raise UsageError(f"CONFIRM={confirmed} is not {self.target.bucket}: nothing was changed")
-        operate.confirm(self.target, bool(confirmed), f"CONFIRM={self.target.bucket}")
+        confirm(self.target, bool(confirmed), f"CONFIRM={self.target.bucket}")
         if self.known:
             self.stop_rules()
             self.pause()
@@ -213,7 +213,7 @@ class Destroy:
         self.spare_notifications()
         self.destroy_all_but(kept)
         if self.known:
-            # What a function had begun before its rules stopped.
+            # What a function started before its rules stopped.
             self.clear()
         if self.delete_data:
             self.delete_logs(logs)
@@ -227,8 +227,8 @@ class Destroy:
         """Whether a resource is one of the bucket's, and the bucket is the stack's own."""
         return self.own_bucket and address.startswith(deploy.BUCKET_RESOURCES)
 
-    def what_bills(self) -> list[tuple[str, str]]:
-        """(kind, name) of what the functions have made, and a bill goes on for."""
+    def costing(self) -> list[tuple[str, str]]:
+        """(kind, name) of what the functions created, and what costs money."""
         if not self.known:
             return []
         target = self.target
@@ -236,7 +236,7 @@ class Destroy:
             *(("training job", f"{job} ({status}): is stopped") for job, status in unfinished_jobs(target).items()),
             *(
                 ("endpoint", f"{item['name']} ({item['config']})")
-                for item in operate.own_endpoints(target, every_name=True)
+                for item in own_endpoints(target, every_name=True)
             ),
             *(("endpoint config", name) for name in owned(target, "EndpointConfig")),
             *(("model", name) for name in owned(target, "Model")),
@@ -245,7 +245,7 @@ class Destroy:
     def show(self, kept: set[str]) -> None:
         """Name what is deleted, and what stays."""
         print(f"make destroy deletes the stack {self.target.bucket}:")
-        for kind, name in self.what_bills():
+        for kind, name in self.costing():
             print(f"  {kind:<16} {name}")
         others = 0
         for address in sorted(self.state.keys() - kept):
@@ -260,7 +260,7 @@ class Destroy:
             return
         data = f"{self.target.bucket}: {contents(self.target)}"
         if self.delete_data:
-            print(f"  bucket           {data}. ALL OF IT, every version; nobody can bring it back")
+            print(f"  bucket           {data}. ALL OF IT, every version; it cannot be restored")
         else:
             print(f"It keeps the bucket {data}, and the logs of training jobs and endpoints")
 
@@ -270,61 +270,61 @@ class Destroy:
             try:
                 events.disable_rule(Name=name)
             except ClientError as error:
-                if pipeline.error_code(error) != "ResourceNotFoundException":
+                if error_code(error) != "ResourceNotFoundException":
                     raise
         print("stopped   the rules")
 
     def pause(self) -> None:
-        """Keep functions that run just now from starting anything, and remember what was live for make resume."""
+        """Keep functions that are running from starting anything, and remember what was live for make resume."""
         if not self.has_bucket:
             return
-        record = operate.read_record(self.target, PAUSED_KEY)
-        live = [item for item in operate.own_endpoints(self.target) if item["status"] != "Deleting"]
-        operate.note_pause(self.target, record, live, lambda: operate.who(self.target))
+        record = bucket.read(self.target, PAUSED_KEY, paused)
+        live = [item for item in own_endpoints(self.target) if item["status"] != "Deleting"]
+        note_pause(self.target, record, live)
 
     def clear(self) -> None:
-        """Stop and delete what bills, and wait for its end. Raises Unfinished when that takes too long."""
+        """Stop and delete what costs money, and wait until it is gone. Raises Unfinished when that takes too long."""
         target = self.target
         asked: set[str] = set()
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
-            jobs, endpoints = unfinished_jobs(target), operate.own_endpoints(target, every_name=True)
+            jobs, endpoints = unfinished_jobs(target), own_endpoints(target, every_name=True)
             for job in jobs.keys() - asked:
-                operate.stop_job(target, job)
+                stop_job(target, job)
                 print(f"stopping  training job {job}")
             for item in endpoints:
-                if item["status"] != "Deleting" and operate.delete_endpoint(target, item["name"]):
+                if item["status"] != "Deleting" and delete_endpoint(target, item["name"]):
                     print(f"deleting  endpoint {item['name']}")
             asked |= jobs.keys()
             if not jobs and not endpoints:
                 break
             if time.monotonic() > deadline:
                 left = ", ".join([*jobs, *(item["name"] for item in endpoints)])
-                raise Unfinished(f"{left}: still there after {WAIT_SECONDS // 60} minutes; make destroy goes on later")
+                raise Unfinished(f"{left}: still there after {WAIT_SECONDS // 60} minutes; rerun make destroy later")
             time.sleep(POLL_SECONDS)
         for kind, delete in (("EndpointConfig", "delete_endpoint_config"), ("Model", "delete_model")):
             for name in owned(target, kind):
                 try:
                     getattr(target.client("sagemaker"), delete)(**{f"{kind}Name": name})
                 except ClientError as error:
-                    if not operate.is_missing(error):
+                    if not is_missing(error):
                         raise
                 print(f"deleted   {'endpoint config' if kind == 'EndpointConfig' else 'model'} {name}")
 
     def spare_notifications(self) -> None:
-        """Terraform would empty the notifications of an existing bucket: not when others have joined its own."""
+        """Keep Terraform from emptying the notifications of an existing bucket when others have been added to ours."""
         if self.own_bucket or deploy.NOTIFICATION not in self.state or not self.has_bucket:
             return
         if deploy.other_notifications(self.target.client("s3"), self.target.bucket):
-            terraform(self.target, "state", "rm", deploy.NOTIFICATION, quiet=True)
+            run_terraform(self.target, "state", "rm", deploy.NOTIFICATION, quiet=True)
             self.state.pop(deploy.NOTIFICATION)
-            print(f"left      the notifications of {self.target.bucket}: there are others than this stack's")
+            print(f"left      the notifications of {self.target.bucket}: others have been added to this stack's")
 
     def destroy_all_but(self, kept: set[str]) -> None:
-        """Everything of Terraform's but for the bucket, which its state still knows: make deploy goes on with it."""
+        """Everything of Terraform's except the bucket, which its state still knows: make deploy goes on with it."""
         targets = [f"-target={address}" for address in sorted(self.state.keys() - kept)]
         if targets and kept:
-            print("Terraform warns of a partial run below: it leaves out the bucket")
+            print("Terraform warns below that its run is partial: the bucket is left out")
         if targets:
             terraform_destroy(self.target, *(targets if kept else ()))
 
@@ -333,7 +333,7 @@ class Destroy:
             try:
                 self.target.client("logs").delete_log_group(logGroupName=name)
             except ClientError as error:
-                if pipeline.error_code(error) != "ResourceNotFoundException":
+                if error_code(error) != "ResourceNotFoundException":
                     raise
             else:
                 print(f"deleted   log {name}")
@@ -373,13 +373,13 @@ class Destroy:
                 print("make local-down forgets it")
             elif self.own_bucket:
                 print(
-                    "make deploy takes it up again, and make resume then brings back what was live; "
-                    "make destroy DATA=delete deletes it, too"
+                    "make deploy reuses it, and make resume then brings back what was live; "
+                    "make destroy DATA=delete deletes it as well"
                 )
         print(f"the log group {TRAINING_LOG_GROUP} stays: it belongs to every training job of the account")
 
 
-def run(target: Target, data: str, confirmed: str) -> int:
+def destroy(target: Target, data: str, confirmed: str) -> int:
     """Destroy the stack; the exit status. Raises UsageError."""
     if data not in ("", "delete"):
         raise UsageError(f"DATA={data}: it is delete, or unset to keep the data")
@@ -390,15 +390,6 @@ def run(target: Target, data: str, confirmed: str) -> int:
         return 1
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", default=os.environ.get("TARGET", ""))
-    parser.add_argument("--data", default=os.environ.get("DATA", ""), help="delete: the bucket with all of it, too")
-    parser.add_argument("--confirm", default=os.environ.get("CONFIRM", ""), help="the bucket's name: do not ask")
-    options = parser.parse_args(arguments)
-    return pipeline.on_stack(options.target, lambda target: run(target, options.data, options.confirm), find)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(where: str, data: str, confirmed: str) -> int:
+    """Find the stack, and destroy it; the exit status."""
+    return on_stack(where, lambda target: destroy(target, data, confirmed), find)

@@ -20,7 +20,7 @@ from .store import ENDPOINT_CONFIGS, ENDPOINTS, MODELS, TRAINING_JOBS, Record, S
 from .training import Training
 from .validation import check_request
 
-log = logging.getLogger("local_sagemaker")
+log = logging.getLogger("local.sagemaker")
 
 _TARGET_PREFIX = "SageMaker."
 # InvokeEndpoint body, and what is read off the connection of a larger one before it is refused.

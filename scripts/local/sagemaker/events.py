@@ -20,7 +20,7 @@ from typing import Any
 from .settings import Settings
 from .store import Record, Store
 
-log = logging.getLogger("local_sagemaker")
+log = logging.getLogger("local.sagemaker")
 
 _ATTEMPTS = 12
 _FIRST_DELAY_SECONDS = 0.1

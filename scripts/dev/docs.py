@@ -1,8 +1,8 @@
 """Write the inputs and outputs of the Terraform root and its modules into terraform/README.md.
 
-    python scripts/docs.py
+    python -m dev.docs
 
-Everything between the page's two marks is made from the variables.tf, outputs.tf and resources of each folder; the rest
+Everything between the page's two marks is generated from the variables.tf, outputs.tf and resources of each folder; the rest
 of the page is written by hand. A test fails when the page is stale.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import hcl2
 from lark.exceptions import LarkError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BEGIN = "<!-- made by `make docs` from here on -->"
 END = "<!-- end of what `make docs` makes -->"
 
@@ -39,7 +39,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Module:
-    """What a folder of Terraform takes, makes and gives. outputs: descriptions by name."""
+    """What a folder of Terraform takes, creates and gives. outputs: descriptions by name."""
 
     inputs: list[Input]
     resources: list[str]
@@ -90,7 +90,7 @@ def blocks(files: Iterable[dict[str, Any]], kind: str) -> Iterator[tuple[list[st
 
 
 def read_module(folder: Path) -> Module:
-    """Return what a folder takes, makes and gives.
+    """Return what a folder takes, creates and gives.
 
     Raises DocsError when a file cannot be parsed, or a variable or an output has no description.
     """
@@ -113,12 +113,12 @@ def read_module(folder: Path) -> Module:
 def cell(text: str) -> str:
     """Return a text for a cell of a table: what Markdown would take for a tag or a border is escaped."""
     parts = text.replace("\n", " ").replace("|", "\\|").split("`")
-    # Every second part stands between backticks, where Markdown shows < as it is.
+    # Every second part is between backticks, where Markdown shows < as it is.
     return "`".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(parts))
 
 
 def section(module: Module) -> Iterator[str]:
-    """Yield the lines of a module: a table of inputs, a table of outputs, what it makes."""
+    """Yield the lines of a module: a table of inputs, a table of outputs, what it creates."""
     if module.resources:
         yield "Makes: " + ", ".join(f"`{name}`" for name in module.resources) + "."
         yield ""
@@ -135,7 +135,7 @@ def section(module: Module) -> Iterator[str]:
 
 
 def reference(terraform: Path) -> str:
-    """Return the made part of the page: the root, then the module for uploads, then the root's own modules."""
+    """Return the generated part of the page: the root, then the module for uploads, then the root's own modules."""
     lines = ["", "## Inputs and outputs", "", *section(read_module(terraform))]
     lines += ["## The role for uploads from GitHub: `github_upload_role`", ""]
     lines += section(read_module(terraform / "github_upload_role"))
@@ -146,7 +146,7 @@ def reference(terraform: Path) -> str:
 
 
 def renew(page: str, made: str) -> str:
-    """Return the page with its made part replaced. Raises DocsError when the marks are not there, once and in order."""
+    """Return the page with its generated part replaced. Raises DocsError when the marks are not there, once and in order."""
     match page.split(BEGIN):
         case [before, rest] if rest.count(END) == 1:
             return f"{before}{BEGIN}\n{made}\n{END}{rest.split(END)[1]}"
@@ -164,7 +164,7 @@ def main() -> int:
         return 1
     if new != old:
         page.write_text(new, encoding="utf-8")
-    print(f"{page.relative_to(ROOT)}: {'made anew' if new != old else 'up to date'}")
+    print(f"{page.relative_to(ROOT)}: {'rewritten' if new != old else 'up to date'}")
     return 0
 
 

@@ -1,6 +1,6 @@
 """Invocations of a function's handler, in a process of its own that may write to no file.
 
-python scripts/bench_invocation.py lambda/<function>/handler.py < events.json (a list)
+python scripts/dev/bench_invocation.py lambda/<function>/handler.py < events.json (a list)
 Prints what the last one answered and took as one line of JSON; those before it warm the process up, as Lambda keeps one
 for many events. Imports little: what it holds itself blurs the comparison.
 """

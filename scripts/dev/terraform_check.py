@@ -1,6 +1,6 @@
 """Check terraform/ without an AWS account or a network: valid, without warnings, and every `terraform test` run green.
 
-    python scripts/terraform_check.py
+    python -m dev.terraform_check
 
 With the AWS provider that terraform.py finds (or installs), in a copy, so that nobody's own settings, state or backend
 take part. The root module also with version 6, for which stand-ins of the provider are used: $OFFLINE_PROVIDERS, by

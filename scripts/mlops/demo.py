@@ -1,7 +1,7 @@
-"""make demo: the whole pipeline on this machine, shown as it happens.
+"""mlops demo: the whole pipeline on this machine, shown as it happens.
 
 Starts the local AWS, applies the project's Terraform to it, uploads a CSV with an ordinary S3 client, follows
-the run to the end, asks the endpoint, prints the timeline and the numbers, and stops everything (KEEP=1: leaves
+the run to the end, asks the endpoint, prints the timeline and the numbers, and stops everything (KEEP=1 leaves
 it running). One message of each label is held back from the upload, so that the predictions at the end are on
 texts that the model never saw. Exits 0, or 1 after saying which stage failed and where its log is.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import sys
 import time
@@ -24,11 +23,16 @@ from typing import Any
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
-import pipeline
-from pipeline import ROOT, TRAINING_LOG_GROUP, Target, UsageError, stack
+from local import stack
+from mlops import bucket
+from mlops.logs import log_events, readable
+from mlops.predict import predict
+from mlops.records import DECISION_PREFIX, decision
+from mlops.target import TRAINING_LOG_GROUP, Target, UsageError, connect, model_name
+from mlops.upload import check_upload, upload
 
-SAMPLE = ROOT / "scripts" / "sample" / "support.csv"
-# A training on a laptop may take long with large data; the model server has its own limit in the local SageMaker.
+SAMPLE = stack.ROOT / "scripts" / "sample" / "support.csv"
+# Large data may train for hours on a laptop; the local SageMaker has a limit of its own for the model server.
 LIMIT_SECONDS = 4 * 3600
 HELD_BACK_LABELS = 3
 # Holding back a row of a rarer label would change what is trained.
@@ -50,7 +54,7 @@ class DemoFailed(Exception):
 
 @dataclass
 class Timeline:
-    """Seconds per stage, and the clock that every line of output begins with."""
+    """Seconds per stage, and the clock that every line of output starts with."""
 
     began: float = field(default_factory=time.monotonic)
     stages: list[tuple[str, float]] = field(default_factory=list)
@@ -60,7 +64,7 @@ class Timeline:
         print(f"[{time.monotonic() - self.began:6.1f} s]  {text}", flush=True)
 
     def done(self, stage: str) -> None:
-        """Close a stage that began when the one before was closed."""
+        """End a stage that started when the one before ended."""
         moment = time.monotonic()
         self.stages.append((stage, moment - self.mark))
         self.mark = moment
@@ -68,13 +72,13 @@ class Timeline:
     def table(self) -> str:
         width = max(len(stage) for stage, _ in self.stages)
         rows = [f"  {stage:<{width}}  {seconds:7.1f} s" for stage, seconds in self.stages]
-        return "\n".join([*rows, f"  {'together':<{width}}  {time.monotonic() - self.began:7.1f} s"])
+        return "\n".join([*rows, f"  {'total':<{width}}  {time.monotonic() - self.began:7.1f} s"])
 
 
 def hold_back(data: Path, copy: Path) -> list[tuple[str, str]]:
-    """Write a copy of the CSV without one text for each of its labels; returns those texts as (text, label).
+    """Write a copy of the CSV without one text of each label; returns those texts as (text, label).
 
-    A file that cannot be read as CSV with the two columns is copied as it is, so that the pipeline judges it.
+    A file that cannot be read as CSV with the two columns is copied unchanged: the pipeline is to judge it.
     """
     original = data.read_bytes()
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +108,7 @@ def hold_back(data: Path, copy: Path) -> list[tuple[str, str]]:
 
 
 class Inbox:
-    """What subscribers of the notifications get: a queue of the demo's own, subscribed to the topic."""
+    """What subscribers to the notifications get: a queue of the demo's own, subscribed to the topic."""
 
     def __init__(self, target: Target) -> None:
         self.sqs = target.client("sqs")
@@ -136,7 +140,7 @@ class TrainingLog:
         self.seen = 0
 
     def show_new(self, timeline: Timeline) -> None:
-        lines = list(pipeline.log_events(self.target, TRAINING_LOG_GROUP, self.since))
+        lines = list(log_events(self.target, TRAINING_LOG_GROUP, self.since))
         for _, line in lines[self.seen :]:
             timeline.say(f"   training: {line}")
         self.seen = len(lines)
@@ -164,8 +168,8 @@ def follow(target: Target, timeline: Timeline, inbox: Inbox, log: TrainingLog, m
         waiting = inbox.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["ApproximateNumberOfMessages"])
         if int(waiting["Attributes"]["ApproximateNumberOfMessages"]):
             for short, function in target.functions.items():
-                for moment, line in pipeline.log_events(target, f"/aws/lambda/{function}", log.since):
-                    if text := pipeline.readable(line):
+                for moment, line in log_events(target, f"/aws/lambda/{function}", log.since):
+                    if text := readable(line):
                         print(f"{moment:%H:%M:%S}  {short:<10} {text}")
             raise DemoFailed("a function failed three times (its log is above)")
     raise DemoFailed(f"no end after {LIMIT_SECONDS} s")
@@ -174,20 +178,18 @@ def follow(target: Target, timeline: Timeline, inbox: Inbox, log: TrainingLog, m
 def show_predictions(target: Target, model: str, held: list[tuple[str, str]]) -> None:
     """Ask the endpoint about the texts that were held back; when there are none, about a fixed one."""
     if not held:
-        answer = pipeline.predict(target, model, "Hello, could you help me?")
+        answer = predict(target, model, "Hello, could you help me?")
         print(f'  "Hello, could you help me?"\n      predicted {answer["label"]} with score {answer["score"]:.4f}')
     for text, label in held:
-        answer = pipeline.predict(target, model, text)
+        answer = predict(target, model, text)
         verdict = "right" if answer["label"] == label else f"WRONG, it is {label}"
         print(f'  "{text[:100]}"\n      predicted {answer["label"]} with score {answer["score"]:.4f}: {verdict}')
 
 
 def show_numbers(target: Target, model: str) -> None:
     """Print the metrics of the newest decision on a model."""
-    decisions = [
-        record for record in pipeline.read_records(target, "models/decisions/").values() if record["model"] == model
-    ]
-    newest = max(decisions, key=lambda record: str(record["job"]))
+    decisions = [record.value for record in bucket.read_all(target, DECISION_PREFIX, decision)]
+    newest = max((record for record in decisions if record["model"] == model), key=lambda record: record["job"])
     for name, value in newest["metrics"].items():
         if name != "schema" and isinstance(value, (int, float)):
             print(f"  {name:<18} {value:.4f}" if value % 1 else f"  {name:<18} {value:g}")
@@ -199,19 +201,19 @@ def keep_logs(target: Target, log: TrainingLog) -> None:
     for path in (stack.state_folder() / "sagemaker" / "logs").glob("*.log"):
         shutil.copy(path, logs)
     for short, function in target.functions.items():
-        lines = (line for _, line in pipeline.log_events(target, f"/aws/lambda/{function}", log.since))
+        lines = (line for _, line in log_events(target, f"/aws/lambda/{function}", log.since))
         (logs / f"function-{short}.log").write_text("\n".join(lines) + "\n")
 
 
-def run(timeline: Timeline, target: Target, log: TrainingLog, data: Path, model: str) -> None:
-    """Upload, follow, predict, and show what came of it. Raises DemoFailed or UsageError."""
+def play(timeline: Timeline, target: Target, log: TrainingLog, data: Path, model: str) -> None:
+    """Upload, follow, predict, and show the results. Raises DemoFailed or UsageError."""
     inbox = Inbox(target)
     copy = stack.state_folder() / "demo" / data.name
     held = hold_back(data, copy)
     if held:
         timeline.say(f"{len(held)} messages, one of each label, are held back for the predictions at the end")
     timeline.mark = time.monotonic()
-    timeline.say(f"uploaded {data.name} to {pipeline.upload(target, copy, model)}")
+    timeline.say(f"uploaded {data.name} to {upload(target, copy, model)}")
     follow(target, timeline, inbox, log, model)
     print("\npredictions by the endpoint, on texts that were not in the upload")
     show_predictions(target, model, held)
@@ -221,22 +223,23 @@ def run(timeline: Timeline, target: Target, log: TrainingLog, data: Path, model:
     print(f"\ntimeline\n{timeline.table()}")
 
 
-def main() -> int:
-    """Run the demo with DATA, MODEL and KEEP from the environment; returns the exit status."""
+def run(data: str, model: str, base_model: str, keep: bool) -> int:
+    """Run the demo; returns the exit status. data, model, base_model: "" for the sample, "default" and a small one."""
     timeline = Timeline()
-    keep = os.environ.get("KEEP", "") not in ("", "0")
     started, status = False, 1
     stack.end_orderly_on_signals()
     try:
-        model = pipeline.model_name(os.environ.get("MODEL", ""))
-        data = Path(os.environ.get("DATA") or SAMPLE)
-        pipeline.check_upload(data)
-        stack.up(report=lambda stage, text: timeline.say(text) if text else timeline.done(stage))
+        model = model_name(model)
+        file = Path(data or SAMPLE)
+        check_upload(file)
+        stack.up(
+            report=lambda stage, text: timeline.say(text) if text else timeline.done(stage), base_model=base_model
+        )
         started = True
-        target = pipeline.connect("local")
+        target = connect("local")
         log = TrainingLog(target)
         try:
-            run(timeline, target, log, data, model)
+            play(timeline, target, log, file, model)
         except DemoFailed:
             keep_logs(target, log)
             raise
@@ -255,7 +258,3 @@ def main() -> int:
         elif started:
             stack.down(keep_logs=status != 0)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-log = logging.getLogger("local_sagemaker")
+log = logging.getLogger("local.sagemaker")
 
 _BATCH_SECONDS = 1.0
 # PutLogEvents takes 10,000 events and 1,048,576 bytes, counting 26 bytes for each event.

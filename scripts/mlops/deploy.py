@@ -1,6 +1,4 @@
-"""terraform plan or apply, after a look at what Terraform cannot see: the bucket as it is.
-
-    python scripts/deploy.py [--dir terraform] plan | apply [Terraform's own options]
+"""mlops plan and deploy: terraform plan or apply, after a look at what Terraform cannot see: the bucket as it is.
 
 Refuses where the deployment would overwrite an existing bucket's notifications, or where no event would ever reach
 it, and says what to do instead.
@@ -8,7 +6,6 @@ it, and says what to do instead.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -28,7 +25,7 @@ BUCKET_RESOURCES = "module.s3.aws_s3_bucket"
 BUCKET = f"{BUCKET_RESOURCES}.this[0]"
 DEPLOYER = "module.lambda_deployment_orchestrator."
 NOTIFICATION = f"{BUCKET_RESOURCES}_notification.this[0]"
-# null while it depends on the account, as the default bucket name does: nobody has taken that on yet.
+# The answer is null where it depends on the account, as the default bucket name does: nothing is deployed yet.
 ASKED = (
     "jsonencode({ bucket = var.bucket_name, create = var.create_bucket, endpoint = var.endpoint_name, "
     "key = var.kms_key_arn, notify = var.manage_bucket_notification })"
@@ -41,7 +38,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """What the variables ask for, and what Terraform manages already (outputs: as of the last deployment)."""
+    """What the variables ask for, and what Terraform manages already (outputs: of the last deployment)."""
 
     bucket: str | None
     create: bool
@@ -53,16 +50,16 @@ class Plan:
 
 
 def read_plan(directory: Path, environment: Mapping[str, str]) -> Plan:
-    """Ask Terraform for its variables, wherever they come from. Raises Refused when it does not tell."""
-    console = [sys.executable, terraform.__file__, "--dir", str(directory), "console"]
+    """Ask Terraform for its variables, wherever they come from. Raises Refused when it does not say."""
+    console = terraform.own_command("console", directory=directory)
     answer = subprocess.run(console, input=ASKED, env=environment, capture_output=True, text=True, check=False)
     # Warnings, of a misspelt variable for instance, come before it.
-    told = answer.stdout.strip().rpartition("\n")[2]
+    last_line = answer.stdout.strip().rpartition("\n")[2]
     try:
-        asked = json.loads(json.loads(told))
+        asked = json.loads(json.loads(last_line))
     except ValueError:
         said = f"{answer.stdout.strip()}\n{answer.stderr.strip()}".strip()
-        raise Refused(f"terraform does not tell its variables:\n{said}") from None
+        raise Refused(f"terraform does not say what its variables are:\n{said}") from None
     # The console has initialised the folder. Without a state, this fails: then nothing is managed.
     environment = terraform.clean_environment(environment)
     binary = [terraform.find_terraform(environment)[0], f"-chdir={directory}"]
@@ -85,8 +82,8 @@ def check_names(plan: Plan) -> None:
         deployed = plan.outputs.get(name, asked)
         if asked and asked != deployed:
             raise Refused(
-                f"{name} is {deployed} now and would become {asked}: endpoints under the old name would go on billing, "
-                "and no command would find them. make destroy first (it keeps the data), then change it"
+                f"{name} is {deployed} now and would become {asked}: endpoints under the old name would keep costing "
+                "money, and no command would find them. make destroy first (it keeps the data), then change it"
             )
 
 
@@ -106,7 +103,7 @@ def switch_on(bucket: str, others: Mapping[str, Any]) -> str:
 
 
 def check_bucket(s3: Any, plan: Plan) -> list[str]:
-    """What to warn of. Raises Refused, saying what to do instead."""
+    """The warnings. Raises Refused, saying what to do instead."""
     bucket = plan.bucket
     if BUCKET in plan.managed and not plan.create:
         raise Refused(
@@ -199,23 +196,18 @@ def check_notifications(s3: Any, plan: Plan, bucket: str) -> None:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, then run Terraform; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=terraform.ROOT / "terraform", help="configuration")
-    parser.add_argument("command", choices=("plan", "apply"))
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="Terraform's own options of that command")
-    given = parser.parse_args(arguments)
+def run(command: str, options: Sequence[str], directory: Path) -> int:
+    """Check, then run Terraform's plan or apply with its own options; the exit code."""
     try:
         region = terraform.find_region(os.environ)
-        plan = read_plan(given.dir, os.environ)
+        plan = read_plan(directory, os.environ)
         if plan.bucket is None and plan.create and BUCKET not in plan.managed:
             account = boto3.client("sts", region_name=region).get_caller_identity()["Account"]
             plan = replace(plan, bucket=f"atml-models-{account}-{region}")
         check_names(plan)
         for warning in check_bucket(boto3.client("s3", region_name=region), plan):
             print(f"warning: {warning}", file=sys.stderr)
-        return terraform.run([given.command, *given.options], given.dir, os.environ)
+        return terraform.run([command, *options], directory, os.environ)
     except NoCredentialsError:
         print(
             "error: no AWS credentials: log in (aws sso login, aws configure), or set AWS_PROFILE, or "
@@ -229,7 +221,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,7 @@ It depends on the standard library and boto3 only; torch and friends are needed 
 runs, in the interpreter given with ``--python``, which plays the part of every container image.
 
 Start
-    python -m local_sagemaker --port 8085 --state .local/sagemaker --aws-endpoint http://127.0.0.1:4566 \\
+    python -m local.sagemaker --port 8085 --state .local/sagemaker --aws-endpoint http://127.0.0.1:4566 \\
         --events-url http://127.0.0.1:4566/_local/events --python .venv/bin/python
 
     ``--aws-endpoint`` is any S3 and CloudWatch Logs (MiniStack, moto's server). Without it logs and data

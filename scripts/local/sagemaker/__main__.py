@@ -1,4 +1,4 @@
-"""Command line: ``python -m local_sagemaker --help``."""
+"""Command line: ``python -m local.sagemaker --help``."""
 
 import argparse
 import fcntl
@@ -20,7 +20,7 @@ from .settings import Settings
 from .store import Store
 from .training import Training
 
-log = logging.getLogger("local_sagemaker")
+log = logging.getLogger("local.sagemaker")
 
 # How long the end of the server waits for events to be delivered and for log lines to be taken.
 _EVENTS_SECONDS = 2.0
@@ -29,7 +29,7 @@ _LOGS_SECONDS = 5.0
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="local_sagemaker", description="A SageMaker that trains and serves on this machine."
+        prog="local.sagemaker", description="A SageMaker that trains and serves on this machine."
     )
     parser.add_argument("--port", type=int, default=0, help="loopback port (default: a free one)")
     parser.add_argument("--state", type=Path, required=True, help="folder for everything that is kept")

@@ -27,7 +27,7 @@ from .processes import Child
 from .settings import Settings, later_than, now
 from .store import ENDPOINT_CONFIGS, ENDPOINTS, MODELS, Record, Store
 
-log = logging.getLogger("local_sagemaker")
+log = logging.getLogger("local.sagemaker")
 
 _SERVE = str(Path(__file__).with_name("serve.py"))
 _MEMORY_STEPS_MB = (1024, 2048, 3072, 4096, 5120, 6144)

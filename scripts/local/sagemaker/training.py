@@ -20,7 +20,7 @@ from .processes import Child
 from .settings import Settings, later_than, now
 from .store import TRAINING_JOBS, Record, Store
 
-log = logging.getLogger("local_sagemaker")
+log = logging.getLogger("local.sagemaker")
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 # Longest FailureReason in the API, and how much of output/failure SageMaker reads.

@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 INVOCATION = Path(__file__).with_name("bench_invocation.py")
 INVOCATION_SECONDS = 600
 MEMORY_RATIO = 1.1

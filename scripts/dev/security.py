@@ -1,8 +1,8 @@
 """Scan terraform/ with checkov and print what it found: passed, failed, and every exception with its reason.
 
-    python scripts/security.py
+    python -m dev.security
 
-Offline: nothing is downloaded or uploaded. Exceptions stand in the resources, as `#checkov:skip=<check>: <reason>`.
+Offline: nothing is downloaded or uploaded. Exceptions are written in the resources, as `#checkov:skip=<check>: <reason>`.
 Exit status 1 for any failed check, an exception without a reason, a file that cannot be read, or nothing to scan.
 """
 
@@ -15,14 +15,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHECKOV = ROOT / ".checkov" / "bin" / "checkov"
 NO_REASON = "No comment provided"
 SHORTEST_REASON = 20  # characters
 
 
 def scan(folder: Path) -> dict[str, Any]:
-    """Return checkov's report on a folder. Raises OSError when it is not installed, ValueError when it breaks off."""
+    """Return checkov's report on a folder. Raises OSError when it is not installed, ValueError when it breaks."""
     options = ["--framework", "terraform", "--download-external-modules", "false", "--skip-download"]
     # Without a key checkov reaches no platform; the variables keep it from asking somebody's own.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BC_", "PRISMA_", "CKV_"))}
@@ -46,7 +46,7 @@ def reason_of(check: dict[str, Any]) -> str:
 
 
 def judge(report: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return what is wrong, and the lines that tell of the rest."""
+    """Return what is wrong, and the lines that report the rest."""
     results = report["results"]
     wrong = [f"cannot be read: {path}" for path in results["parsing_errors"]]
     for check in results["failed_checks"]:
@@ -74,10 +74,10 @@ def main() -> int:
     try:
         wrong, lines = judge(scan(ROOT / "terraform"))
     except FileNotFoundError:
-        print(f"security.py: {CHECKOV} is missing: run make security", file=sys.stderr)
+        print(f"security: {CHECKOV} is missing: run make security", file=sys.stderr)
         return 1
     except ValueError as error:
-        print(f"security.py: {error}", file=sys.stderr)
+        print(f"security: {error}", file=sys.stderr)
         return 1
     print("\n".join(lines))
     for text in wrong:
