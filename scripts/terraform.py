@@ -184,7 +184,9 @@ def recover_state(directory: Path) -> None:
     if backend or not state.exists() or read_json(state) or not read_json(backup):
         return
     shutil.copy(backup, state)
-    print(f"{state} was cut off when Terraform was killed: restored to what it was before that command", file=sys.stderr)
+    print(
+        f"{state} was cut off when Terraform was killed: restored to what it was before that command", file=sys.stderr
+    )
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def own_command(*arguments: str, directory: Path | None = None) -> list[str]:
 def run(arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
     """Run one Terraform command in a folder, after `init` where it needs that, and return its exit code.
 
-    Raises TerraformError when terraform is missing or too old, `init` fails, or the region is missing or not the stack's.
+    Raises TerraformError when terraform is missing or too old, `init` fails, or the region is missing or wrong.
     """
     environment = clean_environment(environment)
     binary, platform = find_terraform(environment)

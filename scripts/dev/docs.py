@@ -2,8 +2,8 @@
 
     python -m dev.docs
 
-Everything between the page's two marks is generated from the variables.tf, outputs.tf and resources of each folder; the rest
-of the page is written by hand. A test fails when the page is stale.
+Everything between the page's two marks is generated from the variables.tf, outputs.tf and resources of each folder;
+the rest of the page is written by hand. A test fails when the page is stale.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def reference(terraform: Path) -> str:
 
 
 def renew(page: str, made: str) -> str:
-    """Return the page with its generated part replaced. Raises DocsError when the marks are not there, once and in order."""
+    """Return the page with its generated part replaced. Raises DocsError unless each mark is there once."""
     match page.split(BEGIN):
         case [before, rest] if rest.count(END) == 1:
             return f"{before}{BEGIN}\n{made}\n{END}{rest.split(END)[1]}"

@@ -2,7 +2,8 @@
 
     python -m dev.security
 
-Offline: nothing is downloaded or uploaded. Exceptions are written in the resources, as `#checkov:skip=<check>: <reason>`.
+Offline: nothing is downloaded or uploaded. Exceptions are comments in the resources:
+`#checkov:skip=<check>: <reason>`.
 Exit status 1 for any failed check, an exception without a reason, a file that cannot be read, or nothing to scan.
 """
 

@@ -4,7 +4,7 @@
 
 MiniStack 1.5.33 delivers an EventBridge event to a function once and forgets it, leaves the version-id out of S3
 events, and runs functions without Lambda's logging. This launcher replaces those parts inside the running
-emulator; each `mend_*` function below closes one gap and says what AWS does. What it replaces or calls is checked
+emulator; each `patch_*` function below closes one gap and says what AWS does. What it replaces or calls is checked
 first: with another MiniStack it refuses to start instead of pretending.
 
 Settings from the environment (all optional): LAMBDA_ASYNC_RETRY_BASE_SECONDS, LAMBDA_ASYNC_WORKERS,
@@ -131,7 +131,7 @@ class Sender:
             raise ValueError(f"cannot deliver to {arn}: the local AWS knows SQS, SNS and Lambda as destinations")
 
 
-def mend_asynchronous_invocation(gateway: str) -> None:
+def patch_asynchronous_invocation(gateway: str) -> None:
     """Functions behind EventBridge, and Invoke with InvocationType Event, share one bounded queue.
 
     MiniStack starts a thread per EventBridge event: no retry, no failure destination, and what meets a concurrency
@@ -259,7 +259,7 @@ def failure_record(invocation: Invocation, attempt: Attempt, condition: str, ver
     return record
 
 
-def mend_invoke_permission(gateway: str) -> None:
+def patch_invoke_permission(gateway: str) -> None:
     """EventBridge may call a function only when the function's policy lets this rule do so.
 
     MiniStack calls any function that exists and drops the event for one that does not. On AWS both end at once in
@@ -327,36 +327,10 @@ def mend_invoke_permission(gateway: str) -> None:
     events._invoke_target = invoke_target  # type: ignore[attr-defined]
 
 
-def mend_function_runtime() -> None:
-    """Python functions run under AWS's runtime interface client, see lambda_runtime.py.
+def python_environment_class(runtime: ModuleType) -> type:
+    """MiniStack's worker for custom runtimes, as the execution environment of a Python function."""
 
-    MiniStack's own worker has no log handler, so INFO records and `extra` vanish, and knows no error types. It
-    serves the Lambda Runtime API to custom runtimes, which is all that AWS's client needs. It also passes on the
-    whole environment of the launcher, so that a variable missing in Terraform could come from somebody's shell.
-    The log of an invocation that ends after its function was deleted would bring a deleted log group back; on AWS
-    that takes a role which may create log groups. Functions with layers stay with MiniStack's worker, which unpacks
-    them.
-    """
-    runtime = ministack("core.lambda_runtime", _worker_class_for=("config",))
-    functions = ministack(
-        "services.lambda_svc",
-        _emit_lambda_logs=("func", "request_id", "log_text", "error", "duration_ms", "log_source"),
-        _execute_function_warm=("func", "event", "request_id"),
-        _execute_function_provided_warm=("func", "event", "request_id"),
-        _provided_runtime_code_dir=("code_zip",),
-        _provided_worker_env=("config", "code_dir", "port"),
-        _runtime_env_vars=("config",),
-    )
-    worker_class_for = runtime._worker_class_for
-    execute_with_worker_script = functions._execute_function_warm
-    emit_logs = functions._emit_lambda_logs
-    unpack = functions._provided_runtime_code_dir
-    worker_environment = functions._provided_worker_env
-
-    def is_ours(config: dict[str, Any]) -> bool:
-        return config.get("Runtime", "").startswith("python") and not config.get("Layers")
-
-    class PythonEnvironment(runtime.ProvidedWorker):  # type: ignore[name-defined]
+    class PythonEnvironment(runtime.ProvidedWorker):  # type: ignore[misc, name-defined]
         """An execution environment of a Python function."""
 
         def invoke(self, event: Any, request_id: str, **context: Any) -> dict[str, Any]:
@@ -389,12 +363,46 @@ def mend_function_runtime() -> None:
         def _init_log_suffix(self) -> str:
             return ""  # the log goes into the result as a whole, see invoke
 
+    return PythonEnvironment
+
+
+def patch_function_runtime() -> None:
+    """Python functions run under AWS's runtime interface client, see lambda_runtime.py.
+
+    MiniStack's own worker has no log handler, so INFO records and `extra` vanish, and knows no error types. It
+    serves the Lambda Runtime API to custom runtimes, which is all that AWS's client needs. It also passes on the
+    whole environment of the launcher, so that a variable missing in Terraform could come from somebody's shell.
+    The log of an invocation that ends after its function was deleted would bring a deleted log group back; on AWS
+    that takes a role which may create log groups. Functions with layers stay with MiniStack's worker, which unpacks
+    them.
+    """
+    runtime = ministack("core.lambda_runtime", _worker_class_for=("config",))
+    functions = ministack(
+        "services.lambda_svc",
+        _emit_lambda_logs=("func", "request_id", "log_text", "error", "duration_ms", "log_source"),
+        _execute_function_warm=("func", "event", "request_id"),
+        _execute_function_provided_warm=("func", "event", "request_id"),
+        _provided_runtime_code_dir=("code_zip",),
+        _provided_worker_env=("config", "code_dir", "port"),
+        _runtime_env_vars=("config",),
+    )
+    worker_class_for = runtime._worker_class_for
+    execute_with_worker_script = functions._execute_function_warm
+    emit_logs = functions._emit_lambda_logs
+    unpack = functions._provided_runtime_code_dir
+    worker_environment = functions._provided_worker_env
+
+    python_environment = python_environment_class(runtime)
+
+    def is_ours(config: dict[str, Any]) -> bool:
+        return config.get("Runtime", "").startswith("python") and not config.get("Layers")
+
     def emit_logs_of_existing(func: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         if (func.get("config") or func)["FunctionName"] in functions._functions:
             emit_logs(func, *args, **kwargs)
 
     def environment_class(config: dict[str, Any]) -> type:
-        chosen: type = PythonEnvironment if is_ours(config) else worker_class_for(config)
+        chosen: type = python_environment if is_ours(config) else worker_class_for(config)
         return chosen
 
     def execute_warm(func: dict[str, Any], event: Any, request_id: str) -> dict[str, Any]:
@@ -440,7 +448,7 @@ def mend_function_runtime() -> None:
     functions._provided_worker_env = environment  # type: ignore[attr-defined]
 
 
-def mend_s3_events() -> None:
+def patch_s3_events() -> None:
     """S3's EventBridge events carry the version-id on versioned buckets, and a time in whole seconds.
 
     Source: Amazon S3 user guide, "EventBridge event message structure".
@@ -488,7 +496,7 @@ def mend_s3_events() -> None:
     events._dispatch_event = dispatch_event  # type: ignore[attr-defined]
 
 
-def mend_copy_object() -> None:
+def patch_copy_object() -> None:
     """CopyObject respects IfMatch and IfNoneMatch on its destination, and refuses a source above 5 GB.
 
     Source: S3 API reference, CopyObject; the error text is the one that S3 answers.
@@ -524,7 +532,7 @@ def mend_copy_object() -> None:
     s3._copy_object = copy_object  # type: ignore[attr-defined]
 
 
-def mend_described_alarms() -> None:
+def patch_described_alarms() -> None:
     """DescribeAlarms answers Terraform's provider, which speaks the Query protocol, with all that was put.
 
     MiniStack leaves most members out of the XML, so every plan would change every alarm.
@@ -659,12 +667,12 @@ def prepare_environment(port: int, state: Path) -> str:
 
 def mended_app(gateway: str) -> App:
     """MiniStack's application with every gap closed. Raises IncompatibleMiniStack."""
-    mend_asynchronous_invocation(gateway)
-    mend_invoke_permission(gateway)
-    mend_function_runtime()
-    mend_s3_events()
-    mend_copy_object()
-    mend_described_alarms()
+    patch_asynchronous_invocation(gateway)
+    patch_invoke_permission(gateway)
+    patch_function_runtime()
+    patch_s3_events()
+    patch_copy_object()
+    patch_described_alarms()
     app: App = ministack("app", app=("scope", "receive", "send")).app
     return with_repeated_requests_logged(with_service_events(app))
 

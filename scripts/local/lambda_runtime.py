@@ -25,7 +25,7 @@ PARENT_CHECK_SECONDS = 0.5
 CONTENT = {"Body", "Message", "MessageAttributes", "MultipartUpload", "Subject"}
 
 
-class RuntimeClient(LambdaRuntimeClient):
+class RuntimeClient(LambdaRuntimeClient):  # type: ignore[misc]  # the package has no types
     """The published client, with its requests in Python: the C extension it brings exists for Linux only."""
 
     def wait_next_invocation(self) -> InvocationRequest:

@@ -131,10 +131,10 @@ def up(
     """Starts the local AWS, deploys to it, and returns the stack, which runs until `down`.
 
     `variables` are Terraform variables instead of the laptop's own; `parallel_trainings` is how many jobs the local
-    SageMaker runs at once, whatever it is asked for. `base_model` is a Hub id or a folder; by default
-    it is the small model that a Python package carries. `beside` is a stack with another state folder: this one is deployed
-    to the same local AWS, which goes on running when this one is down. Raises AlreadyRunning, or StackError after
-    having stopped what was started.
+    SageMaker runs at once, whatever it is asked for. `base_model` is a Hub id or a folder, by default the small model
+    that a Python package carries. `beside` is a stack with another state folder: this one is deployed to the same local
+    AWS, which keeps running when this one is down. Raises AlreadyRunning, or StackError after stopping what it had
+    started.
     """
     report = report or Printer()
     settings = laptop_variables(variables or {}, base_model)

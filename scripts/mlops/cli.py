@@ -29,16 +29,23 @@ Target = Annotated[
     ),
 ]
 Model = Annotated[str, typer.Option("--model", envvar="MODEL", metavar="NAME", help='The model, by default "default".')]
-Data = Annotated[str, typer.Option("--data", envvar="DATA", metavar="FILE", help="A CSV with a text and a label column.")]
+Data = Annotated[
+    str, typer.Option("--data", envvar="DATA", metavar="FILE", help="A CSV with a text and a label column.")
+]
 BaseModel = Annotated[
     str,
     typer.Option(
-        "--base-model", envvar="BASE_MODEL", metavar="ID", help="A HuggingFace Hub id or a folder; by default a small one."
+        "--base-model",
+        envvar="BASE_MODEL",
+        metavar="ID",
+        help="A HuggingFace Hub id or a folder; by default a small one.",
     ),
 ]
 Keep = Annotated[bool, typer.Option("--keep", envvar="KEEP", metavar="", help="Leave the local AWS running.")]
 Text = Annotated[str, typer.Option("--text", envvar="TEXT", metavar="TEXT", help="The text to label.")]
-Job = Annotated[str, typer.Option("--job", envvar="JOB", metavar="NAME", help="A training job; make status shows them.")]
+Job = Annotated[
+    str, typer.Option("--job", envvar="JOB", metavar="NAME", help="A training job; make status shows them.")
+]
 Endpoint = Annotated[str, typer.Option("--endpoint", envvar="ENDPOINT", metavar="NAME", help="An endpoint.")]
 Minutes = Annotated[
     str, typer.Option("--minutes", envvar="MINUTES", metavar="NUMBER", help="How far back; the whole log of a job.")
@@ -48,7 +55,9 @@ To = Annotated[
 ]
 Reason = Annotated[str, typer.Option("--reason", envvar="REASON", metavar="TEXT", help="Why; kept in the record.")]
 Yes = Annotated[bool, typer.Option("--yes", envvar="YES", metavar="", help="Do not ask.")]
-StopJobs = Annotated[bool, typer.Option("--stop-jobs", envvar="STOP_JOBS", metavar="", help="Stop running training jobs as well.")]
+StopJobs = Annotated[
+    bool, typer.Option("--stop-jobs", envvar="STOP_JOBS", metavar="", help="Stop running training jobs as well.")
+]
 DeleteData = Annotated[
     str,
     typer.Option("--data", envvar="DATA", metavar="delete", help='"delete": delete the bucket as well, with all data.'),

@@ -232,9 +232,7 @@ def run(data: str, model: str, base_model: str, keep: bool) -> int:
         model = model_name(model)
         file = Path(data or SAMPLE)
         check_upload(file)
-        stack.up(
-            report=lambda stage, text: timeline.say(text) if text else timeline.done(stage), base_model=base_model
-        )
+        stack.up(report=lambda stage, text: timeline.say(text) if text else timeline.done(stage), base_model=base_model)
         started = True
         target = connect("local")
         log = TrainingLog(target)

@@ -234,10 +234,7 @@ class Destroy:
         target = self.target
         return [
             *(("training job", f"{job} ({status}): is stopped") for job, status in unfinished_jobs(target).items()),
-            *(
-                ("endpoint", f"{item['name']} ({item['config']})")
-                for item in own_endpoints(target, every_name=True)
-            ),
+            *(("endpoint", f"{item['name']} ({item['config']})") for item in own_endpoints(target, every_name=True)),
             *(("endpoint config", name) for name in owned(target, "EndpointConfig")),
             *(("model", name) for name in owned(target, "Model")),
         ]

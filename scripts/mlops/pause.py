@@ -5,7 +5,6 @@ Either writes down what it is about to do before it does it, so it can be interr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 

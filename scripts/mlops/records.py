@@ -347,7 +347,9 @@ class Deployment(TypedDict):
     ended: NotRequired[str | None]  # the endpoint's last-modified time when the deployment was over
     checked: NotRequired[str]  # what came of the golden rows, for people
     cleaned: NotRequired[bool]  # older models were cleaned up after it
-    deleted_by: Literal["", "pipeline"]  # "pipeline": the endpoint was deleted by a function, or not recreated by resume
+    deleted_by: Literal[
+        "", "pipeline"
+    ]  # "pipeline": the endpoint was deleted by a function, or not recreated by resume
     emails: dict[str, Sending]  # by what they say, of this attempt
     gone: NotRequired[bool]  # its model and endpoint config were deleted
     withdrawn: NotRequired[Withdrawn]

@@ -90,7 +90,9 @@ def training_line(guards: Ledger | None) -> str:
     today = guards is not None and guards["day"]["date"] == f"{datetime.now(UTC):%Y-%m-%d}"
     started = len(guards["day"]["jobs"]) if guards and today else 0
     quota = guards.get("zero_quota") if guards else None
-    return f"training   {held} running, {started} started today (UTC)" + (f"; the quota of {quota} is 0" if quota else "")
+    return f"training   {held} running, {started} started today (UTC)" + (
+        f"; the quota of {quota} is 0" if quota else ""
+    )
 
 
 def endpoint_line(target: Target, model: str, is_paused: bool) -> str:

@@ -136,7 +136,8 @@ def check_functions(target: Target) -> None:
         if error_code(error) != "ResourceNotFoundException":
             raise
         raise UsageError(
-            f"the function {name} is gone: this stack was destroyed. make deploy takes its bucket up again; then rerun this"
+            f"the function {name} is gone: this stack was destroyed. make deploy takes its bucket up again; "
+            "then rerun this"
         ) from error
 
 

@@ -13,10 +13,10 @@ import threading
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import aws
 import pytest
 from hypercorn.config import Config
 
-import aws
 from launcher import AWS_PY, WAIT_SECONDS, LocalAws, eventually, local_aws
 
 SLEEPING = """
@@ -96,7 +96,6 @@ def test_another_ministack_is_refused_by_name_and_version(tmp_path: Path) -> Non
         "import ministack.services.s3 as s3\n"
         "importlib.metadata.version = lambda name: '9.9.9'\n"
         "s3._copy_object = lambda bucket, key: None\n"
-        f"sys.path.insert(0, {str(AWS_PY.parent)!r})\n"
         f"sys.argv = ['aws.py', '--port', '0', '--state', {str(tmp_path / 'state')!r}]\n"
         f"runpy.run_path({str(AWS_PY)!r}, run_name='__main__')\n"
     )

@@ -57,7 +57,7 @@ class Handler:
         parts = {"input_fn", "predict_fn", "output_fn"}
         if "transform_fn" in self._functions and parts & set(self._functions):
             raise ValueError("Cannot use transform_fn implementation with input_fn, predict_fn or output_fn")
-        load = self._functions.get("model_fn", _load_pipeline)
+        load: Callable[..., Any] = self._functions.get("model_fn", _load_pipeline)
         self._model = load(str(model_dir))
 
     def respond(self, data: bytes, content_type: str, accept: str) -> tuple[bytes, str]:

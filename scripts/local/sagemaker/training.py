@@ -491,12 +491,7 @@ def _check_request(request: Record) -> None:
     for member in ("AlgorithmSpecification", "ResourceConfig", "StoppingCondition"):
         if request.get(member) is None:
             raise null_member(member[:1].lower() + member[1:])
-    resources = request["ResourceConfig"]
-    for member in ("InstanceType", "InstanceCount", "VolumeSizeInGB"):
-        if resources.get(member) is None:
-            raise null_member("resourceConfig." + member[:1].lower() + member[1:])
-    if resources["InstanceCount"] != 1:
-        raise unsupported(f"{resources['InstanceCount']} training instances, only 1")
+    _check_resources(request["ResourceConfig"])
     algorithm = request["AlgorithmSpecification"]
     if not algorithm.get("TrainingImage"):
         raise null_member("algorithmSpecification.trainingImage")
@@ -514,7 +509,18 @@ def _check_request(request: Record) -> None:
             re.compile(definition["Regex"])
         except re.error as exc:
             raise validation(f"Invalid regex {definition['Regex']!r} for metric {definition['Name']}: {exc}") from exc
-    parameters = request.get("HyperParameters", {})
+    _check_program(request.get("HyperParameters", {}))
+
+
+def _check_resources(resources: Record) -> None:
+    for member in ("InstanceType", "InstanceCount", "VolumeSizeInGB"):
+        if resources.get(member) is None:
+            raise null_member("resourceConfig." + member[:1].lower() + member[1:])
+    if resources["InstanceCount"] != 1:
+        raise unsupported(f"{resources['InstanceCount']} training instances, only 1")
+
+
+def _check_program(parameters: dict[str, str]) -> None:
     for key in ("sagemaker_program", "sagemaker_submit_directory"):
         if key not in parameters:
             raise unsupported(f"an algorithm that is only an image: give the hyperparameter {key}")
