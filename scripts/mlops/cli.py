@@ -241,13 +241,15 @@ def explain(error: typer.TyperException) -> int:
     """Say what is wrong with a command line, and where help is; the exit status."""
     context, variable = getattr(error, "ctx", None), getattr(getattr(error, "param", None), "envvar", None)
     text = error.format_message()
+    if not text:
+        # Help was shown, because there was no command.
+        return error.exit_code
     if isinstance(error, typer.BadParameter) and isinstance(variable, str):
-        # Only flags have values that Typer checks, and only the environment gives them any.
-        text = f"{variable}={os.environ.get(variable, '')}: it is 1 or 0"
-    if text:
-        # Without a text, it was help that was asked for.
+        # Typer checks the values of flags alone, and only the environment gives them any.
+        refuse(f"{variable}={os.environ.get(variable, '')}: it is 1 or 0")
+    else:
         refuse(text[0].lower() + text[1:])
-        print(f"{context.command_path if context else 'mlops'} --help shows what there is", file=sys.stderr)
+    print(f"{context.command_path if context else 'mlops'} --help shows what there is", file=sys.stderr)
     return error.exit_code
 
 

@@ -225,3 +225,44 @@ def test_an_endpoint_that_cannot_be_brought_back_is_said(
     assert shell.run("resume", "--model", "default") == 2
     assert reason in capsys.readouterr().err
     assert shell.functions.sent == []
+
+
+# --- records of schema 2 ------------------------------------------------------------------------------
+
+
+def put_deployment(shell: Shell, job: str, state: str, **more: object) -> str:
+    """An approved model and the record of its deployment, as the functions write it today; returns the record's key."""
+    shell.world.upload(approved_key(job), ARTIFACT)
+    config = f"{job}-0123abcd"
+    record = {"schema": 2, "config": config, "endpoint": ENDPOINT, "model": "default", "job": job, "state": state}
+    sent = {"by": "request-1", "at": "2026-12-01T10:00:00+00:00", "done": True}
+    record |= {"by": "request-1", "at": "2026-12-01T10:00:00+00:00", "reason": "", "tries": 3, "restores": ""}
+    record |= {"deleted_by": "", "emails": {"held": sent}, **more}
+    shell.world.put(f"models/deployments/{config}.json", record)
+    return f"models/deployments/{config}.json"
+
+
+def test_a_held_model_is_deployed_when_somebody_asks(shell: Shell) -> None:
+    key = put_deployment(shell, FIRST, "held")
+    assert shell.run("resume", "--model", "default") == 0
+    record = shell.world.record(key)
+    assert (record["schema"], record["state"], record["tries"]) == (2, "waiting", 0)
+    assert (record["deleted_by"], record["emails"]) == ("pipeline", {})
+    assert "deleted" not in record
+    assert [function for function, _ in shell.functions.sent] == [FUNCTIONS["deployer"]]
+
+
+def test_a_model_that_was_live_before_a_held_one_comes_back_first(shell: Shell) -> None:
+    shell.go_live(FIRST)
+    (live,) = shell.world.keys("models/deployments/")
+    sent = {"by": "request-1", "at": "2026-12-01T10:00:00+00:00", "done": True}
+    written = shell.world.record(live) | {"schema": 2, "deleted_by": "", "emails": {"successful": sent}}
+    shell.world.put(live, written)
+    shell.sagemaker.vanish(ENDPOINT)
+    held = put_deployment(shell, SECOND, "held")
+    before = shell.world.record(held)
+    assert shell.run("resume", "--model", "default") == 0
+    record = shell.world.record(live)
+    assert (record["state"], record["restores"], record["emails"]) == ("started", "it was deleted by hand", {})
+    assert shell.world.record(held) == before
+    assert shell.sagemaker.endpoints[ENDPOINT]["EndpointConfigName"] == record["config"]

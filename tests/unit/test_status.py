@@ -45,3 +45,19 @@ def test_status_shows_the_pause_what_waits_and_what_was_withdrawn(
     assert ": rude answers" in shown
     assert "1 failed events wait" in shown
     assert "make redrive" in shown
+
+
+def test_status_knows_the_states_and_the_ledger_of_schema_2(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    source = {"schema": 2, "job": FIRST, "model": "default", "bucket": BUCKET, "key": "data/train/x.csv"}
+    shell.world.put(f"data/snapshots/{FIRST}/source.json", source)
+    decision = {"schema": 2, "job": FIRST, "verdict": "approved", "checks": [{"metric": "accuracy", "value": 0.91}]}
+    shell.world.put(f"models/decisions/{FIRST}.json", decision)
+    deployment = {"schema": 2, "endpoint": ENDPOINT, "job": FIRST, "state": "held", "deleted_by": "", "emails": {}}
+    shell.world.put(f"models/deployments/{FIRST}-0123abcd.json", deployment)
+    day = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "jobs": [FIRST]}
+    ledger = {"schema": 2, "jobs": {FIRST: {"state": "ended"}}, "day": day, "oldest_waiting": "", "emails": {}}
+    shell.world.put("slots/training.json", ledger)
+    assert cli.main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "training   0 running, 1 started today (UTC)\n" in shown
+    assert f"{FIRST}  approved    held         x.csv  accuracy 0.910" in shown

@@ -70,9 +70,10 @@ class Handler:
             if "transform_fn" in functions:
                 result = functions["transform_fn"](self._model, decoded, content_type, accept)
             else:
-                processed = functions.get("input_fn", _decode)(decoded, content_type)
-                prediction = functions.get("predict_fn", _predict)(processed, self._model)
-                result = functions.get("output_fn", _encode)(prediction, accept)
+                decode: Callable[..., Any] = functions.get("input_fn", _decode)
+                predict: Callable[..., Any] = functions.get("predict_fn", _predict)
+                encode: Callable[..., Any] = functions.get("output_fn", _encode)
+                result = encode(predict(decode(decoded, content_type), self._model), accept)
         if isinstance(result, str):
             result = result.encode("utf-8")
         elif not isinstance(result, bytes):
