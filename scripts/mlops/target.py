@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import boto3
@@ -46,12 +46,15 @@ class Target:
     session: boto3.Session
     environment: Mapping[str, str]
     outputs: Mapping[str, Any]
+    clients: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def client(self, service: str) -> Any:
-        """A client of this stack's AWS; endpoints of the local one come from its environment."""
-        name = {"sagemaker": "SAGEMAKER", "sagemaker-runtime": "SAGEMAKER_RUNTIME"}.get(service, "")
-        url = self.environment.get(f"AWS_ENDPOINT_URL_{name}") or self.environment.get("AWS_ENDPOINT_URL")
-        return self.session.client(service, endpoint_url=url)
+        """The client of a service on this stack's AWS; endpoints of the local one come from its environment."""
+        if service not in self.clients:
+            name = {"sagemaker": "SAGEMAKER", "sagemaker-runtime": "SAGEMAKER_RUNTIME"}.get(service, "")
+            url = self.environment.get(f"AWS_ENDPOINT_URL_{name}") or self.environment.get("AWS_ENDPOINT_URL")
+            self.clients[service] = self.session.client(service, endpoint_url=url)
+        return self.clients[service]
 
     @property
     def bucket(self) -> str:
