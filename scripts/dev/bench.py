@@ -1,9 +1,9 @@
-"""What the functions take for archives and uploads that are hostile, damaged or huge: make bench.
+"""How much memory the functions need for archives and uploads that are hostile, damaged or huge: make bench.
 
 Each case is one invocation of a function's real handler, in a fresh process that has handled a small, healthy one
-before and may write to no file, against a stand-in for AWS that makes the huge objects up as it sends them. Its peak
+before and may write to no file, against a stand-in for AWS that generates huge objects while it sends them. Its peak
 memory is compared with that of a small, healthy case of the same run; exit status 1 when it is more than MEMORY_RATIO
-times that, when a file was written, or when the outcome is another than it must be. The seconds are for reading only.
+times that, when a file was written, or when the outcome is wrong. The seconds are for information only.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ ENVIRONMENT = {
 # --- archives and uploads ---------------------------------------------------------------------------
 
 
-# An object: blocks of bytes, each so many times over.
+# An object: blocks of bytes, and how often each is repeated.
 Content = list[tuple[bytes, int]]
 
 
@@ -98,7 +98,7 @@ def joined(content: Content) -> bytes:
 
 @dataclass(frozen=True)
 class Member:
-    """One member of a tar: its content is a block of bytes, so many times over; size: what the header claims of it."""
+    """One member of a tar: its content is a block of bytes, repeated; size: what the header claims."""
 
     name: str
     block: bytes = b""
@@ -137,13 +137,13 @@ APPROVAL = "every metric is within its threshold"
 
 @dataclass(frozen=True)
 class Case:
-    """An archive or upload, and the outcome that it must end in: the beginning of verdict and reason, as a pattern."""
+    """An archive or upload, and the outcome that it must have: how verdict and reason start, as a pattern."""
 
     name: str
     outcome: str
     model: Sequence[Member] = (WEIGHTS,)
     output: Sequence[Member] = ()
-    mangle: Callable[[bytes], bytes] | None = None  # what becomes of the model's archive
+    mangle: Callable[[bytes], bytes] | None = None  # what is done to the model's archive
 
 
 HEALTHY_CASE = Case("small and healthy", f"approved: {APPROVAL}", output=(HEALTHY, GOLDEN))
@@ -154,7 +154,7 @@ def with_metrics(name: str, reason: str, text: str) -> Case:
 
 
 def archives(scale: float = 1.0) -> list[Case]:
-    """The archives for the evaluator, the healthy one first. scale: of the sizes of the huge ones."""
+    """The archives for the evaluator, the healthy one first. scale: factor for the sizes of the huge ones."""
 
     def megabytes(size: int) -> int:
         return max(int(size * scale), 1)
@@ -210,7 +210,7 @@ def archives(scale: float = 1.0) -> list[Case]:
 
 ROWS = b"see you at noon,ham\nyou have won a prize,spam\n" * 20_000  # 0.9 MB
 HEADER = b"text,label\n"
-# As much as a full first part takes is the yardstick for the rest, not a file of two rows.
+# The baseline for the rest is what a full first part takes, not a file of two rows.
 UPLOADS: list[tuple[str, str, Content]] = [
     ("2 MB, healthy", "started", [(HEADER, 1), (ROWS, 2)]),
     ("two rows", "started", [(HEADER + b"a,b\nc,d\n", 1)]),
@@ -257,7 +257,7 @@ def raw(job: str) -> str:
 
 
 def sagemaker(operation: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The answer of SageMaker: one completed job, no endpoint, and whatever is made is made."""
+    """The answer of SageMaker: one completed job, no endpoint, and every creation succeeds."""
     if operation == "DescribeTrainingJob":
         name = request["TrainingJobName"]
         artifact = {"S3ModelArtifacts": f"s3://{BUCKET}/{raw(name)}model.tar.gz"}
@@ -363,7 +363,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever asked has read enough and left: that is what is measured here. All else is told."""
+        """A client that has read enough closes the connection, as it should. Other errors are shown."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -386,7 +386,7 @@ def serving(aws: Aws) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Result:
-    """What one case came to. problem: what is wrong with it, "" when nothing."""
+    """The result of one case. problem: what is wrong with it, "" when nothing."""
 
     name: str
     outcome: str
@@ -396,7 +396,7 @@ class Result:
 
 
 def invoke(function: str, aws: Aws, *events: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Invoke a function's handler in a process of its own; returns what the last event took, and what is wrong."""
+    """Invoke a function's handler in a process of its own; returns the figures of the last event, and what is wrong."""
     with serving(aws) as address, tempfile.TemporaryDirectory() as home:
         environment = ENVIRONMENT[function] | {
             "AWS_ENDPOINT_URL": address, "HOME": home, "TMPDIR": home, "PYTHONDONTWRITEBYTECODE": "1"
@@ -481,7 +481,7 @@ def preflight(name: str, expected: str, content: Content) -> Result:
 
 
 def judged(results: Sequence[Result]) -> list[tuple[Result, float]]:
-    """Each result with its memory as a multiple of the first one's, which is what the others are measured by."""
+    """Each result with its memory as a multiple of the first one's, which is the baseline."""
     return [(one, one.megabytes / results[0].megabytes if results[0].megabytes else 0.0) for one in results]
 
 

@@ -2,7 +2,7 @@
 
 python scripts/dev/bench_invocation.py lambda/<function>/handler.py < events.json (a list)
 Prints what the last one answered and took as one line of JSON; those before it warm the process up, as Lambda keeps one
-for many events. Imports little: what it holds itself blurs the comparison.
+for many events. Imports little: its own memory blurs the comparison.
 """
 
 import gc
@@ -34,20 +34,20 @@ class Context:
 def peak_bytes() -> int:
     """The most memory that this process had at once, since forget_peak().
 
-    Not getrusage's ru_maxrss: through fork and exec that begins with the memory of the process that started this one.
+    Not getrusage's ru_maxrss: through fork and exec that starts with the memory of the parent process.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
 
 
 def forget_peak() -> None:
-    """Count from what is in use now: the first invocation's loading of botocore's models takes most, and would hide a
+    """Count from what is in use now: loading botocore's models in the first invocation takes most, and would hide a
     later one's. (proc(5), /proc/pid/clear_refs; no file, so the limit on those does not count.)"""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def note_files(opened: list[str]) -> None:
-    """From now on, add the name of every file that is opened for writing. Those that are opened fail as they grow."""
+    """From now on, add the name of every file that is opened for writing. Writing to one fails."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):

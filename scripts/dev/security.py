@@ -25,7 +25,7 @@ SHORTEST_REASON = 20  # characters
 def scan(folder: Path) -> dict[str, Any]:
     """Return checkov's report on a folder. Raises OSError when it is not installed, ValueError when it breaks."""
     options = ["--framework", "terraform", "--download-external-modules", "false", "--skip-download"]
-    # Without a key checkov reaches no platform; the variables keep it from asking somebody's own.
+    # Without a key checkov contacts no platform; these variables could give it one.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BC_", "PRISMA_", "CKV_"))}
     done = subprocess.run(
         [CHECKOV, "--directory", folder, *options, "--output", "json", "--compact", "--soft-fail"],

@@ -2,8 +2,8 @@
 
     python -m dev.terraform_check
 
-With the AWS provider that terraform.py finds (or installs), in a copy, so that nobody's own settings, state or backend
-take part. The root module also with version 6, for which stand-ins of the provider are used: $OFFLINE_PROVIDERS, by
+With the AWS provider that terraform.py finds (or installs), in a copy, so that your own settings, state and backend
+have no effect. The root module also with version 6, for which stand-ins of the provider are used: $OFFLINE_PROVIDERS, by
 default ../shared/tools/offline-providers beside the project. Without them it says so.
 """
 
@@ -39,7 +39,7 @@ class CheckError(Exception):
 
 @dataclass
 class Result:
-    """What came of one folder."""
+    """The result of one folder."""
 
     folder: str
     provider: str = ""
@@ -122,14 +122,14 @@ def check(
 
 
 def copy_configuration(target: Path) -> Path:
-    """Copy terraform/, without what is somebody's own, to where it finds the packages."""
+    """Copy terraform/, without personal settings and state, to where it finds the packages."""
     shutil.copytree(ROOT / "terraform", target / "terraform", ignore=shutil.ignore_patterns(*PRIVATE))
     (target / "build").symlink_to(ROOT / "build", target_is_directory=True)
     return target / "terraform"
 
 
 def stand_ins(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The environment in which Terraform takes the stand-ins of provider 6, or None where there are none."""
+    """The environment in which Terraform uses the stand-ins of provider 6, or None where there are none."""
     tools = Path(environment.get("OFFLINE_PROVIDERS") or STAND_INS)
     if not (tools / "install.sh").is_file():
         return None
@@ -142,7 +142,7 @@ def stand_ins(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def report(result: Result) -> bool:
-    """Print what came of a folder, and return whether all was well."""
+    """Print the result of a folder, and return whether it is good."""
     print(
         f"  {'ok' if not result.problems else 'FAILED':6} {result.folder:48} aws {result.provider:8} "
         f"{result.runs:3} runs {result.assertions:4} assertions {result.refusals:4} refusals",

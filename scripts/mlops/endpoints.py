@@ -1,4 +1,4 @@
-"""What SageMaker has of a stack: its endpoints and running training jobs, told from others' by their Stack tag."""
+"""What SageMaker has of a stack: its endpoints and running training jobs, identified by their Stack tag."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def describe_endpoint(target: Target, name: str) -> dict[str, Any] | None:
 
 
 def own_tags(target: Target, arn: str) -> list[dict[str, str]]:
-    """The tags of something that this stack made; none when another made it. AWS's own tags cannot be set again."""
+    """The tags of something that this stack created; none when another did. AWS's own tags cannot be set again."""
     tags = target.client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
     if {"Key": "Stack", "Value": target.bucket} not in tags:
         return []

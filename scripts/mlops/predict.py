@@ -19,9 +19,8 @@ def predict(target: Target, model: str, text: str) -> dict[str, Any]:
         )
     except ClientError as error:
         if error_code(error) == "ValidationError":
-            raise UsageError(
-                f"the endpoint {endpoint} does not answer: {error_message(error).rstrip(".")}; see make status"
-            ) from error
+            reason = error_message(error).rstrip(".")
+            raise UsageError(f"the endpoint {endpoint} does not answer: {reason}; see make status") from error
         raise
     result: dict[str, Any] = json.loads(answer["Body"].read())[0]
     return result

@@ -25,7 +25,7 @@ class LeftAlone(Exception):
 class FailedEvent:
     """A message of the failed-events queue: what to invoke with what, and what it was about, for people.
 
-    identities: by what the same event is known when it comes back: its own id, the id of the request that failed.
+    identities: what identifies the same event when it comes back: its own id, the id of the request that failed.
     """
 
     function: str
@@ -63,7 +63,7 @@ def parse_failed(target: Target, sqs_message: Mapping[str, Any]) -> FailedEvent:
     request_id = str(context.get("requestId", ""))
     if not request_id:
         raise LeftAlone("Lambda's record lacks the requestId")
-    # Sent again before, and failed again: what counts is the request that failed first. Its leases are still its own.
+    # Sent again before, and failed again: the request that failed first counts, as it holds the leases.
     while isinstance(event.get("event"), dict) and "redrive_of" in event:
         request_id, event = str(event["redrive_of"]), event["event"]
     response = body.get("responsePayload")
@@ -103,7 +103,7 @@ def redrive(target: Target) -> int:
     """Send every failed event to its function again; the exit status: 1 when messages are left in the queue.
 
     A message is deleted once Lambda has accepted its event: interrupted in between, the event is sent twice,
-    which is harmless. What fails again comes back to the queue, and is left there for the next time.
+    which is harmless. What fails again comes back to the queue, and stays there for the next run.
     """
     sqs, url = target.client("sqs"), target.outputs["failure_queue_url"]
     short = {function: name for name, function in target.functions.items()}
@@ -123,7 +123,7 @@ def redrive(target: Target) -> int:
             break
         for item in messages:
             if item["MessageId"] in done:
-                # SQS delivers at least once, now and then a deleted message too.
+                # SQS delivers at least once, now and then even a deleted message.
                 continue
             try:
                 failed = parse_failed(target, item)
@@ -144,7 +144,7 @@ def redrive(target: Target) -> int:
     if not done and not left:
         print("the queue of failed events is empty: nothing to send again")
     else:
-        print(f"{len(done)} sent again, {len(left)} left" + ("; make logs shows what comes of them" if done else ""))
+        print(f"{len(done)} sent again, {len(left)} left" + ("; make logs shows the results" if done else ""))
     return 1 if left else 0
 
 

@@ -27,7 +27,7 @@ Refused as AWS refuses it
 Stricter than AWS
     Members that the service model does not know are refused (AWS ignores them). Valid requests that this
     server cannot honour (several instances, Pipe mode, file systems, checkpoints, multi-model endpoints,
-    algorithms without ``sagemaker_program`` ...) are refused in words, "Local SageMaker does not support ...",
+    algorithms without ``sagemaker_program`` ...) are refused with the text "Local SageMaker does not support ...",
     rather than accepted and ignored.
 
 Different from AWS
@@ -36,7 +36,7 @@ Different from AWS
     * Nothing is installed. A ``requirements.txt`` beside the program is compared with what the interpreter
       has; an unmet line fails the job as pip would.
     * Hyperparameters reach the program through a shell without quoting, exactly as in SageMaker's framework
-      containers: a value such as ``x; rm -r .`` runs. That hazard is kept so that it shows here first.
+      containers: a value such as ``x; rm -r .`` is executed. That hazard is kept, so that it is found here first.
     * Training input that does not exist fails the job while it downloads; AWS may already refuse the call.
     * VPC, KMS, roles and signatures are checked for shape only. Spot jobs run like any other.
     * One process per variant serves all its instances, one prediction at a time.
@@ -47,13 +47,13 @@ Different from AWS
 
 Kill and restart
     All state is in the state folder, one JSON file per resource, replaced atomically: it survives ``kill -9``
-    (not a power cut). After a restart: jobs that had not begun run; jobs that were running fail with
+    (not a power cut). After a restart: jobs that had not started run; jobs that were running fail with
     InternalServerError, or run again if their RetryStrategy allows it; endpoints in service start their
     servers again (until then InvokeEndpoint answers ServiceUnavailable); an update in flight rolls back
     (to Failed, if the old model does not come up either);
     a creation in flight starts over; a deletion finishes; undelivered events are delivered.
-    Every process that the server starts sits under a guard that kills it when the server is gone.
+    Every process that the server starts runs under a guard that kills it when the server is gone.
 
-Linux is the home platform. On macOS it works with one gap: programs that leave their process group outlive
+It is meant for Linux. On macOS it works with one gap: programs that leave their process group outlive
 a killed server.
 """

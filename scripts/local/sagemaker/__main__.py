@@ -22,7 +22,7 @@ from .training import Training
 
 log = logging.getLogger("local.sagemaker")
 
-# How long the end of the server waits for events to be delivered and for log lines to be taken.
+# How long the server, when it ends, waits for events to be delivered and for log lines to be accepted.
 _EVENTS_SECONDS = 2.0
 _LOGS_SECONDS = 5.0
 
@@ -94,7 +94,7 @@ def _serve(settings: Settings, port: int) -> int:
     stop = threading.Event()
 
     def on_signal(number: int, _frame: object) -> None:
-        # A second signal does not wait: the guards end every child when this process is gone.
+        # A second signal ends it at once: the guards end every child when this process is gone.
         if stop.is_set():
             os._exit(128 + number)
         stop.set()

@@ -127,20 +127,20 @@ class EventSender:
     """Background thread: POSTs the store's undelivered events, oldest first, one at a time.
 
     An event that cannot be delivered is tried `_ATTEMPTS` times with growing pauses (about half a minute),
-    then given up with a log line: SageMaker's own delivery is best effort too. A 4xx answer is final.
+    then dropped with a log line: SageMaker's own delivery is best effort too. A 4xx answer is final.
     """
 
     def __init__(self, store: Store, url: str) -> None:
         self._store = store
         self._url = url
-        # A proxy from the environment has no business with a local receiver.
+        # A proxy from the environment must not be used for a local receiver.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
-        """Deliver for up to the given time what is there, then end; the rest waits in the store."""
+        """Deliver what is there for up to the given time, then end; the rest stays in the store."""
         with self._store.changed:
             self._store.changed.wait_for(lambda: self._store.next_event() is None, timeout_seconds)
             self._stop.set()
@@ -161,7 +161,7 @@ class EventSender:
                     self._store.changed.notify_all()
 
     def _deliver(self, envelope: dict[str, Any]) -> bool:
-        """True when the event is done with, delivered or given up; False when stopped meanwhile."""
+        """True when the event was delivered or dropped; False when the sender was stopped before."""
         body = json.dumps(envelope).encode()
         delay = _FIRST_DELAY_SECONDS
         for attempt in range(1, _ATTEMPTS + 1):

@@ -1,9 +1,9 @@
-"""Runs one command and outlives nothing: ``python guard.py COMMAND ARGUMENT...``.
+"""Runs one command, and never outlives the server: ``python guard.py COMMAND ARGUMENT...``.
 
 The server starts every child through this small process. Its standard input is a pipe that only the server
 holds: when the pipe closes, the server is gone (however it died) or wants the command gone, and the guard
 kills the command with everything that it started. SIGTERM is passed on to the command's process group, whose
-members may all take their time to end. When the command ends by itself, what it left running is killed, and
+members may take their time to end. When the command ends on its own, what it left running is killed, and
 the guard exits with its exit code (128 + N after signal N, as a shell reports it).
 
 A separate process rather than PR_SET_PDEATHSIG in the server: that signal follows the death of the *thread*
@@ -130,7 +130,7 @@ def _descendants(root: int) -> list[int]:
                 stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            # The command name stands in brackets and may hold spaces: fields count from its end.
+            # The command name is in brackets and may contain spaces: fields count from its end.
             parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
     found = [root]
     for process in found:

@@ -1,7 +1,7 @@
 """Models, endpoint configs and endpoints: the API calls, and the servers behind an endpoint.
 
-An endpoint's record has `Served`: the config and models that answer, or are to answer, as they were when it
-was created or updated. So neither a restart nor a rollback needs a config or model that was deleted since.
+An endpoint's record has `Served`: the config and models that answer, or will answer, as they were when it
+was created or updated. So neither a restart nor a rollback needs a config or model that has been deleted since.
 `Pending`, while an update is under way, is the same for the new side, with the deployment settings of the update.
 """
 
@@ -37,7 +37,7 @@ _MAX_ENVIRONMENT_BYTES = 32 * 1024
 _INVOKE_SECONDS = 60.0
 _PING_SECONDS = 2.0
 _POLL_SECONDS = 0.05
-# A server that exits before it is healthy is started this often in all.
+# How often a server that exits before it is healthy is started, in all.
 _STARTS = 3
 _STOP_GRACE_SECONDS = 5.0
 _MAX_RESTART_DELAY_SECONDS = 30.0
@@ -72,7 +72,7 @@ class _Alarmed(Exception):
 
 
 class _Cancelled(Exception):
-    """The server goes down."""
+    """The server is shutting down."""
 
 
 class _Variant:
@@ -127,7 +127,7 @@ class _Variant:
         raise _Unhealthy(unhealthy)
 
     def watch(self) -> None:
-        """Keep a healthy server alive: start it again, with growing pauses, whenever it exits."""
+        """Keep a healthy server alive: restart it, with growing pauses, whenever it exits."""
         threading.Thread(target=self._watch, name="endpoint-watch", daemon=True).start()
 
     def invoke(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
@@ -613,7 +613,7 @@ class Hosting:
     # ---- Life of endpoints -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Take up what an earlier server left; see the package on what becomes of each status."""
+        """Continue what an earlier server left; the package says what happens in each status."""
         shutil.rmtree(self._settings.state / "servers", ignore_errors=True)
         with self._store.lock:
             for endpoint in self._store.all(ENDPOINTS):
@@ -662,7 +662,7 @@ class Hosting:
         thread.start()
 
     def _give_up(self, name: str) -> None:
-        """After an error of this server: nothing may stay busy for ever."""
+        """After an error of this server: nothing may stay busy forever."""
         with self._store.lock:
             endpoint = self._store.get(ENDPOINTS, name)
             if not endpoint or endpoint["EndpointStatus"] not in _BUSY:
@@ -732,7 +732,7 @@ class Hosting:
         """Give the new servers their traffic in the steps of the deployment settings, watching the alarms.
 
         Between two steps WaitIntervalInSeconds pass, after the last one TerminationWaitInSeconds. The old servers
-        stay until then, and get everything back when an alarm is in ALARM at any moment (developer guide,
+        stay until then, and get all traffic back when an alarm is in ALARM at any moment (developer guide,
         "Auto-Rollback Configuration and Monitoring"). Raises _Alarmed; then, as after any error, `fleet` is stopped.
         """
         policy = deployment.get("BlueGreenUpdatePolicy", {})
@@ -800,7 +800,7 @@ class Hosting:
             except _Unhealthy as exc:
                 if self._rollback_failed(name, config_name, str(exc)):
                     return
-                log.warning("endpoint %s does not come up after the restart, trying on: %s", name, exc)
+                log.warning("endpoint %s does not come up after the restart, still trying: %s", name, exc)
             if self._shutdown.wait(delay):
                 raise _Cancelled
             delay = min(delay * 2, _MAX_RESTART_DELAY_SECONDS)
@@ -815,7 +815,7 @@ class Hosting:
         _stop_fleet(fleet)
 
     def _rollback_failed(self, name: str, config_name: str, reason: str) -> bool:
-        """An endpoint that is rolling back must end somewhere: Failed, when its old servers do not come up."""
+        """An endpoint that is rolling back must end in some status: Failed, when its old servers do not come up."""
         with self._store.lock:
             endpoint = self._to_recover(name, config_name)
             if endpoint is None or endpoint["EndpointStatus"] != "RollingBack":
@@ -825,7 +825,7 @@ class Hosting:
             return True
 
     def _to_recover(self, name: str, config_name: str) -> Record | None:
-        """The endpoint, unless it was deleted, updated or recovered meanwhile. Hold the store's lock."""
+        """The endpoint, unless it has been deleted, updated or recovered since. Hold the store's lock."""
         endpoint = self._store.get(ENDPOINTS, name)
         if endpoint is None or endpoint["EndpointStatus"] == "Deleting" or name in self._fleets:
             return None

@@ -53,7 +53,7 @@ class LogStream:
 
 
 class LogShipper:
-    """Background thread that sends what the streams hold. A failing call is said once and tried again."""
+    """Background thread that sends what the streams hold. A failing call is logged once and retried."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -98,7 +98,7 @@ class LogShipper:
                 return
 
     def _send(self, stream: LogStream) -> bool:
-        """Send everything that waits in a stream; False when CloudWatch Logs did not take it."""
+        """Send everything that waits in a stream; False when CloudWatch Logs did not accept it."""
         while stream.waiting:
             batch: list[tuple[int, str]] = []
             size = 0
@@ -117,7 +117,7 @@ class LogShipper:
                 )
             except (BotoCoreError, ClientError) as exc:
                 if not self._failing:
-                    log.warning("CloudWatch Logs does not take lines, trying on: %s", exc)
+                    log.warning("CloudWatch Logs does not accept lines, still trying: %s", exc)
                 self._failing = True
                 stream.waiting.extendleft(reversed(batch))
                 return False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _GUARD = str(Path(__file__).with_name("guard.py"))
-# Longest line passed on; a longer one is cut in pieces (CloudWatch Logs takes 256 KB events everywhere).
+# Longest line that is passed on; a longer one is split (CloudWatch Logs takes 256 KB events everywhere).
 _MAX_LINE_BYTES = 200_000
 
 

@@ -2,7 +2,7 @@
 
 Run by the interpreter in question. Exit code 0 when it does; else 1, with pip's own sentence for the first
 line that is not met. Names and versions are compared, markers honoured; extras, hashes, index options and
-editable installs are not looked into.
+editable installs are ignored.
 """
 
 import importlib.metadata

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-# Bounds on an extracted archive: far above any model that a laptop serves, far below a full disk by a bomb.
+# Bounds on an extracted archive: far above any model that a laptop serves, far below what a bomb fills a disk with.
 _MAX_EXTRACTED_BYTES = 50 * 1024**3
 _MAX_MEMBERS = 100_000
 
@@ -67,7 +67,7 @@ def download_prefix(client: Any, uri: str, folder: Path) -> int:
     """Every key that begins with the prefix, under `folder`; returns how many objects came.
 
     A key keeps what follows the prefix as its path (``s3://b/data`` with ``data/x/y.csv`` gives ``x/y.csv``);
-    where the prefix ends inside a name, or is the key itself, the name is kept whole.
+    where the prefix ends inside a name, or is the key itself, all of the name is kept.
     Raises S3Error, also for keys that cannot be files (``..`` parts, a file where a folder is needed).
     """
     bucket, prefix = split_uri(uri)
@@ -106,7 +106,7 @@ def pack(folder: Path, archive: Path) -> bool:
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     if not paths:
         return False
-    # Weights hardly compress: the fastest level costs little size and saves most of the time.
+    # Weights hardly compress: the fastest level costs little space and saves most of the time.
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
         for path in paths:
             tar.add(path, arcname=path.name)

@@ -6,7 +6,7 @@ content_type, accept) or any of input_fn(data, content_type), predict_fn(data, m
 accept), each with an optional last argument `context`. Without model_fn a transformers pipeline is built, for
 HF_TASK or the architecture in config.json. Errors in user code answer 400, as there; JSON is written without
 NaN. The model is loaded before the port is opened, so GET /ping answers 200 from the first moment on.
-One prediction runs at a time (fast tokenizers do not stand concurrent use).
+One prediction runs at a time (fast tokenizers are not safe for concurrent use).
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the server is started with, and the few helpers that every part needs."""
+"""The server's settings, and the few helpers that every part needs."""
 
 import dataclasses
 import time

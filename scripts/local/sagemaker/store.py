@@ -1,4 +1,4 @@
-"""State on disk: one JSON file per resource, together with the events that it still owes.
+"""State on disk: one JSON file per resource, with its events that are not delivered yet.
 
 A file holds {"record": {...} or null, "events": [{"seq": n, "envelope": {...}}]}. The record and the event
 that announces its change are replaced in one rename, so a killed server neither forgets an event nor
@@ -65,7 +65,7 @@ class Store:
             ]
 
     def put(self, kind: str, name: str, record: Record, event: Record | None = None) -> None:
-        """Create or replace a record and owe `event`, atomically."""
+        """Create or replace a record and add `event` to what is to be delivered, atomically."""
         self._write(kind, name, copy.deepcopy(record), event)
 
     def delete(self, kind: str, name: str, event: Record | None = None) -> None:
@@ -84,7 +84,7 @@ class Store:
             raise RuntimeError(f"event {seq} is owed by {self._owed[seq]} but not stored there")
 
     def event_done(self, seq: int) -> None:
-        """The event was delivered, or given up."""
+        """The event was delivered, or dropped."""
         with self.lock:
             kind, name = self._owed.pop(seq)
             entry = self._entries[(kind, name)]

@@ -24,7 +24,7 @@ _INHERITED = (
 
 
 def base_environment(python: str, region: str, aws_endpoint: str | None, pass_env: tuple[str, ...]) -> dict[str, str]:
-    """What every container has: a path that begins with its interpreter, a region, unbuffered output."""
+    """What every container has: a path that starts with its interpreter, a region, unbuffered output."""
     environment = {name: os.environ[name] for name in (*_INHERITED, *pass_env) if name in os.environ}
     folder = str(Path(python).parent)
     environment["PATH"] = os.pathsep.join([folder, environment.get("PATH", os.defpath)])

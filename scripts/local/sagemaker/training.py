@@ -84,11 +84,11 @@ class _JobStopped(Exception):
 
 
 class _ServerStopping(Exception):
-    """The server goes down; the next start decides about the job."""
+    """The server is shutting down; the next start decides about the job."""
 
 
 class _Run:
-    """A job while it runs, and whether someone wants it to end."""
+    """A job while it runs, and whether it was asked to end."""
 
     def __init__(self) -> None:
         self.stop_requested = threading.Event()
@@ -183,7 +183,7 @@ class Training:
     # ---- Life of the service ---------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Take up what an earlier server left, oldest first, then run jobs."""
+        """Continue what an earlier server left, oldest first, then run jobs."""
         with self._store.lock:
             jobs = sorted(self._store.all(TRAINING_JOBS), key=lambda job: job["CreationTime"])
             for job in jobs:
@@ -209,7 +209,7 @@ class Training:
         for _ in self._workers:
             self._queue.put("")
         for worker in self._workers:
-            # A worker inside an S3 call cannot be interrupted; its job is where it was, and that is enough.
+            # A worker inside an S3 call cannot be interrupted; its job's record is as it was, which is enough.
             worker.join(_SHUTDOWN_SECONDS)
 
     def _work(self) -> None:
@@ -244,7 +244,7 @@ class Training:
         try:
             if job["SecondaryStatus"] == "Pending":
                 self._advance(name, run, "Starting")
-            # "Has begun" is one write with the attempt: a restart must not run a begun job unasked.
+            # "Has started" and the attempt are one write: a restart must not rerun a job on its own.
             started = now()
             self._advance(name, run, "Downloading", TrainingStartTime=started, Attempts=job["Attempts"] + 1)
             self._prepare(job, run, root, stream)
@@ -383,7 +383,7 @@ class Training:
             )
 
     def _train(self, job: Record, run: _Run, root: Path, stream: LogStream, started: float) -> tuple[bool, str | None]:
-        """Run the program: (ended for its MaxRuntimeInSeconds, FailureReason when it failed by itself)."""
+        """Run the program: (ended for its MaxRuntimeInSeconds, FailureReason when it failed on its own)."""
         parameters = job["HyperParameters"]
         line = toolkit.shell_command(self._settings.python, toolkit.program_name(parameters), parameters)
         metrics = _Metrics(job["AlgorithmSpecification"].get("MetricDefinitions", []))
@@ -426,12 +426,12 @@ class Training:
         return {**base, **own}
 
     def _set_members(self, name: str, **members: Any) -> None:
-        """Members of the stored job that are no change of status."""
+        """Set members of the stored job that do not change its status."""
         with self._store.lock:
             self._store.put(TRAINING_JOBS, name, {**self._existing(name), **members})
 
     def _upload(self, job: Record, folder: Path, with_model: bool) -> None:
-        """The two archives. An empty model folder gives no object, and yet a ModelArtifacts, as on AWS."""
+        """The two archives. An empty model folder gives no object, but still a ModelArtifacts, as on AWS."""
         target = f"{job['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/output"
         archives = {"output.tar.gz": folder / "opt/ml/output/data"}
         if with_model:
