@@ -3,8 +3,8 @@
     python -m dev.terraform_check
 
 With the AWS provider that terraform.py finds (or installs), in a copy, so that your own settings, state and backend
-have no effect. The root module also with version 6, for which stand-ins of the provider are used: $OFFLINE_PROVIDERS, by
-default ../shared/tools/offline-providers beside the project. Without them it says so.
+have no effect. The root module also with version 6, for which stand-ins of the provider are used: $OFFLINE_PROVIDERS,
+by default ../shared/tools/offline-providers beside the project. Without them it says so.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import terraform as terraform_program
+import terraform
 
 ROOT = Path(__file__).resolve().parents[2]
 # The options of the Python that runs each service.
@@ -253,7 +253,7 @@ def deploy(stack: Stack, variables: Mapping[str, Any], report: Report) -> None:
     shutil.copytree(ROOT / "terraform", folder, ignore=shutil.ignore_patterns(*NOT_CONFIGURATION))
     (folder / "provider.tf.json").write_text(json.dumps(local_provider(stack), indent=2))
     (folder / "local.auto.tfvars.json").write_text(json.dumps(variables, indent=2))
-    terraform(stack, "apply", "-auto-approve", "-input=false", "-no-color")
+    run_terraform(stack, "apply", "-auto-approve", "-input=false", "-no-color")
     state = json.loads((folder / "terraform.tfstate").read_text())
     stack["outputs"] = {name: output["value"] for name, output in state["outputs"].items()}
     report(stage, f"{sum(item['mode'] == 'managed' for item in state['resources'])} kinds of resources created")
@@ -275,7 +275,7 @@ def local_provider(stack: Stack) -> dict[str, Any]:
     return {"provider": {"aws": provider}}
 
 
-def terraform(stack: Stack, *arguments: str) -> None:
+def run_terraform(stack: Stack, *arguments: str) -> None:
     """Runs one Terraform command in the copy, with its output in a log. Raises StackError when it fails."""
     process = start(stack, "terraform", terraform_command(*arguments), terraform_environment(environment(stack)))
     status = process.wait()
@@ -288,7 +288,7 @@ def terraform(stack: Stack, *arguments: str) -> None:
 
 def terraform_command(*arguments: str) -> list[str]:
     """A Terraform command in the copy."""
-    return terraform_program.own_command(*arguments, directory=state_folder() / "terraform")
+    return terraform.own_command(*arguments, directory=state_folder() / "terraform")
 
 
 def terraform_environment(variables: Mapping[str, str]) -> dict[str, str]:
