@@ -48,7 +48,10 @@ Job = Annotated[
 ]
 Endpoint = Annotated[str, typer.Option("--endpoint", envvar="ENDPOINT", metavar="NAME", help="An endpoint.")]
 Minutes = Annotated[
-    str, typer.Option("--minutes", envvar="MINUTES", metavar="NUMBER", help="How far back; the whole log of a job.")
+    str,
+    typer.Option(
+        "--minutes", envvar="MINUTES", metavar="NUMBER", help="How far back. A job's log is always shown whole."
+    ),
 ]
 To = Annotated[
     str, typer.Option("--to", envvar="TO", metavar="JOB", help="The training job of the model to go back to.")

@@ -23,9 +23,9 @@ from mlops.endpoints import (
     stop_job,
 )
 from mlops.records import (
+    BAD,
     OPEN,
     PAUSED_KEY,
-    REFUSED,
     SCHEMA,
     Deployment,
     Paused,
@@ -162,7 +162,7 @@ def resume_model(target: Target, model: str) -> int:
         records = deployments(target, job, name)
         states = {record.value["state"] for record in records}
         live = next((record for record in records if record.value["state"] in ("confirmed", *OPEN)), None)
-        if not records or "withdrawn" in states or (live is None and states & {*REFUSED, "removed"}):
+        if not records or "withdrawn" in states or (live is None and states & {*BAD, "removed"}):
             continue
         if live is None:
             newest_held = newest_held or records
@@ -204,7 +204,7 @@ def restore(target: Target, endpoint: PausedEndpoint, by: str, restored: Restore
         if record is not None and record.value["state"] == "requested" and record.value["by"] == by:
             move(target, record, by, "started", started_at=bucket.now().isoformat())
         return
-    if record is not None and record.value["state"] in REFUSED:
+    if record is not None and record.value["state"] in BAD:
         # It was withdrawn or rolled back, and live nevertheless: it comes back as it was, and no email is due.
         record = None
     if record is not None:

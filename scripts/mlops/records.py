@@ -75,7 +75,7 @@ class Sending(TypedDict):
     """
 
     by: str  # Lambda's request id
-    at: str  # when it was entered, or done
+    at: str  # when it was entered
     done: bool
 
 
@@ -152,10 +152,14 @@ class Rejected(TypedDict):
 
     schema: int
     job: str
-    model: str
+    model: str  # "" where the folder is not a model name
+    bucket: NotRequired[str]  # not in schema 1, as are sequencer, size and uploaded_at
     key: str
     version_id: str | None
     etag: str
+    sequencer: NotRequired[str]
+    size: NotRequired[int]
+    uploaded_at: NotRequired[str]
     reason: str  # a sentence for people
     rejected_at: str
 
@@ -167,6 +171,7 @@ class LedgerJob(TypedDict):
     by: str  # Lambda's request id
     at: str  # of the last change
     tries: int
+    reason: NotRequired[str]  # of a failed one: what AWS said
 
 
 class LedgerDay(TypedDict):
@@ -174,6 +179,17 @@ class LedgerDay(TypedDict):
 
     date: str  # YYYY-MM-DD, "" before the first job
     jobs: list[str]
+
+
+class LedgerQuota(TypedDict):
+    """SageMaker's refusals because of a quota, since a job last ended."""
+
+    name: str  # the quota's, as in Service Quotas
+    instance_type: str
+    tries: int
+    at: str  # of the last one
+    reason: str  # what AWS said
+    is_0: bool  # no instance of this type will ever be free
 
 
 class Ledger(TypedDict):
@@ -186,18 +202,16 @@ class Ledger(TypedDict):
     jobs: dict[str, LedgerJob]
     day: LedgerDay
     oldest_waiting: str  # job, or "" when no upload waits
+    quota: LedgerQuota | None  # None: no refusal
     emails: dict[str, Sending]  # by what the line waits for
-    zero_quota: NotRequired[str]  # only from a ledger of schema 1: the instance type whose quota is 0
 
 
 def ledger(record: Mapping[str, Any]) -> Ledger:
     """A ledger in today's shape. Schema 1 has line {oldest, capped}, told and never {instance_type, at}."""
     current = dict(record)
-    line, never = current.pop("line", None), current.pop("never", None)
-    current.setdefault("oldest_waiting", line["oldest"] if line else "")
-    current.setdefault("emails", current.pop("told", {}))
-    if never:
-        current["zero_quota"] = never["instance_type"]
+    line, told, never = (current.pop(name, None) for name in ("line", "told", "never"))
+    zero = never and {"name": "", "tries": 0, "reason": "", "is_0": True} | never
+    current = {"oldest_waiting": line["oldest"] if line else "", "quota": zero, "emails": told or {}} | current
     return cast(Ledger, current)
 
 
@@ -306,7 +320,7 @@ DeploymentState = Literal[
 # On its way to the endpoint.
 OPEN = ("requested", "started")
 # Not deployed again unless a person asks for it.
-REFUSED = ("rolled back", "failed", "withdrawn")
+BAD = ("rolled back", "failed", "withdrawn")
 # The reason of schema 1's "waiting" that is "held" today.
 DELETED_BY_HAND = "the endpoint was deleted by hand"
 
@@ -344,9 +358,9 @@ class Deployment(TypedDict):
     previous_config: str | None  # what the endpoint served then
     restores: str  # why a model that was live before is deployed again; "" for a new one
     started_at: str  # "" before that
-    ended: NotRequired[str | None]  # the endpoint's last-modified time when the deployment was over
+    ended: NotRequired[str | None]  # the endpoint's last-modified time when the deployment was over; "" before
     checked: NotRequired[str]  # what came of the golden rows, for people
-    cleaned: NotRequired[bool]  # older models were cleaned up after it
+    cleaned: NotRequired[bool]  # false: older models are still to be cleaned up after it
     deleted_by: Literal[
         "", "pipeline"
     ]  # "pipeline": the endpoint was deleted by a function, or not recreated by resume
@@ -359,18 +373,22 @@ def deployment(record: Mapping[str, Any]) -> Deployment:
     """A deployment record in today's shape.
 
     Schema 1 has a state "settling" (started, with the email on its end being sent), "waiting" with the reason
-    DELETED_BY_HAND, and the flags deleted ("", "telling", "somebody", "pipeline"), told, replaces, outage and was.
+    DELETED_BY_HAND, "requested" while the endpoint is deleted to be replaced, and the flags deleted ("", "telling",
+    "somebody", "pipeline"), told, replaces, outage and was (a removed one's state before).
     """
     current = dict(record)
-    deleted = current.pop("deleted", "")
-    for flag in ("told", "replaces", "outage", "was"):
-        current.pop(flag, None)
-    if current["state"] == "settling":
+    flags = ("deleted", "told", "replaces", "outage", "was")
+    deleted, _, replaces, _, was = (current.pop(flag, "") for flag in flags)
+    state = current["state"]
+    if state == "settling":
         current["state"] = "started"
-    elif current["state"] == "waiting" and current.get("reason") == DELETED_BY_HAND:
+    elif state == "waiting" and current.get("reason") == DELETED_BY_HAND:
         current["state"] = "held"
-    current.setdefault("deleted_by", "pipeline" if deleted == "pipeline" else "")
-    current.setdefault("emails", {})
+    elif state == "requested" and replaces == "delete":
+        current["state"] = "waiting"
+    elif state == "removed" and was in BAD:
+        current["state"] = was
+    current = {"deleted_by": "pipeline" if deleted == "pipeline" else "", "emails": {}} | current
     return cast(Deployment, current)
 
 

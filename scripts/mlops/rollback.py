@@ -10,7 +10,7 @@ from mlops import bucket
 from mlops.bucket import Record
 from mlops.deployments import approved_event, approved_jobs, deploy_again, deployments, move
 from mlops.endpoints import describe_endpoint, own_tags
-from mlops.records import OPEN, PAUSED_KEY, REFUSED, Deployment, job_of_config, paused
+from mlops.records import BAD, OPEN, PAUSED_KEY, Deployment, job_of_config, paused
 from mlops.target import Target, UsageError, check_functions, invoke, model_name, who
 
 # The endpoint statuses in which SageMaker takes an update.
@@ -90,7 +90,7 @@ class Rollback:
 
     def run(self, by: str, reason: str) -> None:
         """Go back, and say what was done. Raises UsageError when something is under way, Changed."""
-        obstacles = [job for job in self.newer if not self.states(job) <= set(REFUSED) or not self.of(job)]
+        obstacles = [job for job in self.newer if not self.states(job) <= set(BAD) or not self.of(job)]
         if not obstacles and self.served == self.wanted and self.status in SETTLED:
             print(f"already so: {self.endpoint} serves {self.served}, and nothing newer will replace it")
             older = [job for job in self.jobs if job < self.served]
@@ -123,7 +123,7 @@ class Rollback:
 
     def withdraw(self, job: str, by: str, reason: str) -> None:
         for record in self.of(job):
-            if record.value["state"] not in REFUSED:
+            if record.value["state"] not in BAD:
                 withdrawn = {"by": by, "at": bucket.now().isoformat(), "reason": reason, "to": self.wanted}
                 move(self.target, record, by, "withdrawn", withdrawn=withdrawn, reason=reason)
         print(f"withdrawn     {job}: later events won't deploy it again")

@@ -89,10 +89,9 @@ def training_line(guards: Ledger | None) -> str:
     held = sum(entry["state"] == "held" for entry in guards["jobs"].values()) if guards else 0
     today = guards is not None and guards["day"]["date"] == f"{datetime.now(UTC):%Y-%m-%d}"
     started = len(guards["day"]["jobs"]) if guards and today else 0
-    quota = guards.get("zero_quota") if guards else None
-    return f"training   {held} running, {started} started today (UTC)" + (
-        f"; the quota of {quota} is 0" if quota else ""
-    )
+    quota = guards["quota"] if guards else None
+    none = f"; the quota of {quota['instance_type']} is 0" if quota and quota["is_0"] else ""
+    return f"training   {held} running, {started} started today (UTC){none}"
 
 
 def endpoint_line(target: Target, model: str, is_paused: bool) -> str:

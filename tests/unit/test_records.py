@@ -36,7 +36,14 @@ def schema_1(state: str, **more: Any) -> dict[str, Any]:
 
 def test_a_record_of_today_is_read_as_it_is() -> None:
     assert records.deployment(TODAY) == TODAY
-    ledger = {"schema": 2, "jobs": {}, "day": {"date": "", "jobs": []}, "oldest_waiting": "", "emails": {}}
+    ledger = {
+        "schema": 2,
+        "jobs": {},
+        "day": {"date": "", "jobs": []},
+        "oldest_waiting": "",
+        "quota": None,
+        "emails": {},
+    }
     assert records.ledger(ledger) == ledger
 
 
@@ -48,7 +55,9 @@ def test_a_record_of_today_is_read_as_it_is() -> None:
         (schema_1("waiting", reason=records.DELETED_BY_HAND, deleted="somebody", told="yes"), {"state": "held"}),
         (schema_1("failed", deleted="pipeline"), {"state": "failed", "deleted_by": "pipeline"}),
         (schema_1("confirmed", deleted="telling"), {"state": "confirmed", "deleted_by": ""}),
-        (schema_1("removed", was="withdrawn", gone=True), {"state": "removed", "gone": True}),
+        (schema_1("removed", was="withdrawn", gone=True), {"state": "withdrawn", "gone": True}),
+        (schema_1("removed", was="confirmed", gone=True), {"state": "removed", "gone": True}),
+        (schema_1("requested", replaces="delete"), {"state": "waiting"}),
         (schema_1("confirmed", outage={"since": "x", "told": True}), {"state": "confirmed"}),
     ],
 )
@@ -68,7 +77,7 @@ def test_a_deployment_is_changed_in_the_schema_that_it_came_in() -> None:
 
 
 def test_a_ledger_of_schema_1_is_read_in_todays_shape() -> None:
-    stored = {
+    stored: dict[str, Any] = {
         "schema": 1,
         "jobs": {"job-1": {"state": "held", "by": "request-1", "at": "2026-12-01T10:00:00+00:00", "tries": 0}},
         "day": {"date": "2026-12-01", "jobs": ["job-1"]},
@@ -81,20 +90,19 @@ def test_a_ledger_of_schema_1_is_read_in_todays_shape() -> None:
         "jobs": stored["jobs"],
         "day": stored["day"],
         "oldest_waiting": "job-2",
+        "quota": {"name": "", "tries": 0, "reason": "", "is_0": True, **stored["never"]},
         "emails": {"a slot": SENDING},
-        "zero_quota": "ml.g5.xlarge",
     }
 
 
 def test_a_ledger_of_schema_1_in_which_nothing_waits() -> None:
     stored = {"schema": 1, "jobs": {}, "day": {"date": "", "jobs": []}, "line": None, "told": {}, "never": None}
     read = records.ledger(stored)
-    assert (read["oldest_waiting"], read["emails"]) == ("", {})
-    assert "zero_quota" not in read
+    assert (read["oldest_waiting"], read["quota"], read["emails"]) == ("", None, {})
 
 
 def test_every_state_is_in_the_list_of_states() -> None:
-    assert {*records.OPEN, *records.REFUSED} < set(get_args(records.DeploymentState))
+    assert {*records.OPEN, *records.BAD} < set(get_args(records.DeploymentState))
 
 
 def test_every_record_says_who_writes_and_reads_it() -> None:

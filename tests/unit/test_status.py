@@ -56,8 +56,9 @@ def test_status_knows_the_states_and_the_ledger_of_schema_2(shell: Shell, capsys
     shell.world.put(f"models/deployments/{FIRST}-0123abcd.json", deployment)
     day = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "jobs": [FIRST]}
     ledger = {"schema": 2, "jobs": {FIRST: {"state": "ended"}}, "day": day, "oldest_waiting": "", "emails": {}}
+    ledger |= {"quota": {"instance_type": "ml.g5.xlarge", "is_0": True}}
     shell.world.put("slots/training.json", ledger)
     assert cli.main(["status"]) == 0
     shown = capsys.readouterr().out
-    assert "training   0 running, 1 started today (UTC)\n" in shown
+    assert "training   0 running, 1 started today (UTC); the quota of ml.g5.xlarge is 0\n" in shown
     assert f"{FIRST}  approved    held         x.csv  accuracy 0.910" in shown
