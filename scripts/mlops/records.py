@@ -224,6 +224,7 @@ class Tries(TypedDict):
     schema: int
     tries: int
     at: str  # of the last try
+    reason: NotRequired[str]  # what went wrong then; not in schema 1
 
 
 class Claim(TypedDict):
@@ -239,6 +240,31 @@ class Claim(TypedDict):
 
 
 # --- what training and evaluation found --------------------------------------------------------------
+
+
+Figures = dict[str, float]  # by metric
+
+
+class ComparedSet(TypedDict):
+    """The live and the new model on the same rows, and the standard errors of their differences."""
+
+    name: str
+    rows: int
+    live: Figures
+    new: Figures
+    error: Figures
+
+
+class Champion(TypedDict):
+    """The comparison of a new model with the live one, by the training program; the evaluator adds the last two."""
+
+    job: str  # the live model's
+    compared: bool
+    note: str  # a line for people
+    kept: float | None  # share (0 to 1) of the live model's training rows in the new data; None: unknown
+    sets: list[ComparedSet]
+    margin: NotRequired[float]  # how much worse the new model may be, in units of each metric
+    below_best: NotRequired[Figures]  # how far the new model trails the best one so far
 
 
 class Metrics(TypedDict, total=False):
@@ -263,7 +289,7 @@ class Metrics(TypedDict, total=False):
     base_model_revision: str
     seed: int
     train_seconds: float
-    champion: dict[str, Any] | None  # the comparison with the live model, see Decision.champion
+    champion: Champion | None  # None: no model was live
 
 
 class Check(TypedDict):
@@ -290,12 +316,12 @@ class Decision(TypedDict):
     model: str
     data: dict[str, Any]  # of the source: bucket, key, version_id, etag, size
     artifact: dict[str, Any] | None  # of model.tar.gz: key, etag, size; None where there is none
-    metrics: dict[str, Any]
-    thresholds: dict[str, dict[str, float]]  # {"accuracy": {"min": 0.85}}
+    metrics: Figures  # the finite ones
+    thresholds: dict[str, Figures]  # {"accuracy": {"min": 0.85}}
     checks: list[Check]
-    champion: dict[str, Any] | None  # job, compared, note, and sets of rows with the values of both models
-    rivals: dict[str, Any]  # the same for models that were approved meanwhile, by job
-    golden: list[dict[str, Any]]  # hold-out rows with the answers that the endpoint must give
+    champion: Champion | None  # None: no model was live
+    rivals: dict[str, Figures]  # by job: models that were approved since the training began, on the same rows
+    golden: list[dict[str, Any]]  # hold-out rows (text, label, score) with the answers that the endpoint must give
     golden_note: str  # why there are none
     approved_key: str | None  # where the archive was copied to
     verdict: Literal["approved", "rejected", "failed", "stopped"]
