@@ -137,7 +137,7 @@ class Shell:
             assert self.served() == job
 
     def settle(self) -> None:
-        """What was sent to the deployment orchestrator arrives, the endpoint comes up, and that is told."""
+        """What was sent to the deployment orchestrator arrives, the endpoint comes up, and its event arrives."""
         for function, payload in self.functions.sent[self._delivered :]:
             if function == FUNCTIONS["deployer"] and payload != SWEEP:
                 self.deploy(payload)

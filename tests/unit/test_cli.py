@@ -44,7 +44,7 @@ def test_ctrl_c_is_no_traceback(
 
 
 @pytest.mark.parametrize("command", [("resume",), ("resume", "--model", "default"), ("retrain", "--job", FIRST)])
-def test_a_stack_that_was_destroyed_is_said_to_be_and_stays_paused(
+def test_a_destroyed_stack_is_named_as_such_and_stays_paused(
     shell: Shell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     shell.go_live(FIRST)
@@ -73,7 +73,7 @@ def test_a_stack_that_was_destroyed_is_said_to_be_and_stays_paused(
         (("logs", "--minutes", "0"), "MINUTES=0"),
     ],
 )
-def test_what_was_mistyped_is_said_in_one_line(
+def test_a_mistake_is_explained_in_one_line(
     shell: Shell, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
 ) -> None:
     assert cli.main(list(arguments)) == 2

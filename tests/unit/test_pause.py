@@ -109,7 +109,7 @@ def test_resume_without_a_pause_says_so(shell: Shell, capsys: pytest.CaptureFixt
     assert [payload for _, payload in shell.functions.sent] == [SWEEP] * 3
 
 
-def test_pause_and_resume_can_follow_each_other_for_ever(shell: Shell) -> None:
+def test_pause_and_resume_can_be_repeated(shell: Shell) -> None:
     shell.go_live(FIRST)
     for _ in range(3):
         assert shell.run("pause", "--yes") == 0
@@ -131,7 +131,7 @@ def test_an_endpoint_without_room_is_left_to_the_deployer_to_try_again(
     assert shell.served() == FIRST
 
 
-def test_an_endpoint_whose_config_is_gone_is_made_anew_by_the_deployer(shell: Shell) -> None:
+def test_an_endpoint_whose_config_is_gone_is_recreated_by_the_deployer(shell: Shell) -> None:
     shell.go_live(FIRST)
     shell.run("pause", "--yes")
     shell.sagemaker.configs.clear()
@@ -161,7 +161,7 @@ def test_a_withdrawn_model_that_was_live_comes_back_withdrawn(shell: Shell) -> N
     assert shell.state_of(SECOND) == "withdrawn"
 
 
-def test_resume_while_an_endpoint_is_being_deleted_asks_to_come_again(
+def test_resume_while_an_endpoint_is_being_deleted_asks_for_a_rerun(
     shell: Shell, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shell.go_live(FIRST)
@@ -201,7 +201,7 @@ def test_a_model_that_was_approved_while_the_endpoint_was_deleted_follows_the_on
     assert shell.served() == SECOND
 
 
-def test_an_endpoint_that_vanished_before_its_first_model_was_live_is_asked_for_again(shell: Shell) -> None:
+def test_an_endpoint_that_vanished_before_its_first_model_was_live_is_requested_again(shell: Shell) -> None:
     shell.sagemaker.endpoint_quota_message = "The account-level service limit 'x' is 0"
     shell.deploy(shell.world.upload(approved_key(FIRST), ARTIFACT))
     shell.sagemaker.endpoint_quota_message = ""
@@ -218,7 +218,7 @@ def test_an_endpoint_that_vanished_before_its_first_model_was_live_is_asked_for_
         (paused, "make resume, without MODEL"),
     ],
 )
-def test_an_endpoint_that_cannot_be_brought_back_is_said(
+def test_an_endpoint_that_cannot_be_recreated_is_explained(
     shell: Shell, capsys: pytest.CaptureFixture[str], prepare: Callable[[Shell], object], reason: str
 ) -> None:
     prepare(shell)

@@ -74,15 +74,15 @@ def test_an_unknown_message_is_shown_and_left(
     assert shell.run("redrive") == 1, "the message is there for the next one at once"
 
 
-def test_an_empty_queue_is_said(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_queue_is_reported(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
     assert shell.run("redrive") == 0
     assert "nothing to send again" in capsys.readouterr().out
 
 
-def test_an_event_that_fails_again_at_once_is_not_sent_for_ever(
+def test_an_event_that_fails_again_at_once_is_not_sent_forever(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The cause is not mended: each invocation fails and comes back while the queue is being emptied."""
+    """The cause is not fixed: each invocation fails and comes back while the queue is being emptied."""
     keep = shell.functions.invoke
 
     def invoke(**request: Any) -> dict[str, int]:

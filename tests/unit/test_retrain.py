@@ -84,7 +84,7 @@ def expired(shell: Shell) -> None:
         (lambda shell: None, "", "say which training job"),
     ],
 )
-def test_a_retraining_that_cannot_be_says_why_and_changes_nothing(
+def test_an_impossible_retraining_says_why_and_changes_nothing(
     shell: Shell, capsys: pytest.CaptureFixture[str], prepare: Callable[[Shell], None], job: str, reason: str
 ) -> None:
     prepare(shell)

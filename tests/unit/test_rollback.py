@@ -12,7 +12,7 @@ from test_deployment_orchestrator import ARTIFACT, FIRST, SECOND, THIRD, approve
 from world import ENDPOINT, Interruption, Killed, killed
 
 
-def test_rollback_returns_to_the_previous_confirmed_model_and_people_are_told(
+def test_rollback_returns_to_the_previous_confirmed_model_and_emails_it(
     shell: Shell, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shell.go_live(FIRST, SECOND)
@@ -50,7 +50,7 @@ def test_the_current_model_is_withdrawn_before_the_endpoint_is_touched(shell: Sh
     assert shell.sagemaker.endpoints[ENDPOINT] == endpoint
 
 
-def test_rollback_again_says_that_it_is_under_way_and_then_that_it_is_so(
+def test_a_second_rollback_says_that_it_is_under_way_and_then_that_it_is_done(
     shell: Shell, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shell.go_live(FIRST, SECOND, THIRD)
@@ -77,7 +77,7 @@ def test_rollback_further_back_withdraws_what_lies_between(shell: Shell) -> None
     assert [shell.state_of(job) for job in (FIRST, SECOND, THIRD)] == ["confirmed", "withdrawn", "withdrawn"]
 
 
-def test_rollback_can_be_taken_back(shell: Shell) -> None:
+def test_a_rollback_can_be_undone(shell: Shell) -> None:
     shell.go_live(FIRST, SECOND)
     shell.run("rollback", "--model", "default")
     shell.settle()
@@ -155,7 +155,7 @@ def foreign(shell: Shell) -> None:
         (paused, ("--model", "default"), "make resume first"),
     ],
 )
-def test_a_rollback_that_cannot_be_says_why_and_changes_nothing(
+def test_an_impossible_rollback_says_why_and_changes_nothing(
     shell: Shell,
     capsys: pytest.CaptureFixture[str],
     prepare: Callable[[Shell], None],
