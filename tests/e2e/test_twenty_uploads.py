@@ -20,7 +20,7 @@ import champion
 import inference
 import train
 from dataset import Example, digest, one_label_per_text, read_csv
-from pipeline import stack
+from local import stack
 from world import load_handler
 
 FROZEN_SHARE = 0.3

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-import operate
-import pipeline
+import mlops.target
+from mlops import bucket
+from shell import FUNCTIONS, Shell
 from test_deployment_orchestrator import (
     ARTIFACT,
     FIRST,
@@ -23,7 +24,6 @@ from test_deployment_orchestrator import (
     make_foreign_endpoint,
 )
 from test_model_evaluator import JOB, WEIGHTS, complete, metrics_file, record_start, start_job
-from test_operate import FUNCTIONS, Shell
 from test_spend_guards import SWEEP, end
 from test_spend_guards import upload as upload_of_minute
 from world import BUCKET, ENDPOINT, Context, World, broken_connection, tar_gz
@@ -385,8 +385,8 @@ def rollback_command(*options: str) -> Callable[[World, Handlers], Command]:
 
         def run() -> None:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(pipeline, "connect", lambda _: shell.target)
-                patch.setattr(operate, "now", world.now)
+                patch.setattr(mlops.target, "connect", lambda _: shell.target)
+                patch.setattr(bucket, "now", world.now)
                 if shell.run("rollback", "--model", "default", *options) != 0:
                     raise CommandFailedError
 

@@ -13,8 +13,8 @@ import boto3
 import pytest
 from moto import mock_aws
 
-import deploy
-from deploy import Plan, Refused
+from mlops import deploy
+from mlops.deploy import Plan, Refused
 
 REGION, BUCKET = "eu-west-1", "team-data"
 QUEUE = "arn:aws:sqs:eu-west-1:123456789012:uploads"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import docs
+from dev import docs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
