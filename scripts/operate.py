@@ -112,9 +112,9 @@ def move(target: Target, record: Record, by: str, state: str, **more: Any) -> Re
 
 def ask_again(target: Target, record: Record, by: str, **more: Any) -> Record:
     """Have the deployment orchestrator deploy what a record stands for, whatever became of it. Raises Changed."""
-    history = ("withdrawn", "was", "gone")  # of a model that was withdrawn, or cleaned up
-    data = {name: value for name, value in record.data.items() if name not in history}
-    data |= {"state": "waiting", "reason": "", "tries": 0, "restores": "", "by": by, "at": now().isoformat()} | more
+    data = {name: value for name, value in record.data.items() if name not in ("withdrawn", "was")}
+    data |= {"state": "waiting", "reason": "", "tries": 0, "restores": "", "emails": {}, "deleted_by": ""}
+    data |= {"gone": False, "by": by, "at": now().isoformat()} | more
     return write_record(target, record.key, data, record)
 
 
@@ -600,7 +600,7 @@ def bring_back(target: Target, model: str, by: str) -> int:
         if not restored.again:
             raise UsageError(f"MODEL={model} has no model that may be deployed (make status): upload data for it")
         for record in restored.again[0]["records"]:
-            ask_again(target, record, by, endpoint_last_modified=None, deleted="pipeline")
+            ask_again(target, record, by, endpoint_last_modified=None, deleted_by="pipeline")
         print(f"asked for      {name}; an email says how it goes on")
     wake_for(target, restored)
     return 1 if restored.lost else 0
@@ -632,7 +632,8 @@ def restore(target: Target, endpoint: Mapping[str, Any], by: str, restored: Rest
             move(target, record, by, "started", started_at=now().isoformat())
         return
     if follow and record is not None:
-        begun: dict[str, Any] = {"endpoint_last_modified": None, "previous_config": None, "reason": "", "deleted": ""}
+        begun: dict[str, Any] = {"endpoint_last_modified": None, "previous_config": None, "reason": "", "emails": {}}
+        begun["deleted_by"] = ""
         record = move(target, record, by, "requested", **begun, restores=after)
     try:
         target.client("sagemaker").create_endpoint(
@@ -643,7 +644,7 @@ def restore(target: Target, endpoint: Mapping[str, Any], by: str, restored: Rest
             raise
         if follow and record is not None:
             # As if the pipeline itself had deleted it: it was no person who did not want it any more.
-            ask_again(target, record, by, deleted="pipeline")
+            ask_again(target, record, by, deleted_by="pipeline")
             restored.again.append(dict(endpoint))
             print(f"not yet        {name}: {message(error)} The deployment orchestrator tries again.")
         else:

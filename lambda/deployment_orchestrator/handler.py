@@ -1,19 +1,16 @@
 """Deployment orchestrator: brings a model's endpoint to the newest approved model, one step at a time.
 
-Triggers: EventBridge, S3 "Object Created" under models/approved/, SageMaker "Endpoint State Change", and a schedule
-({"source": "sweep"}: every model in turn). Whatever the event, it looks at the world: which model is the newest
-approved one, what the endpoint serves, what the deployment records say was asked for; then it takes the next step,
-tells people and returns. It never waits for an endpoint, never touches one that is not this stack's, never retries
-a model that was rolled back, and never undoes what a person did: an endpoint that somebody deleted stays deleted.
+Triggers, all through EventBridge: S3 "Object Created" under models/approved/, SageMaker "Endpoint State Change", and a
+schedule ({"source": "sweep"}: every model in turn).
 
-A deployment record goes through these states (they are its lock, too: every change is a conditional write):
+Whatever the event, it looks at the world: which model is the newest approved one, what the endpoint serves, what the
+deployment records say was asked for. Then it takes the next step, emails people and returns.
 
-  requested ─▶ started ─▶ settling ─▶ confirmed | rolled back | failed | superseded
-      └─▶ waiting (asked at a bad moment: the next event or sweep asks again)
+It never waits for an endpoint, never touches one that is not this stack's, and never retries a model that was rolled
+back. It never undoes what a person did: an endpoint that somebody deleted stays deleted.
 
-A person's command makes a record "withdrawn" (never again) or "waiting" (asked for). "removed" is one whose model
-and endpoint config were cleaned up. When the endpoint serves a model that is not to be served, or had to be deleted,
-the newest confirmed one is asked for again: its record begins anew, and says what it "restores".
+Every deployment has a record, models/deployments/<endpoint config>.json (Deployment). The states that it goes through
+are listed in STATES. Every change is a conditional write, so the record is the lock as well.
 """
 
 from __future__ import annotations
@@ -29,10 +26,10 @@ import re
 import tarfile
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -40,42 +37,70 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 VARIANT_NAME = "AllTraffic"
-
 # Enough to see whether a gzip tar begins here and has a file in it.
 ARTIFACT_HEAD_BYTES = 64 * 1024
-TAR_BLOCK_BYTES = 512
-# SageMaker's reads are eventually consistent (CreateEndpoint reference): a new endpoint may not be seen at once.
+ARTIFACT_HEAD_UNPACKED_BYTES = 1024 * 1024
+# SageMaker's reads are eventually consistent (CreateEndpoint reference): a new endpoint may not be visible at once.
 VISIBLE_SECONDS = 60
-
-# Approved models that are looked at, newest first: bounds what one invocation reads.
+# How many approved models are looked at, newest first: bounds what one invocation reads.
 LOOK_BACK_MODELS = 50
-# Steps that one invocation takes for one model; the sweep goes on from there.
+# How many steps one invocation takes for one model; the sweep continues from there.
 STEPS_MAX = 20
-# What is refused is asked again at each event and sweep: a week of them, at the default of one in 15 minutes.
-TRIES_MAX = 7 * 24 * 4
 
 # The same weights on another machine, with other kernels or another padding, move a score by 0.001, at half
-# precision by 0.01; other weights move most of them by much more.
+# precision by 0.01. Other weights move most scores by much more.
 SCORE_TOLERANCE = 0.05
-# Labels whose scores nearly tie may change places by that; with weights that are the right ones, hardly ever.
+# Labels whose scores nearly tie may swap places within that tolerance. With the right weights, few do.
 TIES_MAX_SHARE = 0.1
-CHECK_ASKS = 3
+CHECK_ATTEMPTS = 3
 CHECK_PAUSE_SECONDS = 2.0
-# A container has 60 seconds to answer (developer guide, inference code); three times that fits the function's 300.
+# A container has 60 seconds to answer (developer guide, inference code). Three attempts fit the function's 300.
 INVOKE_READ_SECONDS = 65
-# A model that answers with timeouts or server errors may be starting still, for this long after the endpoint settled.
-# As long, a denial to ask it fails the function (retries, alarm); then the deployment counts, and its email says so.
+# For this long after the endpoint settled, timeouts and server errors may mean that the model is still starting, and
+# a denied call that a new policy has not spread yet: the function fails, and is retried.
 CHECK_PATIENCE_SECONDS = 10 * 60
 
-OPEN = ("requested", "started", "settling")
-SETTLED = ("InService", "UpdateRollbackFailed")
+
+class State(NamedTuple):
+    """A state of a deployment: what it means, and where this function may take it from there."""
+
+    meaning: str
+    next: tuple[str, ...]
+
+
+# People's commands may move a record from any state: make rollback to "withdrawn" (or "waiting", for the model to go
+# back to), make resume to "waiting" or "requested".
+STATES = {
+    "requested": State("written before SageMaker is asked: somebody is doing that", ("started", "waiting", "failed")),
+    "started": State("SageMaker works on it", ("confirmed", "rolled back", "failed", "superseded", "held")),
+    "waiting": State("asked at a bad moment, or the attempt died: retried", ("requested", "started", "held")),
+    "held": State("somebody deleted the endpoint: waits for make resume", ("requested", "started")),
+    "confirmed": State("it was in service and answered as in training", ("requested", "removed")),
+    "superseded": State("somebody else's update overtook it", ("requested", "removed")),
+    "rolled back": State("it did not come up, or answered differently than in training: never again", ()),
+    "failed": State("it cannot be deployed: never again", ()),
+    "withdrawn": State("a person said no to the model: never again", ()),
+    "removed": State("its model and endpoint config were cleaned up", ()),
+}
+OPEN = ("requested", "started")
+UNSETTLED = (*OPEN, "waiting", "held")
 NOT_AGAIN = ("rolled back", "failed", "withdrawn", "removed")
+# What is taken off an endpoint that serves it.
+BAD = ("rolled back", "failed", "withdrawn")
+# What step() returns when there may be more to do at once.
 AGAIN = "look again"
-HELD = "the endpoint was deleted by hand"
 
 
-class ArtifactError(Exception):
-    """The approved artifact cannot be deployed; the text is a reason that a person can read."""
+class CannotDeploy(Exception):
+    """The model cannot be deployed. state: "waiting" when that may change, else "failed"; the text is for people."""
+
+    def __init__(self, state: str, reason: str) -> None:
+        super().__init__(reason)
+        self.state = state
+
+
+class EndpointBusy(Exception):
+    """Somebody else is changing the endpoint, or has just deleted it: the event that ends that comes back here."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +143,13 @@ class Settings:
             deployment_policy=json_object(env, "DEPLOYMENT_POLICY"),
         )
 
+    @property
+    def capacity(self) -> str:
+        """What an endpoint runs on, in words."""
+        if self.endpoint_type == "serverless":
+            return f"serverless, {self.serverless_memory_mb} MB, up to {self.serverless_max_concurrency} at a time"
+        return f"{self.endpoint_instance_count} x {self.endpoint_instance_type}"
+
     def endpoint_of(self, model: str) -> str:
         """The name of a model's endpoint."""
         return self.endpoint_name if model == DEFAULT_MODEL else f"{self.endpoint_name}-{model}"
@@ -128,6 +160,9 @@ class Settings:
             return DEFAULT_MODEL
         model = endpoint.removeprefix(f"{self.endpoint_name}-")
         return model if model != endpoint and model != DEFAULT_MODEL and MODEL_NAME.fullmatch(model) else None
+
+
+# --- what comes in ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -141,40 +176,377 @@ class Approved:
     size: int
 
 
+def model_of_event(event: Mapping[str, Any], config: Settings) -> str | None:
+    """The model whose endpoint the event concerns; None when it is not this stack's. Raises EventError."""
+    detail = field(event, "detail", dict)
+    if event.get("source") == "aws.s3":
+        if field(field(detail, "bucket", dict), "name", str) != config.bucket:
+            return None
+        match = APPROVED_KEY.fullmatch(field(field(detail, "object", dict), "key", str))
+        return match["model"] if match else None
+    return config.model_of(field(detail, "EndpointName", str))
+
+
+def approved_models(bucket: str, model: str) -> list[Approved]:
+    """A model's approved artifacts, newest first; other names under the prefix are logged and ignored."""
+    found = []
+    pages = client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{APPROVED_PREFIX}{model}/")
+    for item in (item for page in pages for item in page.get("Contents", [])):
+        match = APPROVED_KEY.fullmatch(item["Key"])
+        if match is None:
+            log.warning("not the model artifact of a training job, ignored", extra={"key": item["Key"]})
+            continue
+        found.append(Approved(model, match["job"], item["Key"], item["ETag"].strip('"'), item["Size"]))
+    return sorted(found, key=lambda artifact: artifact.job, reverse=True)
+
+
+def describe_endpoint(name: str) -> dict[str, Any] | None:
+    """The endpoint as it is now; None when there is none."""
+    try:
+        answer: dict[str, Any] = client("sagemaker").describe_endpoint(EndpointName=name)
+    except ClientError as error:
+        if is_missing(error):
+            return None
+        raise
+    return answer
+
+
+def last_modified(endpoint: Mapping[str, Any] | None) -> str | None:
+    return endpoint["LastModifiedTime"].astimezone(UTC).isoformat() if endpoint else None
+
+
+def is_missing(error: ClientError) -> bool:
+    """Whether SageMaker says that the thing does not exist: a ValidationException with a text of its own."""
+    return error_code(error) == "ValidationException" and error_message(error).startswith("Could not find")
+
+
+def is_ours(config: Settings, endpoint: Mapping[str, Any]) -> bool:
+    """Whether this stack made the endpoint: another stack in the account may use the same name."""
+    tags = client("sagemaker").list_tags(ResourceArn=endpoint["EndpointArn"])["Tags"]
+    return {"Key": "Stack", "Value": config.bucket} in tags
+
+
+# --- deployment records -----------------------------------------------------------------------------
+
+
+class Email(TypedDict):
+    """That an email about a deployment is being sent (done: false; a lease), or was sent; by: the request id."""
+
+    by: str
+    at: str
+    done: bool
+
+
+class Deployment(TypedDict):
+    """A deployment record: what was asked of an endpoint, and what became of it. Times are ISO 8601, UTC.
+
+    This function writes it; make rollback and make resume change it; make status and the training orchestrator (which
+    looks for the live model) read it.
+    """
+
+    schema: int
+    config: str  # the endpoint config, which also names the record
+    endpoint: str
+    model: str
+    model_name: str  # of the SageMaker model
+    job: str
+    artifact: dict[str, Any]  # key, etag, size in bytes
+    requests: dict[str, Any]  # model, config: the CreateModel and CreateEndpointConfig requests
+    state: str  # one of STATES
+    by: str  # who changed the record last: the request id, or the ARN of a person
+    at: str  # when
+    reason: str  # why it is in its state, in words; while it is waiting or requested, what the last attempt met
+    tries: int  # attempts that died or, up to EAGER_TRIES, were refused
+    endpoint_last_modified: str | None  # of the endpoint as it was before SageMaker was asked
+    previous_config: str | None  # what the endpoint served then
+    restores: str  # after what the model comes back, in words; "" when it is new
+    started_at: str  # when SageMaker began; "" when it did not
+    ended: str | None  # the endpoint's last-modified time when SageMaker had ended; "" before
+    checked: str  # what became of the golden rows, in words
+    cleaned: bool  # whether older models were cleaned up after it was confirmed
+    deleted_by: str  # "pipeline" when the pipeline deletes the endpoint that this deployment led to
+    emails: dict[str, Email]  # what people were emailed about it
+    gone: bool  # whether its model and endpoint config were deleted
+    withdrawn: NotRequired[dict[str, str]]  # make rollback: by, at, reason, to (the job to go back to)
+
+
 @dataclass
 class Record:
     """A deployment record with the ETag under which it was read."""
 
-    data: dict[str, Any]
+    data: Deployment
     etag: str
 
     @property
     def state(self) -> str:
-        return str(self.data["state"])
+        return self.data["state"]
 
     @property
     def config(self) -> str:
         """The endpoint config whose deployment this is."""
-        return str(self.data["config"])
+        return self.data["config"]
 
-    @property
-    def asked_for(self) -> bool:
-        """Whether it waits for its turn, and not for a person who deleted the endpoint."""
-        return self.state == "waiting" and self.data["reason"] != HELD
+    def emailed(self, what: str) -> bool:
+        """Whether people were emailed about this."""
+        return what in self.data["emails"] and self.data["emails"][what]["done"]
 
-    @property
-    def is_withdrawn(self) -> bool:
-        """Whether a person said no to the model, even if it was cleaned up since."""
-        return "withdrawn" in (self.state, self.data.get("was"))
+    def leased_by_another(self, request_id: str) -> bool:
+        """Whether another invocation, which may still be alive, asks SageMaker or sends an email for this record."""
+        leases: list[Mapping[str, Any]] = [email for email in self.data["emails"].values() if not email["done"]]
+        if self.state == "requested":
+            leases.append({"by": self.data["by"], "at": self.data["at"]})
+        return any(leased_by_another(lease, request_id) for lease in leases)
 
-    @property
-    def age(self) -> float:
-        """Seconds since the record's last change."""
-        return (now() - datetime.fromisoformat(self.data["at"])).total_seconds()
 
-    def in_hand(self, request_id: str) -> bool:
-        """Whether another invocation, which may still be alive, is working on this record."""
-        return self.data["by"] != request_id and self.age < LEASE_SECONDS
+def record_key(config_name: str) -> str:
+    return f"{DEPLOYMENT_PREFIX}{config_name}.json"
+
+
+def read_record(bucket: str, key: str) -> Record | None:
+    """The deployment record under a key; None where there is none."""
+    data, etag = read_json(bucket, key)
+    return None if data is None or etag is None else Record(up_to_date(data), etag)
+
+
+def records_of(bucket: str, job: str, endpoint: str) -> list[Record]:
+    """The deployment records of a training job's model on an endpoint: one for each set of settings."""
+    found = (read_record(bucket, key) for key in list_keys(bucket, f"{DEPLOYMENT_PREFIX}{job}-"))
+    return [record for record in found if record is not None and record.data["endpoint"] == endpoint]
+
+
+def up_to_date(old: Mapping[str, Any]) -> Deployment:
+    """A record in today's shape. Schema 1 had more states, a flag of its own for each email, and `deleted` for who did.
+
+    Where such a record has an email under way, it is not known which: all those that it may be are leased.
+    """
+    if old["schema"] == SCHEMA:
+        return cast(Deployment, old)
+    state, reason, deleted = old["state"], old["reason"], old.get("deleted")
+    held = state == "waiting" and reason == "the endpoint was deleted by hand"
+    outage = old.get("outage") or {"since": "", "told": None}
+    # What was emailed: True; what is being emailed: False; what was not: None.
+    sent = {
+        "started": True if old.get("replaces") == "create" else None,
+        "confirmed": False if state == "settling" else None,
+        "deleted by hand": old.get("told") != "telling"
+        if held
+        else {"somebody": True, "telling": False}.get(str(deleted)),
+        "endpoint failed": False if deleted == "telling" else None,
+        f"waiting: {cause(reason)}": True if state == "waiting" and reason and not held else None,
+        f"out of service since {outage['since']}": outage["told"],
+    }
+    new = {"ended": "", "checked": "", "cleaned": True, "gone": False, **old}
+    new["emails"] = {
+        what: {"by": old["by"], "at": old["at"], "done": done} for what, done in sent.items() if done is not None
+    }
+    new |= {"schema": SCHEMA, "tries": min(old["tries"], EAGER_TRIES)}
+    new["deleted_by"] = "pipeline" if deleted == "pipeline" else ""
+    if held or state == "settling":
+        new["state"] = "held" if held else "started"
+    elif state == "removed":
+        new["state"] = old["was"] if old.get("was") in BAD else "removed"
+    elif state == "requested" and old.get("replaces") == "delete":
+        new["state"] = "waiting"
+    if new["restores"] and " " not in new["restores"]:
+        new["restores"] = back_after(old["restores"], old["config"])
+    return cast(Deployment, {name: value for name, value in new.items() if name in Deployment.__annotations__})
+
+
+def write_record(config: Settings, data: Deployment, replaced: Record | None) -> Record | None:
+    """Write a record in place of the one that was read, or of none; None when somebody else changed it since.
+
+    Raises ValueError on a move that STATES does not have.
+    """
+    if replaced is not None and data["state"] not in (replaced.state, *STATES[replaced.state].next):
+        raise ValueError(f"deployment {data['config']}: {replaced.state!r} cannot become {data['state']!r} (STATES)")
+    condition = {"IfMatch": replaced.etag} if replaced else {"IfNoneMatch": "*"}
+    etag = put_json(config.bucket, record_key(data["config"]), data, **condition)
+    return None if etag is None else Record(data, etag)
+
+
+def move(config: Settings, record: Record, request_id: str, state: str, **more: Any) -> bool:
+    """Change a record, and take it to a state that may follow or stay; False when somebody else changed it."""
+    data = cast(Deployment, record.data | more | {"state": state, "by": request_id, "at": now().isoformat()})
+    written = write_record(config, data, record)
+    if written is None:
+        return False
+    record.data, record.etag = written.data, written.etag
+    return True
+
+
+def newest_started(records: Iterable[Record]) -> Record | None:
+    """The record whose deployment SageMaker began last."""
+    started = (record for record in records if record.data["started_at"])
+    return max(started, key=lambda record: record.data["started_at"], default=None)
+
+
+# --- the steps --------------------------------------------------------------------------------------
+
+
+def reconcile_all(config: Settings, request_id: str) -> str:
+    """Reconcile every model that has approved artifacts, which finishes what a lost event left; returns how many.
+
+    One model's error does not keep the others waiting: the first error is raised after the last model.
+    """
+    pages = client("s3").get_paginator("list_objects_v2")
+    prefixes = [
+        str(item["Prefix"])
+        for page in pages.paginate(Bucket=config.bucket, Prefix=APPROVED_PREFIX, Delimiter="/")
+        for item in page.get("CommonPrefixes", [])
+    ]
+    models = [prefix.removeprefix(APPROVED_PREFIX).rstrip("/") for prefix in prefixes]
+    errors: list[Exception] = []
+    for model in (model for model in models if MODEL_NAME.fullmatch(model)):
+        try:
+            outcome = reconcile(config, model, request_id)
+        except (BotoCoreError, ClientError) as error:
+            log.exception("sweep: model not reconciled", extra={"model": model})
+            errors.append(error)
+        else:
+            log.info("endpoint swept: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
+    if errors:
+        raise errors[0]
+    return f"{len(models)} models swept"
+
+
+def reconcile(config: Settings, model: str, request_id: str) -> str:
+    """Bring a model's endpoint as far towards the newest approved model as it goes now; returns that in a word."""
+    for _ in range(STEPS_MAX):
+        outcome = step(config, model, request_id)
+        if outcome != AGAIN:
+            return outcome
+    return "more to do: left to the next event or sweep"
+
+
+def step(config: Settings, model: str, request_id: str) -> str:
+    """Take one step towards the newest approved model on the model's endpoint; returns it in a word, or AGAIN."""
+    artifacts = approved_models(config.bucket, model)
+    if not artifacts:
+        return "nothing approved"
+    name = config.endpoint_of(model)
+    endpoint = describe_endpoint(name)
+    considered = []
+    for artifact in artifacts[:LOOK_BACK_MODELS]:
+        found = records_of(config.bucket, artifact.job, name)
+        for record in found:
+            if record.state in UNSETTLED and settle(config, record, endpoint, request_id):
+                # Whatever arrived meanwhile found this deployment open and left: look again on its behalf.
+                return AGAIN
+        considered.append((artifact, found))
+        if any(record.state == "confirmed" for record in found):
+            break
+    records = [record for _, found in considered for record in found]
+    last = newest_started(records)
+    if endpoint is None:
+        if any(record.state in OPEN for record in records):
+            return "under way"
+        outcome = without_endpoint(config, considered, last, request_id)
+    else:
+        outcome = with_endpoint(config, considered, records, last, endpoint, request_id)
+    if outcome in ("waiting", "busy") and approved_models(config.bucket, model)[0].job > artifacts[0].job:
+        # It was approved while this one was in hand, and left to us.
+        return AGAIN
+    return outcome
+
+
+def with_endpoint(
+    config: Settings,
+    considered: Sequence[tuple[Approved, list[Record]]],
+    records: Sequence[Record],
+    last: Record | None,
+    endpoint: Mapping[str, Any],
+    request_id: str,
+) -> str:
+    """There is an endpoint: leave it, update it, put it back or delete it. Returns the outcome in a word."""
+    status = endpoint["EndpointStatus"]
+    if status == "OutOfService" and last is not None:
+        report_outage(config, last, endpoint, request_id)
+    if status not in ("InService", "UpdateRollbackFailed", "Failed"):
+        return f"busy: {status}"
+    if any(record.state in OPEN for record in records):
+        return "under way"
+    # A rollback that failed leaves a mix of both models. One that a person's update led to is theirs to fix.
+    ended_here = last is not None and last.state == "failed" and last.data["ended"] == last_modified(endpoint)
+    if status == "Failed" or (status == "UpdateRollbackFailed" and ended_here):
+        return take_down(config, endpoint, last, request_id)
+    served = endpoint["EndpointConfigName"]
+    choice = choose(config, considered)
+    bad = None
+    if choice is None or choice.config != served:
+        bad = next((record for record in records if record.config == served), None)
+        bad = bad or read_record(config.bucket, record_key(served))
+        bad = bad if bad is not None and bad.state in BAD else None
+    if bad is not None:
+        choice = choose(config, considered, as_it_was=True)
+        if choice is None and bad.state != "withdrawn":
+            return take_down(config, endpoint, last or bad, request_id)
+    if choice is None:
+        return "nothing to deploy"
+    return bring_to(config, choice, endpoint, bad, records, request_id)
+
+
+def bring_to(
+    config: Settings,
+    choice: Choice,
+    endpoint: Mapping[str, Any],
+    bad: Record | None,
+    records: Sequence[Record],
+    request_id: str,
+) -> str:
+    """Bring an endpoint that has settled to the chosen model; bad: what it serves and must not. Returns the outcome."""
+    known = choice.record
+    if choice.config == endpoint["EndpointConfigName"]:
+        if known is not None and known.state == "confirmed" and not known.data["cleaned"]:
+            clean_up(config, known, endpoint, request_id)
+        return "in service"
+    if bad is None and known is not None and known.state in ("confirmed", "superseded"):
+        # It was live, or on its way, and somebody switched the endpoint. That is theirs to undo.
+        return "left as somebody made it"
+    last = newest_started(record for record in records if record is not known)
+    restores = back_after(bad.config) if bad and known and known.state == "confirmed" else ""
+    return deploy(config, choice, endpoint, last, request_id, restores)
+
+
+def without_endpoint(
+    config: Settings, considered: Sequence[tuple[Approved, list[Record]]], last: Record | None, request_id: str
+) -> str:
+    """There is no endpoint: create one, unless a person deleted it. Returns the outcome in a word."""
+    ours = last is not None and last.data["deleted_by"] == "pipeline"
+    choice = choose(config, considered, as_it_was=ours)
+    known = choice.record if choice else None
+    # It was asked for when there was no endpoint already.
+    asked = known is not None and known.state == "waiting" and known.data["endpoint_last_modified"] is None
+    if last is None or ours or asked:
+        if choice is None:
+            return "nothing to deploy"
+        back = last is not None and known is not None and known.state == "confirmed"
+        restores = back_after(last.config, choice.config) if last and back else ""
+        return deploy(config, choice, None, last, request_id, restores)
+    is_news = not last.emailed("deleted by hand")
+    if choice is not None:
+        hold(config, choice, request_id, quietly=is_news)
+    if is_news:
+        live = next((record for _, found in considered for record in found if record.state == "confirmed"), last)
+        email_alone(config, last, "deleted by hand", request_id, about=live)
+    return "deleted by hand"
+
+
+def back_after(bad_config: str, config: str = "") -> str:
+    """After what a model comes back, for the email on it; config: its own."""
+    return "the endpoint had failed" if bad_config == config else f"{bad_config} was taken back"
+
+
+def hold(config: Settings, choice: Choice, request_id: str, quietly: bool) -> None:
+    """Have a model wait for the person who deleted the endpoint. quietly: the email on the deletion says so as well."""
+    record = choice.record
+    if record is None or record.state == "waiting":
+        lease: Email = {"by": request_id, "at": now().isoformat(), "done": quietly}
+        record = begin(config, choice, None, request_id, "held", emails={"deleted by hand": lease})
+    if record is not None and record.state == "held":
+        email_alone(config, record, "deleted by hand", request_id, "held")
+
+
+# --- which model ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -191,58 +563,35 @@ class Choice:
         return str(self.config_request["EndpointConfigName"])
 
 
-# --- settings ---------------------------------------------------------------------------------------
+def choose(
+    config: Settings, considered: Sequence[tuple[Approved, list[Record]]], *, as_it_was: bool = False
+) -> Choice | None:
+    """The newest approved model that may be deployed; None when there is none.
 
-
-@functools.cache
-def runtime() -> Any:
-    """The client that asks endpoints: an attempt may take as long as a model may, so there are few."""
-    config = Config(read_timeout=INVOKE_READ_SECONDS, retries={"mode": "standard", "total_max_attempts": 3})
-    return boto3.client("sagemaker-runtime", config=config)
-
-
-# --- records and notifications (the same in each handler) ------------------------------------------
-
-
-def publish(topic_arn: str, subject: str, body: str, *, stage: str, status: str, model: str) -> None:
-    """Send one notification; people filter their subscription by the attributes stage, status and model."""
-    printable = "".join(character if character.isprintable() else " " for character in subject)
-    line = " ".join(printable.encode("ascii", "replace").decode().split())
-    text = body.encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore")
-    attributes = {"stage": stage, "status": status, "model": model}
-    client("sns").publish(
-        TopicArn=topic_arn,
-        Subject=line[:SUBJECT_MAX_CHARACTERS],
-        Message=text,
-        MessageAttributes={name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()},
-    )
-
-
-# --- what is approved, what is served ---------------------------------------------------------------
-
-
-def approved_models(bucket: str, model: str) -> list[Approved]:
-    """A model's approved artifacts, newest first; other names under the prefix are reported and ignored."""
-    found = []
-    pages = client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{APPROVED_PREFIX}{model}/")
-    for item in (item for page in pages for item in page.get("Contents", [])):
-        match = APPROVED_KEY.fullmatch(item["Key"])
-        if match is None:
-            log.warning("no model artifact of a training job, ignored", extra={"key": item["Key"]})
+    as_it_was: a model that was live comes back with the config that it had then, even if settings changed since.
+    """
+    for artifact, found in considered:
+        if any(record.state == "withdrawn" for record in found):
             continue
-        found.append(Approved(model, match["job"], item["Key"], item["ETag"].strip('"'), item["Size"]))
-    return sorted(found, key=lambda artifact: artifact.job, reverse=True)
-
-
-def digest(parts: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+        present = requests(config, artifact)
+        known = next((record for record in found if record.config == present[1]["EndpointConfigName"]), None)
+        live = [record for record in found if record.state == "confirmed"]
+        usable = known is None or known.state not in NOT_AGAIN
+        if live and (not usable or (as_it_was and (known is None or known.state != "waiting"))):
+            record = max(live, key=lambda record: record.data["started_at"])
+            asked = record.data["requests"]
+            job = Approved(artifact.model, artifact.job, **record.data["artifact"])
+            return Choice(job, asked["model"], asked["config"], record)
+        if usable:
+            return Choice(artifact, *present, known)
+    return None
 
 
 def requests(config: Settings, artifact: Approved) -> tuple[dict[str, Any], dict[str, Any]]:
     """The CreateModel and CreateEndpointConfig requests for an artifact under the present settings.
 
-    Both kinds cannot be changed once made, so each name ends in a hash of all that goes into it:
-    changed settings are a new name.
+    Neither thing can be changed once created, so each name ends in a hash of all that goes into it: changed settings
+    give a new name.
     """
     environment = {
         "HF_TASK": "text-classification",
@@ -291,40 +640,119 @@ def requests(config: Settings, artifact: Approved) -> tuple[dict[str, Any], dict
     return model_request, config_request
 
 
-def is_missing(error: ClientError) -> bool:
-    """Whether SageMaker says that the thing does not exist: a ValidationException, told by its text alone."""
-    return error_code(error) == "ValidationException" and message(error).startswith("Could not find")
+def digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def message(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Message", ""))
+# --- asking SageMaker -------------------------------------------------------------------------------
 
 
-def describe_endpoint(name: str) -> dict[str, Any] | None:
-    """The endpoint as it is now; None when there is none."""
+def deploy(
+    config: Settings,
+    choice: Choice,
+    endpoint: Mapping[str, Any] | None,
+    last: Record | None,
+    request_id: str,
+    restores: str,
+) -> str:
+    """Ask for the chosen model on its endpoint; returns the outcome in a word, or AGAIN.
+
+    The record is written before the call, with the endpoint as it was: after a crash it tells whether the call was
+    made. last: the deployment before, whose endpoint it is.
+    """
+    known = choice.record
+    if known is not None and known.state == "waiting" and not due_again(known.data["tries"], known.data["at"]):
+        return "waiting"
+    record = begin(config, choice, endpoint, request_id, "requested", **({"restores": restores} if restores else {}))
+    if record is None:
+        return "in hand"
+    replaces = is_replacement(choice, endpoint)
     try:
-        answer: dict[str, Any] = client("sagemaker").describe_endpoint(EndpointName=name)
-    except ClientError as error:
-        if is_missing(error):
-            return None
+        check_endpoint(config, record, endpoint)
+        check_artifact(config, choice.artifact)
+        create_config(choice)
+        if not replaces:
+            create_or_update(config, choice, endpoint)
+    except CannotDeploy as obstacle:
+        return put_off(config, record, endpoint, request_id, obstacle)
+    except EndpointBusy:
+        move(config, record, request_id, "waiting", tries=0)
+        return "busy"
+    except (BotoCoreError, ClientError) as error:
+        # It stays requested, as the call may have been made. The email on giving up quotes the reason.
+        move(config, record, request_id, "requested", reason=str(error))
         raise
-    return answer
+    if replaces and endpoint is not None:
+        return replace_endpoint(config, record, endpoint, last, request_id)
+    note_started(config, record, request_id)
+    return "started"
 
 
-def last_modified(endpoint: Mapping[str, Any] | None) -> str | None:
-    return endpoint["LastModifiedTime"].astimezone(UTC).isoformat() if endpoint else None
+def begin(
+    config: Settings,
+    choice: Choice,
+    endpoint: Mapping[str, Any] | None,
+    request_id: str,
+    state: str,
+    **more: Any,
+) -> Record | None:
+    """Begin the record of a deployment, or begin it again; None when somebody else changed it.
+
+    One that waited keeps what its attempts met and what people were emailed.
+    """
+    record = choice.record
+    waited = record.data if record is not None and record.state == "waiting" else None
+    data: Deployment = {
+        "schema": SCHEMA,
+        "config": choice.config,
+        "endpoint": config.endpoint_of(choice.artifact.model),
+        "model": choice.artifact.model,
+        "model_name": choice.model_request["ModelName"],
+        "job": choice.artifact.job,
+        "artifact": {"key": choice.artifact.key, "etag": choice.artifact.etag, "size": choice.artifact.size},
+        "requests": {"model": choice.model_request, "config": choice.config_request},
+        "state": state,
+        "by": request_id,
+        "at": now().isoformat(),
+        "reason": waited["reason"] if waited else "",
+        "tries": waited["tries"] if waited else 0,
+        "endpoint_last_modified": last_modified(endpoint),
+        "previous_config": endpoint["EndpointConfigName"] if endpoint else None,
+        "restores": waited["restores"] if waited else "",
+        "started_at": "",
+        "ended": "",
+        "checked": "",
+        "cleaned": True,
+        "deleted_by": "",
+        "emails": {what: email for what, email in waited["emails"].items() if email["done"]} if waited else {},
+        "gone": False,
+    }
+    return write_record(config, cast(Deployment, data | more), record)
 
 
-def is_ours(config: Settings, endpoint: Mapping[str, Any]) -> bool:
-    """Whether this stack made the endpoint: another stack in the account may use the same name."""
-    tags = client("sagemaker").list_tags(ResourceArn=endpoint["EndpointArn"])["Tags"]
-    return {"Key": "Stack", "Value": config.bucket} in tags
+def check_endpoint(config: Settings, record: Record, endpoint: Mapping[str, Any] | None) -> None:
+    """Raises CannotDeploy when the endpoint is another stack's, or the attempts are used up; EndpointBusy."""
+    try:
+        foreign = endpoint is not None and not is_ours(config, endpoint)
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+        raise EndpointBusy from error
+    if foreign:
+        raise CannotDeploy(
+            "waiting",
+            f"an endpoint {record.data['endpoint']} exists that this stack did not make: "
+            "set endpoint_name in Terraform to another name and apply, or delete that endpoint",
+        )
+    if record.data["tries"] >= GIVE_UP_TRIES:
+        last_error = record.data["reason"] or "none was recorded: see make logs"
+        raise CannotDeploy("failed", f"{record.data['tries']} attempts failed. The last error: {last_error}")
 
 
 def check_artifact(config: Settings, artifact: Approved) -> None:
-    """Raises ArtifactError unless the artifact is there, begins a gzip tar and has a file in it."""
+    """Raises CannotDeploy unless the artifact is there, begins a gzip tar and has a file in it."""
     if artifact.size == 0:
-        raise ArtifactError("the artifact is empty (0 bytes)")
+        raise CannotDeploy("failed", "the artifact is empty (0 bytes)")
     try:
         answer = client("s3").get_object(
             Bucket=config.bucket,
@@ -333,435 +761,65 @@ def check_artifact(config: Settings, artifact: Approved) -> None:
             Range=f"bytes=0-{ARTIFACT_HEAD_BYTES - 1}",
         )
     except ClientError as error:
-        if error_code(error) in ("NoSuchKey", "404", "PreconditionFailed", "412"):
-            raise ArtifactError("the artifact was deleted or replaced after it was approved") from error
-        raise
-    try:
-        data = io.BytesIO(zlib.decompressobj(wbits=31).decompress(answer["Body"].read(), 1024 * 1024))
-        while block := data.read(TAR_BLOCK_BYTES):
-            if not block.strip(b"\0"):
-                raise ArtifactError("the artifact is an archive without any file")
-            if len(block) < TAR_BLOCK_BYTES:
-                raise ArtifactError("the artifact is cut off")
-            member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            if member.size < 0:
-                raise ArtifactError("the artifact has a member of negative size")
-            if member.isreg():
-                return
-            data.seek(-(-member.size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES, io.SEEK_CUR)
-    except (zlib.error, tarfile.HeaderError, ValueError) as error:
-        raise ArtifactError(f"the artifact is no gzip-compressed tar: {error}") from error
-    raise ArtifactError(f"the artifact has no file in its first {ARTIFACT_HEAD_BYTES} bytes")
-
-
-# --- deployment records -----------------------------------------------------------------------------
-
-
-def record_key(config_name: str) -> str:
-    return f"{DEPLOYMENT_PREFIX}{config_name}.json"
-
-
-def records_of(bucket: str, job: str, endpoint: str) -> list[Record]:
-    """The deployment records of a training job's model on an endpoint: one for each set of settings."""
-    found = []
-    prefix = f"{DEPLOYMENT_PREFIX}{job}-"
-    pages = client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    for item in (item for page in pages for item in page.get("Contents", [])):
-        data, etag = read_json(bucket, item["Key"])
-        if data is not None and etag is not None and data["endpoint"] == endpoint:
-            found.append(Record(data, etag))
-    return found
-
-
-def read_record(bucket: str, config_name: str) -> Record | None:
-    """The deployment record of an endpoint config; None where the pipeline has none."""
-    data, etag = read_json(bucket, record_key(config_name))
-    return None if data is None or etag is None else Record(data, etag)
-
-
-def move(config: Settings, record: Record, request_id: str, state: str, **more: Any) -> bool:
-    """Take a record to a state, unless somebody else changed it since it was read; True when it was taken."""
-    data = record.data | more | {"state": state, "by": request_id, "at": now().isoformat()}
-    etag = put_json(config.bucket, record_key(data["config"]), data, IfMatch=record.etag)
-    if etag is None:
-        return False
-    record.data, record.etag = data, etag
-    return True
-
-
-def started_at(record: Record) -> str:
-    """When SageMaker began with a deployment, as text that sorts by time; "" when it did not."""
-    return str(record.data.get("started_at") or "")
-
-
-def newest_started(records: Iterable[Record]) -> Record | None:
-    """The record whose deployment SageMaker began last."""
-    return max((record for record in records if started_at(record)), key=started_at, default=None)
-
-
-# --- notifications ----------------------------------------------------------------------------------
-
-
-def capacity_text(config: Settings) -> str:
-    if config.endpoint_type == "serverless":
-        return f"serverless, {config.serverless_memory_mb} MB, up to {config.serverless_max_concurrency} at a time"
-    return f"{config.endpoint_instance_count} x {config.endpoint_instance_type}"
-
-
-def standing(endpoint: Mapping[str, Any] | None) -> str:
-    """What people's calls meet now, in a sentence."""
-    if endpoint is not None and endpoint["EndpointStatus"] in SETTLED:
-        return f"The endpoint goes on serving {endpoint['EndpointConfigName']}."
-    return "There is no endpoint for this model now."
-
-
-def tell(config: Settings, record: Mapping[str, Any], outcome: str, reason: str = "", then: str = "") -> None:
-    """The notification on what became of a deployment or its endpoint; then: what the endpoint does now."""
-    model, endpoint, previous = record["model"], record["endpoint"], record["previous_config"]
-    source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{record['job']}/source.json")
-    rows: list[tuple[str, object]] = [
-        ("model", model),
-        ("endpoint", endpoint),
-        ("data", f"s3://{source['bucket']}/{source['key']}" if source else "unknown"),
-        ("training job", record["job"]),
-        ("endpoint config", record["config"]),
-        ("artifact", f"s3://{config.bucket}/{record['artifact']['key']} ({human_bytes(record['artifact']['size'])})"),
-    ]
-    if previous:
-        rows.append(("before", previous))
-    if record.get("checked"):
-        rows.append(("golden rows", record["checked"]))
-    predict = f'make predict MODEL={model} TEXT="some text"'
-    cli = (
-        f"aws sagemaker-runtime invoke-endpoint --endpoint-name {endpoint} --content-type application/json "
-        f'--cli-binary-format raw-in-base64-out --body \'{{"inputs": "some text"}}\' answer.json'
-    )
-    meanwhile = "It is new: it answers as soon as it is up."
-    if record.get("replaces"):
-        meanwhile = (
-            "An endpoint on instances cannot become serverless in place, so it is replaced: it is deleted now and made "
-            "anew by the next sweep. IT DOES NOT ANSWER UNTIL THEN, commonly for 10 to 30 minutes."
-        )
-    elif previous:
-        meanwhile = "It keeps answering with the model before until the new one is up."
-    logs = f"See the model server's log: make logs ENDPOINT={endpoint}"
-    after = f"{record.get('restores')} was taken back"
-    if record.get("restores") == record["config"]:
-        after = "the endpoint had failed"
-    again = f"This model is not tried again. {logs}; mend the cause, then upload again."
-    come_back = f"make resume MODEL={model} brings it back, with the newest approved model."
-    subject, opening, following = {
-        "started": (
-            "Deployment started",
-            f"The approved model is on its way to the endpoint ({capacity_text(config)}).\n{meanwhile}",
-            "nothing to do. The next email says how it ended, commonly in 5 to 10 minutes.",
-        ),
-        "confirmed": (
-            "Deployment successful",
-            "The endpoint is in service and serves the new model.",
-            f"try it:\n\n  {predict}\n\nor, with the AWS CLI:\n\n  {cli}",
-        ),
-        "restored": (
-            "Deployment restored",
-            f"The endpoint is in service and serves this model again, after {after}.",
-            f"nothing to do. Try it:\n\n  {predict}",
-        ),
-        "rolled back": ("Deployment rolled back", "The new model was taken back.", f"{then} {again}"),
-        "failed": ("Deployment failed", "The new model could not be deployed.", f"{then} {again}"),
-        "waiting": (
-            "Deployment waiting",
-            "The new model cannot be deployed just now.",
-            f"{then} Remove the cause; the pipeline tries again by itself, with every sweep.",
-        ),
-        "held": (
-            "Deployment waiting",
-            "The new model is approved, but not deployed: somebody deleted the endpoint, and no upload undoes that.",
-            come_back,
-        ),
-        "deleted by hand": (
-            "Endpoint deleted by hand",
-            "Somebody deleted the endpoint. It stays deleted, and costs nothing: no upload brings it back.",
-            f"nothing, if that is meant. {come_back}",
-        ),
-        "endpoint failed": (
-            "Endpoint failed",
-            "The endpoint was in service, and has failed since. It is deleted: nothing else can be done with it.",
-            f"nothing to do: the pipeline makes it anew, with the last confirmed model. {logs}",
-        ),
-        "out of service": (
-            "Endpoint out of service",
-            "SageMaker took the endpoint out of service: it does not answer. The pipeline leaves it as it is.",
-            f"look at the endpoint in the SageMaker console, and at {logs[:1].lower() + logs[1:]}\nIf it does not come "
-            f"back: delete it, then make resume MODEL={model} makes it anew.",
-        ),
-    }[outcome]
-    why = f"Why: {reason}\n\n" if reason else ""
-    publish(
-        config.topic_arn,
-        f"{subject}: {model} ({endpoint})",
-        f"{opening}\n\n{table(rows)}\n\n{why}What next: {following}\n",
-        stage="deployment",
-        status=subject.removeprefix("Deployment ").lower().replace(" ", "-"),
-        model=model,
-    )
-
-
-# --- does the right model answer? -------------------------------------------------------------------
-
-
-def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
-    """How an endpoint's answers differ from the golden rows, {"text", "label", "score"}, in words; "" when they agree.
-
-    Labels and scores agree within SCORE_TOLERANCE. A label that nearly tied with another one in training may give
-    way to it, in few rows. The words hold no text of the rows: they go into an email.
-    """
-    if not isinstance(answers, list) or len(answers) != len(golden):
-        return f"the endpoint does not answer {len(golden)} texts with as many labels, but with {answers!r:.100}"
-    wrong, ties = [], 0
-    for row, answer in zip(golden, answers, strict=True):
-        label, score = (answer.get("label"), answer.get("score")) if isinstance(answer, Mapping) else (None, None)
-        if not isinstance(score, int | float) or isinstance(score, bool):
-            return f"the endpoint answers in another form than label and score: {answer!r:.100}"
-        close = abs(score - row["score"]) <= SCORE_TOLERANCE
-        if close and label == row["label"]:
-            continue
-        # The second best label has at most what the best one leaves.
-        ties += close and row["score"] <= 0.5 + SCORE_TOLERANCE
-        if not close or row["score"] > 0.5 + SCORE_TOLERANCE or ties > TIES_MAX_SHARE * len(golden):
-            wrong.append(f"{label} {score:.3f} instead of {row['label']} {row['score']:.3f}")
-    if not wrong:
-        return ""
-    return (
-        f"{len(wrong)} of {len(golden)} golden rows are answered otherwise than by the model that was trained "
-        f"(for instance {wrong[0]}): the endpoint serves other weights, or a broken copy"
-    )
-
-
-def ask(endpoint_name: str, texts: Sequence[str]) -> object:
-    """The endpoint's decoded answer to texts. Raises ClientError; ValueError when the answer is no JSON."""
-    answer = runtime().invoke_endpoint(
-        EndpointName=endpoint_name, ContentType="application/json", Body=json.dumps({"inputs": texts}).encode()
-    )
-    return json.loads(answer["Body"].read())
-
-
-def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Ask the endpoint the golden rows of the model's decision: (what is wrong, or ""; what was checked, in words).
-
-    None when the endpoint cannot be asked: it was deleted since it was looked at, or is not to be seen yet.
-    Raises what AWS raises on a failure that may pass (throttling, a cold start that takes too long, no capacity):
-    Lambda's retry or the sweep asks again. A model whose own code answers with errors does not pass: the HuggingFace
-    server turns every exception in it into a 400 (handler_service.py), and 5xx and timeouts that last count as well.
-    """
-    decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.data['job']}.json")
-    golden = (decision or {}).get("golden") or []
-    if not golden:
-        return "", "not checked: the training job gave none"
-    for attempt in range(CHECK_ASKS):
-        if attempt:
-            time.sleep(CHECK_PAUSE_SECONDS)
-        try:
-            wrong = difference(golden, ask(record.data["endpoint"], [row["text"] for row in golden]))
-        except ValueError as error:
-            wrong = f"the endpoint does not answer with JSON: {error}"
-        except ClientError as error:
-            if error_code(error) == "ValidationError" and "not found" in message(error):
-                return None
-            settled_for = (now() - endpoint["LastModifiedTime"]).total_seconds()
-            if error_code(error) == "AccessDeniedException" and settled_for >= CHECK_PATIENCE_SECONDS:
-                # A new policy may take minutes to hold. A denial that lasts says nothing about the model.
-                return "", f"NOT CHECKED: this function may not ask the endpoint. AWS said: {message(error):.500}"
-            if error_code(error) != "ModelError":
-                raise
-            answer: Mapping[str, Any] = error.response
-            by_the_model = 400 <= answer.get("OriginalStatusCode", 0) < 500
-            if not by_the_model and settled_for < CHECK_PATIENCE_SECONDS:
-                raise
-            wrong = f"the new model does not answer. SageMaker said: {message(error):.500}"
-        if not wrong:
-            return "", f"{len(golden)} of {len(golden)} answered as in training"
-    return wrong, ""
-
-
-# --- what became of a deployment --------------------------------------------------------------------
-
-
-def was_made(record: Record, endpoint: Mapping[str, Any] | None) -> bool:
-    """Whether the endpoint shows that the call of a record was made.
-
-    The record holds the endpoint's last-modified time as it was before the call: an unchanged time means
-    that the call was never made, or is not visible yet. A pending deployment of another config was asked
-    for by somebody else.
-    """
-    if endpoint is None or last_modified(endpoint) == record.data["endpoint_last_modified"]:
-        return False
-    pending = endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName", record.data["config"])
-    return bool(pending == record.data["config"])
-
-
-def why_rolled_back(endpoint: Mapping[str, Any]) -> str:
-    """What may have led to a rollback of which SageMaker gives no reason, which is common."""
-    rollback = (endpoint.get("LastDeploymentConfig") or {}).get("AutoRollbackConfiguration", {})
-    alarms = ", ".join(alarm["AlarmName"] for alarm in rollback.get("Alarms", []))
-    if not alarms:
-        return "SageMaker gave no reason; the model server's log tells more"
-    return (
-        "SageMaker gave no reason: either the new model's server did not come up, which its log tells, or an alarm "
-        f"went off while traffic moved to it ({alarms})"
-    )
-
-
-def outcome_of(record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What became of a deployment that was started: (state, reason); None while it is under way."""
-    status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
-    reason = str(endpoint.get("FailureReason") or "")
-    if status == "InService" and served == record.config:
-        return "confirmed", ""
-    if not was_made(record, endpoint):
-        return None
-    if status == "InService" and served == record.data["previous_config"]:
-        return "rolled back", reason or why_rolled_back(endpoint)
-    if status == "InService":
-        return "superseded", f"the endpoint serves {served}"
-    if status in ("Failed", "UpdateRollbackFailed"):
-        return "failed", reason or f"SageMaker gave no reason; the endpoint is {status}"
-    return None
-
-
-def confirmed_before(config: Settings, record: Record) -> str:
-    """The endpoint config that the pipeline goes back to from a deployment that went wrong; "" when there is none."""
-    for artifact in approved_models(config.bucket, record.data["model"])[:LOOK_BACK_MODELS]:
-        found = records_of(config.bucket, artifact.job, record.data["endpoint"])
-        if any(other.is_withdrawn for other in found):
-            continue
-        for other in found:
-            if other.state == "confirmed" and other.config != record.config:
-                return other.config
-    return ""
-
-
-def vanished(config: Settings, record: Record, request_id: str) -> bool:
-    """The endpoint of an open deployment is gone: told once, and held; True when that ended it."""
-    if record.state == "started" and record.age < VISIBLE_SECONDS:
-        return False
-    if not move(config, record, request_id, "settling"):
-        return False
-    tell(config, record.data, "deleted by hand", "it was deleted while this model was being deployed")
-    return move(config, record, request_id, "waiting", reason=HELD, deleted="somebody")
-
-
-def settle(config: Settings, record: Record, endpoint: Mapping[str, Any] | None, request_id: str) -> bool:
-    """Take an open record as far as the endpoint allows, and tell people, once; True when that ended it."""
-    if record.state in ("requested", "settling") and record.in_hand(request_id):
-        return False
-    if record.state in ("requested", "waiting"):
-        # Served, though nobody knows that it was asked for: the answer to the call was lost.
-        served = endpoint is not None and endpoint["EndpointConfigName"] == record.config
-        if record.state == "waiting" and not served:
-            return False
-        if not served and record.data.get("replaces") == "delete":
-            deleted = endpoint is None or endpoint["EndpointStatus"] == "Deleting"
-            if deleted:
-                tell(config, record.data, "started")
-            move(config, record, request_id, "waiting", replaces="create" if deleted else "")
-            return False
-        if not served and not was_made(record, endpoint):
-            move(config, record, request_id, "waiting")
-            return False
-        # Whoever asked died before people were told.
-        if not start(config, record, request_id):
-            return False
-    if endpoint is None:
-        return vanished(config, record, request_id)
-    ended = outcome_of(record, endpoint)
-    if ended is None:
-        return False
-    state, reason = ended
-    then, more = standing(endpoint), {"checked": "", "ended": last_modified(endpoint)}
-    if state == "confirmed":
-        answered = check_answers(config, record, endpoint)
-        if answered is None:
-            return False
-        reason, more["checked"] = answered
-        if reason:
-            before = confirmed_before(config, record)
-            state = "rolled back" if before else "failed"
-            then = f"The pipeline puts {before} back; an email says when it serves."
-            if not before:
-                then = "There is no confirmed model to go back to, so the endpoint is deleted: it answers wrongly."
-    elif state == "failed":
-        before = confirmed_before(config, record)
-        then = "A failed endpoint can only be deleted, so the pipeline deletes it"
-        then += f" and brings {before} back." if before else ". There is no confirmed model to bring back."
-    if not move(config, record, request_id, "settling"):
-        return False
-    if state != "superseded":
-        told = "restored" if state == "confirmed" and record.data.get("restores") else state
-        tell(config, record.data | more, told, reason, then)
-    log.info("deployment settled: %s", state, extra={"training_job": record.data["job"], "reason": reason})
-    return move(config, record, request_id, state, reason=reason, cleaned=state != "confirmed", **more)
-
-
-def start(config: Settings, record: Record, request_id: str) -> bool:
-    """SageMaker was asked: tell people, and note it; True when it was noted."""
-    # What is restored was told when it became necessary, what is replaced when the old endpoint was deleted.
-    if not record.data.get("restores") and record.data.get("replaces") != "create":
-        tell(config, record.data, "started")
-    return move(config, record, request_id, "started", started_at=now().isoformat())
-
-
-# --- asking SageMaker -------------------------------------------------------------------------------
-
-
-def create_once(call: Any, request: Mapping[str, Any]) -> None:
-    """Create a model or an endpoint config; one that exists under this name is the same, by its name.
-
-    AWS answers "Cannot create already existing ..." to a second config; the text for a model is unconfirmed.
-    """
-    try:
-        call(**request)
-    except ClientError as error:
-        if error_code(error) != "ValidationException" or "already exist" not in message(error):
+        if not is_gone(error) and error_code(error) not in ("PreconditionFailed", "412"):
             raise
+        raise CannotDeploy("failed", "the artifact was deleted or replaced after it was approved") from error
+    try:
+        head = zlib.decompressobj(wbits=31).decompress(answer["Body"].read(), ARTIFACT_HEAD_UNPACKED_BYTES)
+        with tarfile.open(fileobj=io.BytesIO(head), mode="r:") as archive:
+            for member in archive:
+                if member.size < 0:
+                    raise CannotDeploy("failed", "the artifact has a member of negative size")
+                if member.isreg():
+                    return
+    except (zlib.error, tarfile.TarError, ValueError, RecursionError) as error:
+        text = f"the artifact is not a gzip-compressed tar, or it is cut off: {error}"
+        raise CannotDeploy("failed", text) from error
+    raise CannotDeploy(
+        "failed",
+        f"the artifact is an archive without any file: it has no file in its first {ARTIFACT_HEAD_BYTES} bytes",
+    )
 
 
-def variant_of(config_request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The one production variant of a CreateEndpointConfig request or a DescribeEndpointConfig answer."""
-    variant: Mapping[str, Any] = config_request["ProductionVariants"][0]
-    return variant
+def create_config(choice: Choice) -> None:
+    """Create the model and its endpoint config, unless they exist: what exists under this name is the same.
 
-
-def is_replacement(choice: Choice, endpoint: Mapping[str, Any] | None) -> bool:
-    """Whether the endpoint must be made anew: AWS refuses to turn instances into serverless in place.
-
-    (Developer guide, Serverless Inference: a serverless endpoint can become one on instances, not the reverse.)
+    AWS answers "Cannot create already existing ..." to a second config; its text for a model is unconfirmed.
     """
-    if endpoint is None or "ServerlessConfig" not in variant_of(choice.config_request):
-        return False
-    return any("CurrentServerlessConfig" not in variant for variant in endpoint.get("ProductionVariants", []))
+    sagemaker = client("sagemaker")
+    for create, request in (
+        (sagemaker.create_model, choice.model_request),
+        (sagemaker.create_endpoint_config, choice.config_request),
+    ):
+        try:
+            create(**request)
+        except ClientError as error:
+            if error_code(error) != "ValidationException" or "already exist" not in error_message(error):
+                raise
+    # CreateEndpoint may not see a new config yet; AWS advises to describe it first (CreateEndpoint reference).
+    sagemaker.describe_endpoint_config(EndpointConfigName=choice.config)
 
 
-def deployment_policy(policy: Mapping[str, Any], endpoint_name: str, instances: int) -> dict[str, Any]:
-    """The DeploymentConfig for one endpoint: the stack's policy with the endpoint's own alarms, {} for none.
-
-    Alarms are named <endpoint>/<what>. Steps are a share of the fleet; one that is too small for them, as
-    autoscaling may leave it, takes its traffic all at once.
-    """
-    own: dict[str, Any] = json.loads(json.dumps(policy))
-    alarms = own.get("AutoRollbackConfiguration", {}).get("Alarms", [])
-    alarms = [alarm for alarm in alarms if alarm["AlarmName"].startswith(f"{endpoint_name}/")]
-    own.pop("AutoRollbackConfiguration", None)
-    if alarms:
-        own["AutoRollbackConfiguration"] = {"Alarms": alarms}
-    routing = own.get("BlueGreenUpdatePolicy", {}).get("TrafficRoutingConfiguration", {})
-    size = routing.get("CanarySize") or routing.get("LinearStepSize")
-    if size and instances * size["Value"] < 100:
-        wait = routing["WaitIntervalInSeconds"]
-        own["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"] = {
-            "Type": "ALL_AT_ONCE",
-            "WaitIntervalInSeconds": wait,
-        }
-    return own
+def create_or_update(config: Settings, choice: Choice, endpoint: Mapping[str, Any] | None) -> None:
+    """Ask SageMaker to create the endpoint, or to update it. Raises CannotDeploy, EndpointBusy, ClientError."""
+    sagemaker, name = client("sagemaker"), config.endpoint_of(choice.artifact.model)
+    try:
+        if endpoint is None:
+            tags = choice.config_request["Tags"]
+            sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=choice.config, Tags=tags)
+        else:
+            update(config, choice, endpoint)
+    except ClientError as error:
+        if error_code(error) == "ResourceLimitExceeded":
+            text = f"a quota of the account is used up. SageMaker said: {error_message(error)}"
+            raise CannotDeploy("waiting", text) from error
+        busy = ("Cannot update in-progress endpoint", "Cannot create already existing endpoint")
+        if error_code(error) != "ValidationException" or not error_message(error).startswith(busy):
+            raise
+        found = describe_endpoint(name) or {}
+        # Unless our own call was faster: its answer was lost, so the SDK repeated it.
+        if found.get("PendingDeploymentSummary", found).get("EndpointConfigName") != choice.config:
+            raise EndpointBusy from error
 
 
 def update(config: Settings, choice: Choice, endpoint: Mapping[str, Any]) -> None:
@@ -787,238 +845,337 @@ def update(config: Settings, choice: Choice, endpoint: Mapping[str, Any]) -> Non
     sagemaker.update_endpoint(**request)
 
 
+def deployment_policy(policy: Mapping[str, Any], endpoint_name: str, instances: int) -> dict[str, Any]:
+    """The DeploymentConfig for one endpoint: the stack's policy with the endpoint's own alarms, {} for none.
+
+    Alarms are named <endpoint>/<what>. Steps are a share of the fleet; one that autoscaling left too small for them
+    gets its traffic all at once.
+    """
+    own: dict[str, Any] = json.loads(json.dumps(policy))
+    alarms = own.pop("AutoRollbackConfiguration", {}).get("Alarms", [])
+    alarms = [alarm for alarm in alarms if alarm["AlarmName"].startswith(f"{endpoint_name}/")]
+    if alarms:
+        own["AutoRollbackConfiguration"] = {"Alarms": alarms}
+    routing = own.get("BlueGreenUpdatePolicy", {}).get("TrafficRoutingConfiguration", {})
+    size = routing.get("CanarySize") or routing.get("LinearStepSize")
+    if size and instances * size["Value"] < 100:
+        wait = routing["WaitIntervalInSeconds"]
+        all_at_once = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": wait}
+        own["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"] = all_at_once
+    return own
+
+
+def variant_of(config_request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The one production variant of a CreateEndpointConfig request or a DescribeEndpointConfig answer."""
+    variant: Mapping[str, Any] = config_request["ProductionVariants"][0]
+    return variant
+
+
+def is_replacement(choice: Choice, endpoint: Mapping[str, Any] | None) -> bool:
+    """Whether the endpoint must be replaced: AWS refuses to turn instances into serverless in place.
+
+    (Developer guide, Serverless Inference: a serverless endpoint can become one on instances, not the reverse.)
+    """
+    if endpoint is None or "ServerlessConfig" not in variant_of(choice.config_request):
+        return False
+    return any("CurrentServerlessConfig" not in variant for variant in endpoint.get("ProductionVariants", []))
+
+
+def put_off(
+    config: Settings, record: Record, endpoint: Mapping[str, Any] | None, request_id: str, obstacle: CannotDeploy
+) -> str:
+    """Note why the model cannot be deployed, and email it once for each cause. Returns the outcome.
+
+    A refusal that may end is not a failed try: it makes the next ones hourly, and is retried without end.
+    """
+    state, reason = obstacle.state, str(obstacle)
+    what = f"waiting: {cause(reason)}" if state == "waiting" else state
+    email_once(config, record, what, request_id, state, reason=reason, then=endpoint_summary(endpoint))
+    tries = min(record.data["tries"] + 1, EAGER_TRIES)
+    move(config, record, request_id, state, reason=reason, tries=tries)
+    return AGAIN if state == "failed" else state
+
+
 def cause(reason: str) -> str:
     """A reason without its numbers: the utilisation in a quota's text changes, the cause does not."""
     return re.sub(r"[0-9]+", "#", reason)
 
 
-def blank_record(config: Settings, choice: Choice, endpoint: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The record of a deployment that begins, all but its state."""
-    waiting = choice.record.data if choice.record and choice.record.state == "waiting" else {}
-    return {
-        "schema": SCHEMA,
-        "config": choice.config,
-        "endpoint": config.endpoint_of(choice.artifact.model),
-        "model": choice.artifact.model,
-        "model_name": choice.model_request["ModelName"],
-        "job": choice.artifact.job,
-        "artifact": {"key": choice.artifact.key, "etag": choice.artifact.etag, "size": choice.artifact.size},
-        "requests": {"model": choice.model_request, "config": choice.config_request},
-        "endpoint_last_modified": last_modified(endpoint),
-        "previous_config": endpoint["EndpointConfigName"] if endpoint else None,
-        "reason": waiting.get("reason", ""),
-        "tries": waiting.get("tries", 0) + 1,
-        "restores": waiting.get("restores", ""),
-        "replaces": waiting.get("replaces", "") if endpoint is None else "",
-        "started_at": "",
-        "deleted": "",
-    }
+def note_started(config: Settings, record: Record, request_id: str) -> bool:
+    """SageMaker was asked: email people, and note it; True when it was noted."""
+    # That a model comes back was emailed when it became necessary.
+    then = UPDATING if record.data["previous_config"] else CREATING
+    if not record.data["restores"] and not email_once(config, record, "started", request_id, then=then):
+        return False
+    return move(config, record, request_id, "started", started_at=now().isoformat(), reason="")
 
 
-def deploy(
-    config: Settings,
-    choice: Choice,
-    endpoint: Mapping[str, Any] | None,
-    last: Record | None,
-    request_id: str,
-    restores: str = "",
-) -> str:
-    """Ask for the chosen model on its endpoint; returns the outcome in a word.
+# --- what became of it ------------------------------------------------------------------------------
 
-    The record is written before the call, with the endpoint as it was seen: after a crash it tells
-    whether the call was made. last: the deployment before, whose endpoint it is.
+
+class Outcome(NamedTuple):
+    """What became of a deployment: the state, why, what happens to the endpoint now, what the golden rows said."""
+
+    state: str
+    reason: str = ""
+    then: str = ""
+    checked: str = ""
+
+
+def settle(config: Settings, record: Record, endpoint: Mapping[str, Any] | None, request_id: str) -> bool:
+    """Take a record as far as the endpoint allows, and email people, once; True when that ended the deployment."""
+    if record.leased_by_another(request_id):
+        return False
+    if record.state != "started" and not take_up(config, record, endpoint, request_id):
+        return False
+    if endpoint is None:
+        return note_vanished(config, record, request_id)
+    outcome = outcome_of(config, record, endpoint)
+    if outcome is None:
+        return False
+    state, reason, then, record.data["checked"] = outcome
+    wording = "restored" if state == "confirmed" and record.data["restores"] else state
+    if state != "superseded" and not email_once(config, record, state, request_id, wording, reason=reason, then=then):
+        return False
+    log.info("deployment settled: %s", state, extra={"training_job": record.data["job"], "reason": reason})
+    cleaned = state != "confirmed"
+    return move(config, record, request_id, state, reason=reason, cleaned=cleaned, ended=last_modified(endpoint))
+
+
+def take_up(config: Settings, record: Record, endpoint: Mapping[str, Any] | None, request_id: str) -> bool:
+    """Look at a record that SageMaker is not known to work on; True when it does, and that is noted now."""
+    served = endpoint is not None and endpoint["EndpointConfigName"] == record.config
+    if served or (record.state == "requested" and was_made(record, endpoint)):
+        # The answer to the call was lost, or whoever made it died before people were emailed.
+        return note_started(config, record, request_id)
+    if record.state == "requested":
+        # Whoever was to make the call died before that.
+        move(config, record, request_id, "waiting", tries=record.data["tries"] + 1)
+    return False
+
+
+def was_made(record: Record, endpoint: Mapping[str, Any] | None) -> bool:
+    """Whether the endpoint shows that the call of a record was made.
+
+    The record holds the endpoint's last-modified time as it was before the call: an unchanged time means that the call
+    was never made, or is not visible yet. A pending deployment of another config is somebody else's.
     """
-    data = blank_record(config, choice, endpoint)
-    data["restores"] = restores or data["restores"]
-    if is_replacement(choice, endpoint):
-        data["replaces"] = "delete"
-    data |= {"state": "requested", "by": request_id, "at": now().isoformat()}
-    condition = {"IfMatch": choice.record.etag} if choice.record else {"IfNoneMatch": "*"}
-    etag = put_json(config.bucket, record_key(choice.config), data, **condition)
-    if etag is None:
+    if endpoint is None or last_modified(endpoint) == record.data["endpoint_last_modified"]:
+        return False
+    pending = endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName", record.config)
+    return bool(pending == record.config)
+
+
+def outcome_of(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> Outcome | None:
+    """What became of a deployment that was started; None while it is under way."""
+    status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
+    reason = str(endpoint.get("FailureReason") or "")
+    if status == "InService" and served == record.config:
+        return verdict(config, record, endpoint)
+    if not was_made(record, endpoint):
+        return None
+    if status == "InService" and served == record.data["previous_config"]:
+        return Outcome("rolled back", reason or why_rolled_back(endpoint), endpoint_summary(endpoint))
+    if status == "InService":
+        return Outcome("superseded", f"the endpoint serves {served}")
+    if status in ("Failed", "UpdateRollbackFailed"):
+        before = confirmed_before(config, record)
+        then = RECREATED.format(before=before) if before else FAILED_AND_ALONE
+        return Outcome("failed", reason or f"SageMaker gave no reason; the endpoint is {status}", then)
+    return None
+
+
+def verdict(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> Outcome | None:
+    """What the answers of the new model make of its deployment; None when it cannot be asked."""
+    answers = check_answers(config, record, endpoint)
+    if answers is None:
+        return None
+    wrong, checked = answers
+    if not wrong:
+        return Outcome("confirmed", checked=checked)
+    before = confirmed_before(config, record)
+    if before:
+        return Outcome("rolled back", wrong, PUT_BACK.format(before=before))
+    return Outcome("failed", wrong, WRONG_AND_ALONE)
+
+
+def why_rolled_back(endpoint: Mapping[str, Any]) -> str:
+    """What may have led to a rollback for which SageMaker gives no reason, which is common."""
+    rollback = (endpoint.get("LastDeploymentConfig") or {}).get("AutoRollbackConfiguration", {})
+    alarms = ", ".join(alarm["AlarmName"] for alarm in rollback.get("Alarms", []))
+    if not alarms:
+        return "SageMaker gave no reason; the model server's log may"
+    return (
+        "SageMaker gave no reason: either the new model's server did not come up (its log says why), or an alarm "
+        f"went off while traffic moved to it ({alarms})"
+    )
+
+
+def confirmed_before(config: Settings, record: Record) -> str:
+    """The endpoint config that the pipeline goes back to from a deployment that went wrong; "" when there is none."""
+    for artifact in approved_models(config.bucket, record.data["model"])[:LOOK_BACK_MODELS]:
+        found = records_of(config.bucket, artifact.job, record.data["endpoint"])
+        if any(other.state == "withdrawn" for other in found):
+            continue
+        for other in found:
+            if other.state == "confirmed" and other.config != record.config:
+                return other.config
+    return ""
+
+
+def note_vanished(config: Settings, record: Record, request_id: str) -> bool:
+    """The endpoint of an open deployment is gone: email people, once, and wait for one; True when that ended it."""
+    if record.state == "started" and age(record.data["at"]) < VISIBLE_SECONDS:
+        return False
+    reason = "it was deleted while this model was being deployed"
+    if not email_once(config, record, "deleted by hand", request_id, reason=reason):
+        return False
+    return move(config, record, request_id, "held", reason=reason)
+
+
+# --- does the right model answer? -------------------------------------------------------------------
+
+
+@functools.cache
+def runtime() -> Any:
+    """The client that asks endpoints. An attempt may take as long as a model may, so there are few."""
+    config = Config(read_timeout=INVOKE_READ_SECONDS, retries={"mode": "standard", "total_max_attempts": 3})
+    return boto3.client("sagemaker-runtime", config=config)
+
+
+def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Ask the endpoint the golden rows of the model's decision: (what is wrong, or ""; what was checked, in words).
+
+    None when the endpoint cannot be asked: it was deleted since it was looked at, or is not visible yet.
+    Raises what AWS raises on a failure that may pass (throttling, a slow cold start, no capacity): Lambda's retry or
+    the sweep asks again. A model whose own code answers with errors does not pass: the HuggingFace server turns every
+    exception in it into a 400 (handler_service.py). 5xx and timeouts that last count as well.
+    """
+    decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.data['job']}.json")
+    golden = (decision or {}).get("golden") or []
+    if not golden:
+        return "", "not checked: the training job gave none"
+    for attempt in range(CHECK_ATTEMPTS):
+        if attempt:
+            time.sleep(CHECK_PAUSE_SECONDS)
+        try:
+            wrong = difference(golden, ask(record.data["endpoint"], [row["text"] for row in golden]))
+        except ValueError as error:
+            wrong = f"the endpoint does not answer with JSON: {error}"
+        except ClientError as error:
+            if error_code(error) == "ValidationError" and "not found" in error_message(error):
+                return None
+            settled_for = (now() - endpoint["LastModifiedTime"]).total_seconds()
+            if error_code(error) == "AccessDeniedException" and settled_for >= CHECK_PATIENCE_SECONDS:
+                # A denial that lasts is no new policy that has yet to spread. It says nothing about the model.
+                return "", f"NOT CHECKED: this function may not ask the endpoint. AWS said: {error_message(error):.500}"
+            if error_code(error) != "ModelError":
+                raise
+            answer: Mapping[str, Any] = error.response
+            by_the_model = 400 <= answer.get("OriginalStatusCode", 0) < 500
+            if not by_the_model and settled_for < CHECK_PATIENCE_SECONDS:
+                raise
+            wrong = f"the new model does not answer. SageMaker said: {error_message(error):.500}"
+        if not wrong:
+            return "", f"{len(golden)} of {len(golden)} answered as in training"
+    return wrong, ""
+
+
+def ask(endpoint_name: str, texts: Sequence[str]) -> object:
+    """The endpoint's decoded answer to texts. Raises ClientError; ValueError when the answer is not JSON."""
+    answer = runtime().invoke_endpoint(
+        EndpointName=endpoint_name, ContentType="application/json", Body=json.dumps({"inputs": texts}).encode()
+    )
+    return json.loads(answer["Body"].read())
+
+
+def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
+    """How an endpoint's answers differ from the golden rows, {"text", "label", "score"}, in words; "" when they agree.
+
+    Labels and scores agree within SCORE_TOLERANCE. A label that nearly tied with another one in training may give way
+    to it, in few rows. The words hold no text of the rows: they go into an email.
+    """
+    if not isinstance(answers, list) or len(answers) != len(golden):
+        return f"the endpoint does not answer {len(golden)} texts with as many labels, but with {answers!r:.100}"
+    wrong, ties = [], 0
+    for row, answer in zip(golden, answers, strict=True):
+        label, score = (answer.get("label"), answer.get("score")) if isinstance(answer, Mapping) else (None, None)
+        if not isinstance(score, int | float) or isinstance(score, bool):
+            return f"the endpoint answers in another form than label and score: {answer!r:.100}"
+        close = abs(score - row["score"]) <= SCORE_TOLERANCE
+        if close and label == row["label"]:
+            continue
+        # The second best label has at most what the best one leaves.
+        tied = close and row["score"] <= 0.5 + SCORE_TOLERANCE
+        ties += tied
+        if not tied or ties > TIES_MAX_SHARE * len(golden):
+            wrong.append(f"{label} {score:.3f} instead of {row['label']} {row['score']:.3f}")
+    if not wrong:
+        return ""
+    return (
+        f"{len(wrong)} of {len(golden)} golden rows get other answers than in training (for instance {wrong[0]}): "
+        "the endpoint serves other weights, or a broken copy"
+    )
+
+
+# --- an endpoint that goes --------------------------------------------------------------------------
+
+
+def replace_endpoint(
+    config: Settings, record: Record, endpoint: Mapping[str, Any], last: Record | None, request_id: str
+) -> str:
+    """Delete an endpoint that cannot become what is asked for; the next sweep finds none, and creates it.
+
+    The record waits before that: whoever finds the endpoint deleted, finds what is to follow.
+    """
+    if not email_once(config, record, "started", request_id, then=REPLACING):
         return "in hand"
-    record = Record(data, etag)
-
-    def give_up(state: str, reason: str) -> str:
-        # A cause that lasts is told once, not at every event that finds it still there.
-        if cause(data["reason"]) != cause(reason):
-            tell(config, data, state, reason, standing(endpoint))
-        move(config, record, request_id, state, reason=reason)
-        return AGAIN if state == "failed" else state
-
-    try:
-        foreign = endpoint is not None and not is_ours(config, endpoint)
-    except ClientError as error:
-        if not is_missing(error):
-            raise
-        # It was deleted since it was looked at.
-        before = choice.record.data.get("replaces", "") if choice.record else ""
-        move(config, record, request_id, "waiting", replaces=before)
-        return "busy"
-    if foreign:
-        return give_up(
-            "waiting",
-            f"an endpoint {data['endpoint']} exists that this stack did not make: "
-            "set endpoint_name in Terraform to another name and apply, or delete that endpoint",
-        )
-    if data["tries"] > TRIES_MAX:
-        return give_up("failed", f"it was asked for {TRIES_MAX} times in vain; at last: {data['reason'] or 'an error'}")
-    try:
-        check_artifact(config, choice.artifact)
-    except ArtifactError as error:
-        return give_up("failed", str(error))
-    sagemaker = client("sagemaker")
-    try:
-        create_once(sagemaker.create_model, choice.model_request)
-        create_once(sagemaker.create_endpoint_config, choice.config_request)
-        # CreateEndpoint may not see a new config yet; AWS advises to describe it first (CreateEndpoint reference).
-        sagemaker.describe_endpoint_config(EndpointConfigName=choice.config)
-        if endpoint is None:
-            tags = choice.config_request["Tags"]
-            sagemaker.create_endpoint(EndpointName=data["endpoint"], EndpointConfigName=choice.config, Tags=tags)
-        elif data["replaces"]:
-            if last is None or move(config, last, request_id, last.state, deleted="pipeline"):
-                sagemaker.delete_endpoint(EndpointName=data["endpoint"])
-                tell(config, data, "started")
-                move(config, record, request_id, "waiting", replaces="create")
-                return "replacing"
-            move(config, record, request_id, "waiting", replaces="")
-            return "in hand"
-        else:
-            update(config, choice, endpoint)
-    except ClientError as error:
-        if error_code(error) == "ResourceLimitExceeded":
-            return give_up("waiting", f"a quota of the account is used up. SageMaker said: {message(error)}")
-        busy = ("Cannot update in-progress endpoint", "Cannot create already existing endpoint")
-        if error_code(error) == "ValidationException" and message(error).startswith(busy):
-            found = describe_endpoint(data["endpoint"]) or {}
-            if found.get("PendingDeploymentSummary", found).get("EndpointConfigName") == choice.config:
-                # Our own call was faster: its answer was lost, so the SDK made it again.
-                start(config, record, request_id)
-                return "started"
-            # Somebody was faster; the event that ends their change brings this one's turn.
-            move(config, record, request_id, "waiting")
-            return "busy"
-        raise
-    start(config, record, request_id)
-    return "started"
-
-
-# --- an endpoint that goes, or is gone --------------------------------------------------------------
-
-
-def note_deletion(
-    config: Settings, record: Record, request_id: str, by: str, *, told: str = "", about: Record | None = None
-) -> bool:
-    """Note in a record who deleted its endpoint ("pipeline" or "somebody") and tell people, once; True when noted."""
-    deleted = record.data.get("deleted")
-    if deleted == by:
-        return True
-    if told:
-        if deleted == "telling" and record.in_hand(request_id):
-            return False
-        if not move(config, record, request_id, record.state, deleted="telling"):
-            return False
-        tell(config, (about or record).data, told)
-    return move(config, record, request_id, record.state, deleted=by)
+    if not move(config, record, request_id, "waiting", tries=0):
+        return "in hand"
+    return "replacing" if delete_endpoint(config, endpoint, last, request_id) else "in hand"
 
 
 def take_down(config: Settings, endpoint: Mapping[str, Any], last: Record | None, request_id: str) -> str:
-    """Delete an endpoint that failed or answers wrongly, noting before that it is the pipeline's own doing.
-
-    Nothing else can be done with a failed one (DescribeEndpoint reference, EndpointStatus).
-    """
+    """Delete an endpoint that failed or gives wrong answers. Returns the outcome in a word."""
     try:
         if not is_ours(config, endpoint):
             return "failed endpoint of somebody else"
-        if last is not None:
-            # It was live and fine, and nobody was told: only a deployment that fails tells so itself.
-            told = "endpoint failed" if last.state == "confirmed" else ""
-            if not note_deletion(config, last, request_id, "pipeline", told=told):
-                return "in hand"
-        client("sagemaker").delete_endpoint(EndpointName=endpoint["EndpointName"])
-    except ClientError as error:
-        # A duplicate event's invocation was faster.
-        if not is_missing(error) and not message(error).startswith("Cannot update in-progress endpoint"):
-            raise
-    return "failed endpoint deleted"
-
-
-def report_outage(config: Settings, last: Record, endpoint: Mapping[str, Any], request_id: str) -> None:
-    """Tell, once, that SageMaker took the endpoint out of service; what may be done then, no documentation says."""
-    since, noted = last_modified(endpoint), last.data.get("outage") or {}
-    if noted.get("since") == since and (noted["told"] or last.in_hand(request_id)):
-        return
-    if not is_ours(config, endpoint):
-        return
-    if move(config, last, request_id, last.state, outage={"since": since, "told": False}):
-        tell(config, last.data, "out of service", str(endpoint.get("FailureReason") or ""))
-        move(config, last, request_id, last.state, outage={"since": since, "told": True})
-
-
-def hold(config: Settings, choice: Choice, request_id: str, quietly: bool) -> None:
-    """Note that a model waits for the person who deleted the endpoint, and tell, once."""
-    record = choice.record
-    if record is not None and record.state != "waiting":
-        return
-    if record is not None and record.data["reason"] == HELD:
-        untold = record.data.get("told") == "telling" and not record.in_hand(request_id)
-        if not untold or not move(config, record, request_id, "waiting"):
-            return
-    else:
-        data = blank_record(config, choice, None)
-        data |= {"state": "waiting", "reason": HELD, "by": request_id, "at": now().isoformat()}
-        data["told"] = "quietly" if quietly else "telling"
-        condition = {"IfMatch": record.etag} if record else {"IfNoneMatch": "*"}
-        etag = put_json(config.bucket, record_key(choice.config), data, **condition)
-        if etag is None or quietly:
-            return
-        record = Record(data, etag)
-    tell(config, record.data, "held")
-    move(config, record, request_id, "waiting", told="yes")
-
-
-def without_endpoint(
-    config: Settings, considered: Sequence[tuple[Approved, list[Record]]], last: Record | None, request_id: str
-) -> str:
-    """There is no endpoint: make one, unless a person deleted it. Returns the outcome in a word."""
-    ours = last is not None and last.data.get("deleted") == "pipeline"
-    choice = choose(config, considered, as_it_was=ours)
-    known = choice.record if choice else None
-    # Asked for when there was no endpoint already, or by a person after it was deleted.
-    asked = known is not None and known.asked_for
-    wanted = known is not None and asked and known.data["endpoint_last_modified"] is None
-    wanted = wanted or (asked and last is not None and last.data.get("deleted") == "somebody")
-    if last is None or ours or wanted:
-        if choice is None:
-            return "nothing to deploy"
-        back = known is not None and known.state == "confirmed" and last is not None
-        return deploy(config, choice, None, last, request_id, restores=last.config if last and back else "")
-    news = last.data.get("deleted") != "somebody"
-    if choice is not None:
-        hold(config, choice, request_id, quietly=news)
-    if news:
-        live = next((record for _, found in considered for record in found if record.state == "confirmed"), last)
-        note_deletion(config, last, request_id, "somebody", told="deleted by hand", about=live)
-    return "deleted by hand"
-
-
-# --- cleaning up ------------------------------------------------------------------------------------
-
-
-def remove(config: Settings, kind: str, name: str) -> None:
-    """Delete a model ("Model") or an endpoint config ("EndpointConfig") that this stack made; gone is fine, too."""
-    sagemaker, snake = client("sagemaker"), "model" if kind == "Model" else "endpoint_config"
-    try:
-        described = getattr(sagemaker, f"describe_{snake}")(**{f"{kind}Name": name})
-        tags = sagemaker.list_tags(ResourceArn=described[f"{kind}Arn"])["Tags"]
-        if {"Key": "Stack", "Value": config.bucket} not in tags:
-            log.warning("not of this stack, left alone", extra={"name_of_it": name, "kind": kind})
-            return
-        getattr(sagemaker, f"delete_{snake}")(**{f"{kind}Name": name})
     except ClientError as error:
         if not is_missing(error):
             raise
+    return "failed endpoint deleted" if delete_endpoint(config, endpoint, last, request_id) else "in hand"
+
+
+def delete_endpoint(config: Settings, endpoint: Mapping[str, Any], last: Record | None, request_id: str) -> bool:
+    """Delete an endpoint of ours, noting before that the pipeline does it; False: another invocation is at it.
+
+    Nothing else can be done with a failed one (DescribeEndpoint reference, EndpointStatus).
+    """
+    if last is not None and last.data["deleted_by"] != "pipeline":
+        # One that failed after it was live: nobody was emailed. A deployment that fails has its own email.
+        is_news = endpoint["EndpointStatus"] == "Failed" and last.state == "confirmed"
+        if is_news and not email_once(config, last, "endpoint failed", request_id):
+            return False
+        if not move(config, last, request_id, last.state, deleted_by="pipeline"):
+            return False
+    try:
+        client("sagemaker").delete_endpoint(EndpointName=endpoint["EndpointName"])
+    except ClientError as error:
+        # A duplicate event's invocation was faster.
+        if not is_missing(error) and not error_message(error).startswith("Cannot update in-progress endpoint"):
+            raise
+    return True
+
+
+def report_outage(config: Settings, last: Record, endpoint: Mapping[str, Any], request_id: str) -> None:
+    """Email people, once, that SageMaker took the endpoint out of service. No documentation says what can be done."""
+    what = f"out of service since {last_modified(endpoint)}"
+    if not last.emailed(what) and is_ours(config, endpoint):
+        reason = str(endpoint.get("FailureReason") or "")
+        email_alone(config, last, what, request_id, "out of service", reason=reason)
+
+
+# --- cleaning up ------------------------------------------------------------------------------------
 
 
 def clean_up(config: Settings, record: Record, endpoint: Mapping[str, Any], request_id: str) -> None:
@@ -1031,201 +1188,278 @@ def clean_up(config: Settings, record: Record, endpoint: Mapping[str, Any], requ
         other
         for artifact in artifacts
         for other in records_of(config.bucket, artifact.job, record.data["endpoint"])
-        if not other.data.get("gone")
+        if not other.data["gone"]
     ]
-    confirmed = sorted((other for other in found if other.state == "confirmed"), key=started_at, reverse=True)
-    kept = confirmed[: config.keep_models]
+    confirmed = [other for other in found if other.state == "confirmed"]
+    kept = sorted((other.data["started_at"] for other in confirmed), reverse=True)[: config.keep_models]
     if len(kept) == config.keep_models:
-        in_use = {other.config for other in kept} | {record.config, endpoint["EndpointConfigName"]}
+        in_use = {other.config for other in confirmed if other.data["started_at"] in kept}
+        in_use |= {record.config, endpoint["EndpointConfigName"]}
         in_use.add(endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName", ""))
-        for other in found:
-            if other.state in (*OPEN, "waiting"):
-                in_use |= {other.config, other.data["previous_config"]}
-
-        def outlived(other: Record) -> bool:
-            ended_before = other.state == "removed" or str(other.data["at"]) < started_at(kept[-1])
-            return other.config not in in_use and (other.state == "confirmed" or ended_before)
-
-        models_in_use = {other.data["model_name"] for other in found if not outlived(other)}
-        for other in [other for other in found if outlived(other)]:
-            if other.state != "removed" and not move(config, other, request_id, "removed", was=other.state):
+        for other in (other for other in found if other.state in UNSETTLED):
+            in_use |= {other.config, str(other.data["previous_config"])}
+        # A deployment that began before the last one that is kept.
+        old = [other for other in found if other.config not in in_use and other.data["started_at"] < kept[-1]]
+        models_in_use = {other.data["model_name"] for other in found if other not in old}
+        for other in old:
+            state = "removed" if other.state in ("confirmed", "superseded") else other.state
+            if not move(config, other, request_id, state):
                 continue
-            remove(config, "EndpointConfig", other.config)
+            remove("EndpointConfig", other.config, config.bucket)
             if other.data["model_name"] not in models_in_use:
-                remove(config, "Model", other.data["model_name"])
-            move(config, other, request_id, "removed", gone=True)
+                remove("Model", other.data["model_name"], config.bucket)
+            move(config, other, request_id, state, gone=True)
     move(config, record, request_id, record.state, cleaned=True)
 
 
-# --- one model, one step ----------------------------------------------------------------------------
+def remove(kind: str, name: str, stack: str) -> None:
+    """Delete a model ("Model") or an endpoint config ("EndpointConfig") of this stack, if it is there."""
+    sagemaker, snake = client("sagemaker"), "model" if kind == "Model" else "endpoint_config"
+    try:
+        described = getattr(sagemaker, f"describe_{snake}")(**{f"{kind}Name": name})
+        tags = sagemaker.list_tags(ResourceArn=described[f"{kind}Arn"])["Tags"]
+        if {"Key": "Stack", "Value": stack} not in tags:
+            log.warning("not of this stack, left alone", extra={"name_of_it": name, "kind": kind})
+            return
+        getattr(sagemaker, f"delete_{snake}")(**{f"{kind}Name": name})
+    except ClientError as error:
+        if not is_missing(error):
+            raise
 
 
-def choose(
-    config: Settings, considered: Sequence[tuple[Approved, list[Record]]], *, as_it_was: bool = False
-) -> Choice | None:
-    """The newest approved model that may be deployed; None when there is none.
+# --- emails -----------------------------------------------------------------------------------------
 
-    as_it_was: a model that was live comes back with the config that it had then, even if settings changed since.
-    """
-    for artifact, found in considered:
-        if any(record.is_withdrawn for record in found):
-            continue
-        present = requests(config, artifact)
-        known = next((record for record in found if record.config == present[1]["EndpointConfigName"]), None)
-        live = [record for record in found if record.state == "confirmed"]
-        usable = known is None or known.state not in NOT_AGAIN
-        if live and (not usable or (as_it_was and (known is None or known.state != "waiting"))):
-            record = max(live, key=started_at)
-            asked = record.data["requests"]
-            job = Approved(artifact.model, artifact.job, **record.data["artifact"])
-            return Choice(job, asked["model"], asked["config"], record)
-        if usable:
-            return Choice(artifact, *present, known)
-    return None
+# What happens to the endpoint, for {then} in the emails.
+CREATING = "The endpoint is new: it answers once it is in service."
+UPDATING = "It keeps serving the previous model until the new one is up."
+REPLACING = (
+    "An endpoint on instances cannot become serverless in place, so it is replaced: it is deleted now, and the next "
+    "sweep creates the new one. IT DOES NOT ANSWER UNTIL THEN, usually for 10 to 30 minutes."
+)
+PUT_BACK = "The pipeline puts {before} back; the next email says when it is in service."
+WRONG_AND_ALONE = "There is no confirmed model to go back to, so the endpoint is deleted: it gives wrong answers."
+RECREATED = "A failed endpoint can only be deleted, so the pipeline deletes it and brings {before} back."
+FAILED_AND_ALONE = "A failed endpoint can only be deleted, so the pipeline deletes it. There is no confirmed model yet."
+
+EMAILS = {
+    "started": {
+        "stage": "deployment",
+        "status": "started",
+        "subject": "Deployment started: {model} ({endpoint})",
+        "body": """The approved model is being deployed to the endpoint ({capacity}).
+{then}
+
+{table}
+
+What next: nothing to do. The next email says how it ended, usually in 5 to 10 minutes.
+""",
+    },
+    "confirmed": {
+        "stage": "deployment",
+        "status": "successful",
+        "subject": "Deployment successful: {model} ({endpoint})",
+        "body": """The endpoint is in service with the new model.
+
+{table}
+
+What next: try it:
+
+  make predict MODEL={model} TEXT="some text"
+
+or, with the AWS CLI:
+
+  aws sagemaker-runtime invoke-endpoint --endpoint-name {endpoint} --content-type application/json \
+--cli-binary-format raw-in-base64-out --body '{{"inputs": "some text"}}' answer.json
+""",
+    },
+    "restored": {
+        "stage": "deployment",
+        "status": "restored",
+        "subject": "Deployment restored: {model} ({endpoint})",
+        "body": """The endpoint is in service and serves this model again, after {restores}.
+
+{table}
+
+What next: nothing to do. Try it:
+
+  make predict MODEL={model} TEXT="some text"
+""",
+    },
+    "rolled back": {
+        "stage": "deployment",
+        "status": "rolled-back",
+        "subject": "Deployment rolled back: {model} ({endpoint})",
+        "body": """The new model was rolled back.
+
+{table}
+
+{why}What next: {then} This model is not tried again. See the model server's log: make logs ENDPOINT={endpoint}
+Fix the cause, then upload again.
+""",
+    },
+    "failed": {
+        "stage": "deployment",
+        "status": "failed",
+        "subject": "Deployment failed: {model} ({endpoint})",
+        "body": """The new model could not be deployed.
+
+{table}
+
+{why}What next: {then} This model is not tried again. See the model server's log: make logs ENDPOINT={endpoint}
+Fix the cause, then upload again.
+""",
+    },
+    "waiting": {
+        "stage": "deployment",
+        "status": "waiting",
+        "subject": "Deployment waiting: {model} ({endpoint})",
+        "body": """The new model cannot be deployed at the moment.
+
+{table}
+
+{why}What next: {then} Fix the cause. The pipeline keeps trying by itself, at least once an hour.
+""",
+    },
+    "held": {
+        "stage": "deployment",
+        "status": "waiting",
+        "subject": "Deployment waiting: {model} ({endpoint})",
+        "body": """The new model is approved but not deployed: somebody deleted the endpoint, and no upload undoes that.
+
+{table}
+
+What next: make resume MODEL={model} brings it back, with the newest approved model.
+""",
+    },
+    "deleted by hand": {
+        "stage": "deployment",
+        "status": "endpoint-deleted-by-hand",
+        "subject": "Endpoint deleted by hand: {model} ({endpoint})",
+        "body": """Somebody deleted the endpoint. It stays deleted and costs nothing: no upload brings it back.
+
+{table}
+
+{why}What next: nothing, if that was intended. make resume MODEL={model} brings it back, with the newest approved model.
+""",
+    },
+    "endpoint failed": {
+        "stage": "deployment",
+        "status": "endpoint-failed",
+        "subject": "Endpoint failed: {model} ({endpoint})",
+        "body": """The endpoint was in service and has failed. The pipeline deletes it: nothing else can be done with it.
+
+{table}
+
+What next: nothing to do. The pipeline recreates it with the last confirmed model.
+To find the cause, see the model server's log: make logs ENDPOINT={endpoint}
+""",
+    },
+    "out of service": {
+        "stage": "deployment",
+        "status": "endpoint-out-of-service",
+        "subject": "Endpoint out of service: {model} ({endpoint})",
+        "body": """SageMaker took the endpoint out of service: it does not answer. The pipeline leaves it alone.
+
+{table}
+
+{why}What next: look at the endpoint in the SageMaker console and at its log (make logs ENDPOINT={endpoint}).
+If it does not come back, delete it. Then make resume MODEL={model} recreates it.
+""",
+    },
+}
 
 
-def step(config: Settings, model: str, request_id: str) -> str:
-    """Take one step towards the newest approved model on the model's endpoint; returns it in a word, or AGAIN."""
-    artifacts = approved_models(config.bucket, model)
-    if not artifacts:
-        return "nothing approved"
-    name = config.endpoint_of(model)
-    endpoint = describe_endpoint(name)
-    considered = []
-    for artifact in artifacts[:LOOK_BACK_MODELS]:
-        found = records_of(config.bucket, artifact.job, name)
-        for record in found:
-            if record.state in (*OPEN, "waiting") and settle(config, record, endpoint, request_id):
-                # Whatever arrived meanwhile found this deployment open and left: look again for it.
-                return AGAIN
-        considered.append((artifact, found))
-        if any(record.state == "confirmed" for record in found):
-            break
-    records = {record.config: record for _, found in considered for record in found}
-    last = newest_started(records.values())
-    status = endpoint["EndpointStatus"] if endpoint is not None else ""
-
-    if endpoint is not None and status == "OutOfService" and last is not None:
-        report_outage(config, last, endpoint, request_id)
-    if endpoint is not None and status not in (*SETTLED, "Failed"):
-        return f"busy: {status}"
-    if any(record.state in OPEN for record in records.values()):
-        return "under way"
-    if endpoint is None:
-        outcome = without_endpoint(config, considered, last, request_id)
-    elif status == "Failed" or (
-        # By a deployment of ours; one that a person made is theirs to mend.
-        status == "UpdateRollbackFailed"
-        and last is not None
-        and last.state == "failed"
-        and last.data.get("ended") == last_modified(endpoint)
-    ):
-        return take_down(config, endpoint, last, request_id)
-    else:
-        outcome = with_endpoint(config, considered, records, endpoint, request_id)
-    if outcome in ("waiting", "busy") and approved_models(config.bucket, model)[0].job > artifacts[0].job:
-        # It was approved while this one was in hand, and left to us.
-        return AGAIN
-    return outcome
-
-
-def with_endpoint(
+def email_once(
     config: Settings,
-    considered: Sequence[tuple[Approved, list[Record]]],
-    records: Mapping[str, Record],
-    endpoint: Mapping[str, Any],
+    record: Record,
+    what: str,
     request_id: str,
-) -> str:
-    """The endpoint has settled: leave it, update it, or put it back. Returns the outcome in a word, or AGAIN."""
-    served = endpoint["EndpointConfigName"]
-    choice = choose(config, considered)
-    bad = None
-    if choice is None or choice.config != served:
-        bad = records.get(served) or read_record(config.bucket, served)
-        if bad is not None and bad.state not in ("rolled back", "failed", "withdrawn"):
-            bad = None
-        if bad is not None:
-            choice = choose(config, considered, as_it_was=True)
-    if choice is None:
-        if bad is not None and bad.state != "withdrawn":
-            return take_down(config, endpoint, newest_started(records.values()) or bad, request_id)
-        return "nothing to deploy"
-    known = choice.record
-    if choice.config == served:
-        if known is not None and known.state == "confirmed" and not known.data.get("cleaned", True):
-            clean_up(config, known, endpoint, request_id)
-        return "in service"
-    if bad is None and known is not None and known.state in ("confirmed", "superseded"):
-        # It was live, or on its way, and somebody switched the endpoint. That is theirs to undo.
-        return "left as somebody made it"
-    last = newest_started(record for record in records.values() if record is not known)
-    restores = bad.config if bad is not None and known is not None and known.state == "confirmed" else ""
-    return deploy(config, choice, endpoint, last, request_id, restores)
+    wording: str = "",
+    *,
+    about: Record | None = None,
+    reason: str = "",
+    then: str = "",
+) -> bool:
+    """Email people about a record, unless they were; False: leave it, another invocation is at it.
 
-
-def reconcile(config: Settings, model: str, request_id: str) -> str:
-    """Bring a model's endpoint as far towards the newest approved model as it goes now; returns that in a word."""
-    for _ in range(STEPS_MAX):
-        outcome = step(config, model, request_id)
-        if outcome != AGAIN:
-            return outcome
-    return "more to do: left to the next event or sweep"
-
-
-# --- events -----------------------------------------------------------------------------------------
-
-
-def model_of_event(event: Mapping[str, Any], config: Settings) -> str | None:
-    """The model whose endpoint the event concerns; None when it is not this stack's. Raises EventError."""
-    detail = field(event, "detail", dict)
-    if event.get("source") == "aws.s3":
-        if field(field(detail, "bucket", dict), "name", str) != config.bucket:
-            return None
-        match = APPROVED_KEY.fullmatch(field(field(detail, "object", dict), "key", str))
-        return match["model"] if match else None
-    return config.model_of(field(detail, "EndpointName", str))
-
-
-def sweep(config: Settings, request_id: str) -> str:
-    """Reconcile every model that has approved artifacts, which finishes what a lost event left; returns how many.
-
-    One model's error does not keep the others waiting: the first error is raised after the last model.
+    what: the key under which the record keeps it; wording: in EMAILS, when it is another; about: the record that the
+    email describes, when it is another. The next move of the record writes down that the email was sent, so it is sent
+    again only after a crash in between. Before, the invocation takes a lease, unless it has one: the record that it
+    requested itself is one.
     """
-    pages = client("s3").get_paginator("list_objects_v2")
-    prefixes = [
-        str(item["Prefix"])
-        for page in pages.paginate(Bucket=config.bucket, Prefix=APPROVED_PREFIX, Delimiter="/")
-        for item in page.get("CommonPrefixes", [])
+    if record.emailed(what):
+        return True
+    lease: Email = {"by": request_id, "at": now().isoformat(), "done": False}
+    entry = record.data["emails"].get(what)
+    if leased_by_another(entry, request_id):
+        return False
+    requested = record.state == "requested" and record.data["by"] == request_id
+    if entry is None or (entry["by"] != request_id and not requested):
+        emails = record.data["emails"] | {what: lease}
+        if not requested and not move(config, record, request_id, record.state, emails=emails):
+            return False
+    send_email(config, (about or record).data, EMAILS[wording or what], reason, then)
+    record.data["emails"][what] = {**lease, "done": True}
+    return True
+
+
+def email_alone(config: Settings, record: Record, what: str, request_id: str, wording: str = "", **more: Any) -> None:
+    """Email people about a record whose state that does not change, unless they were."""
+    if not record.emailed(what) and email_once(config, record, what, request_id, wording, **more):
+        move(config, record, request_id, record.state)
+
+
+def send_email(config: Settings, record: Deployment, email: Mapping[str, str], reason: str, then: str) -> None:
+    """Fill an email of EMAILS with what a record says, and send it."""
+    source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{record['job']}/source.json")
+    artifact = record["artifact"]
+    rows: list[tuple[str, object]] = [
+        ("model", record["model"]),
+        ("endpoint", record["endpoint"]),
+        ("data", f"s3://{source['bucket']}/{source['key']}" if source else "unknown"),
+        ("training job", record["job"]),
+        ("endpoint config", record["config"]),
+        ("artifact", f"s3://{config.bucket}/{artifact['key']} ({human_bytes(artifact['size'])})"),
+        ("previous config", record["previous_config"]),
+        ("golden rows", record["checked"]),
     ]
-    models = [prefix.removeprefix(APPROVED_PREFIX).rstrip("/") for prefix in prefixes]
-    errors: list[Exception] = []
-    for model in (model for model in models if MODEL_NAME.fullmatch(model)):
-        try:
-            outcome = reconcile(config, model, request_id)
-        except (BotoCoreError, ClientError) as error:
-            log.exception("sweep: model not reconciled", extra={"model": model})
-            errors.append(error)
-        else:
-            log.info("endpoint swept: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
-    if errors:
-        raise errors[0]
-    return f"{len(models)} models swept"
+    notify(
+        config.topic_arn,
+        email,
+        record["model"],
+        [(name, value) for name, value in rows if value],
+        endpoint=record["endpoint"],
+        capacity=config.capacity,
+        restores=record["restores"],
+        why=f"Why: {reason}\n\n" if reason else "",
+        then=then,
+    )
+
+
+def endpoint_summary(endpoint: Mapping[str, Any] | None) -> str:
+    """What callers of the endpoint get now, in a sentence."""
+    if endpoint is not None and endpoint["EndpointStatus"] in ("InService", "UpdateRollbackFailed"):
+        return f"The endpoint goes on serving {endpoint['EndpointConfigName']}."
+    return "There is no endpoint for this model now."
+
+
+# --- the function -----------------------------------------------------------------------------------
 
 
 def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     """Entry point. Returns the model and the step taken; raises when AWS fails, so that Lambda retries."""
     config = settings()
     event, request_id = unwrap(event, context)
-    swept = event.get("source") == "sweep"
-    model = None if swept else model_of_event(event, config)
-    if model is None and not swept:
+    is_sweep = event.get("source") == "sweep"
+    model = None if is_sweep else model_of_event(event, config)
+    if model is None and not is_sweep:
         log.info("event of nothing that this stack deploys, ignored", extra={"resources": event.get("resources")})
         return {"model": "", "outcome": "ignored"}
     if read_json(config.bucket, PAUSED_KEY)[0] is not None:
         log.info("paused: nothing is done until make resume", extra={"model": model or "all"})
         return {"model": model or "", "outcome": "paused"}
     if model is None:
-        return {"model": "", "outcome": sweep(config, request_id)}
+        return {"model": "", "outcome": reconcile_all(config, request_id)}
     outcome = reconcile(config, model, request_id)
     log.info("endpoint handled: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
     return {"model": model, "outcome": outcome}

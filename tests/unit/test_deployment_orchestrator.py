@@ -176,7 +176,7 @@ def test_a_newer_model_updates_the_endpoint_which_keeps_serving(
     assert run(approve(SECOND)) == "started"
     assert world.sagemaker.endpoints[ENDPOINT]["EndpointStatus"] == "Updating"
     assert served(world) == live
-    assert "keeps answering with the model before" in world.emails()[-1].body
+    assert "keeps serving the previous model" in world.emails()[-1].body
     world.sagemaker.come_up(ENDPOINT)
     assert run() == "in service"
     assert served(world).startswith(SECOND)
@@ -712,8 +712,8 @@ def tar_block(size: bytes, kind: bytes) -> bytes:
 
 BAD_ARTIFACTS = {
     "empty": (b"", r"empty \(0 bytes\)"),
-    "no gzip": (b"PK\x03\x04 zip", "no gzip-compressed tar"),
-    "gzip of something else": (gzip.compress(b"x" * 2000), "no gzip-compressed tar"),
+    "no gzip": (b"PK\x03\x04 zip", "not a gzip-compressed tar"),
+    "gzip of something else": (gzip.compress(b"x" * 2000), "not a gzip-compressed tar"),
     "no files": (tar_gz([]), "an archive without any file"),
     "cut off": (gzip.compress(b"x" * 100), "cut off"),
     "only a folder": (gzip.compress(tar_block(b"%011o\0" % 0, tarfile.DIRTYPE)), "has no file in its first"),
@@ -1117,7 +1117,7 @@ def test_a_model_approved_after_a_deletion_by_hand_waits_until_somebody_asks_for
     assert subjects(world)[2:] == ["Endpoint deleted by hand", "Deployment waiting"]
     assert "no upload undoes that" in world.emails()[-1].body
     (key,) = world.keys(f"models/deployments/{SECOND}-")
-    world.put(key, world.record(key) | {"reason": "asked for with make resume"})
+    world.put(key, world.record(key) | {"state": "waiting", "reason": "asked for with make resume"})
     sweep()
     world.sagemaker.come_up(ENDPOINT)
     assert run() == "in service"
@@ -1301,7 +1301,7 @@ def test_models_that_were_taken_back_go_with_the_deployments_of_their_time(
     run()
     deploy_all(*names[2:4])
     assert names[1] not in jobs_of(world.sagemaker.configs)
-    assert (record_of(world, names[1])["state"], record_of(world, names[1])["was"]) == ("removed", "rolled back")
+    assert (record_of(world, names[1])["state"], record_of(world, names[1])["gone"]) == ("rolled back", True)
     deploy_all(names[4])
     assert jobs_of(world.sagemaker.models) == names[3:]
 
