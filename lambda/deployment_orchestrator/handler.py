@@ -4,17 +4,17 @@ Triggers, all through EventBridge: S3 "Object Created" under models/approved/, S
 schedule ({"source": "sweep"}: every model in turn).
 
 Whatever the event, it looks at the world: which model is the newest approved one, what the endpoint serves, what the
-deployment records say was asked for. Then it takes the next step, emails people and returns.
+deployment records say was asked for. Then it takes the next step, emails people and returns. It never waits for an
+endpoint, never touches one that is not this stack's, and never retries a model that was rolled back. It never undoes
+what a person did: an endpoint that somebody deleted stays deleted.
 
-It never waits for an endpoint, never touches one that is not this stack's, and never retries a model that was rolled
-back. It never undoes what a person did: an endpoint that somebody deleted stays deleted.
-
-Every deployment has a record, models/deployments/<endpoint config>.json (Deployment). The states that it goes through
-are listed in STATES. Every change is a conditional write, so the record is the lock as well.
+Every deployment has a record, models/deployments/<endpoint config>.json, which goes through STATES. Every change to it
+is a conditional write, so it is the lock as well.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -29,14 +29,35 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, NotRequired, TypedDict, cast
+from typing import Any, NamedTuple
 
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-VARIANT_NAME = "AllTraffic"
+# State: (what it means; where this function may take a deployment from there). A person's command may take any record
+# to "withdrawn" (make rollback), and to "waiting" or "requested" (make rollback to that model, make resume).
+STATES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "new": ("approved; not recorded yet", ("requested", "held")),
+    "requested": ("SageMaker is being asked, by whoever wrote this", ("started", "waiting", "failed")),
+    "started": ("SageMaker works on it", ("confirmed", "rolled back", "failed", "superseded", "held")),
+    "waiting": ("it was refused for now, or the attempt failed: retried", ("requested", "started", "held")),
+    "held": ("somebody deleted the endpoint: waits for make resume", ("requested", "started")),
+    "confirmed": ("it was in service, and answered as in training", ("requested", "removed")),
+    "superseded": ("somebody else's update overtook it", ("requested", "removed")),
+    "rolled back": ("it did not come up, or gave other answers than in training: never again", ()),
+    "failed": ("it cannot be deployed: never again", ()),
+    "withdrawn": ("a person said no to the model: never again", ()),
+    "removed": ("it was live; its model and endpoint config were cleaned up", ()),
+}
+OPEN = ("requested", "started")
+UNSETTLED = (*OPEN, "waiting", "held")
+BAD = ("rolled back", "failed", "withdrawn")
+NOT_AGAIN = (*BAD, "removed")
+# The outcome of a step after which there may be more to do at once.
+AGAIN = "look again"
+
 # Enough to see whether a gzip tar begins here and has a file in it.
 ARTIFACT_HEAD_BYTES = 64 * 1024
 ARTIFACT_HEAD_UNPACKED_BYTES = 1024 * 1024
@@ -46,7 +67,6 @@ VISIBLE_SECONDS = 60
 LOOK_BACK_MODELS = 50
 # How many steps one invocation takes for one model; the sweep continues from there.
 STEPS_MAX = 20
-
 # The same weights on another machine, with other kernels or another padding, move a score by 0.001, at half
 # precision by 0.01. Other weights move most scores by much more.
 SCORE_TOLERANCE = 0.05
@@ -56,39 +76,9 @@ CHECK_ATTEMPTS = 3
 CHECK_PAUSE_SECONDS = 2.0
 # A container has 60 seconds to answer (developer guide, inference code). Three attempts fit the function's 300.
 INVOKE_READ_SECONDS = 65
-# For this long after the endpoint settled, timeouts and server errors may mean that the model is still starting, and
-# a denied call that a new policy has not spread yet: the function fails, and is retried.
+# For this long after the endpoint settled, a timeout or server error may mean that the model is still starting, and a
+# denied call that a new policy has not spread yet: the function fails, and is retried.
 CHECK_PATIENCE_SECONDS = 10 * 60
-
-
-class State(NamedTuple):
-    """A state of a deployment: what it means, and where this function may take it from there."""
-
-    meaning: str
-    next: tuple[str, ...]
-
-
-# People's commands may move a record from any state: make rollback to "withdrawn" (or "waiting", for the model to go
-# back to), make resume to "waiting" or "requested".
-STATES = {
-    "requested": State("written before SageMaker is asked: somebody is doing that", ("started", "waiting", "failed")),
-    "started": State("SageMaker works on it", ("confirmed", "rolled back", "failed", "superseded", "held")),
-    "waiting": State("asked at a bad moment, or the attempt died: retried", ("requested", "started", "held")),
-    "held": State("somebody deleted the endpoint: waits for make resume", ("requested", "started")),
-    "confirmed": State("it was in service and answered as in training", ("requested", "removed")),
-    "superseded": State("somebody else's update overtook it", ("requested", "removed")),
-    "rolled back": State("it did not come up, or answered differently than in training: never again", ()),
-    "failed": State("it cannot be deployed: never again", ()),
-    "withdrawn": State("a person said no to the model: never again", ()),
-    "removed": State("its model and endpoint config were cleaned up", ()),
-}
-OPEN = ("requested", "started")
-UNSETTLED = (*OPEN, "waiting", "held")
-NOT_AGAIN = ("rolled back", "failed", "withdrawn", "removed")
-# What is taken off an endpoint that serves it.
-BAD = ("rolled back", "failed", "withdrawn")
-# What step() returns when there may be more to do at once.
-AGAIN = "look again"
 
 
 class CannotDeploy(Exception):
@@ -100,12 +90,12 @@ class CannotDeploy(Exception):
 
 
 class EndpointBusy(Exception):
-    """Somebody else is changing the endpoint, or has just deleted it: the event that ends that comes back here."""
+    """Somebody else is changing the endpoint; the event that ends that comes back here."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the function reads from its environment, once. Memory in MB."""
+    """What the function reads from its environment, once: each field from the variable of its name. Memory in MB."""
 
     bucket: str
     project: str
@@ -124,24 +114,11 @@ class Settings:
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
         """Read the settings. Raises ConfigError naming the variable that is missing or malformed."""
-        endpoint_type = required(env, "ENDPOINT_TYPE")
-        if endpoint_type not in ("serverless", "instance"):
-            raise ConfigError(f"ENDPOINT_TYPE must be serverless or instance, not {endpoint_type!r}")
-        return cls(
-            bucket=required(env, "BUCKET"),
-            project=required(env, "PROJECT"),
-            topic_arn=required(env, "TOPIC_ARN"),
-            endpoint_name=required(env, "ENDPOINT_NAME"),
-            model_role_arn=required(env, "MODEL_ROLE_ARN"),
-            inference_image=required(env, "INFERENCE_IMAGE"),
-            endpoint_type=endpoint_type,
-            serverless_memory_mb=positive_int(env, "SERVERLESS_MEMORY_MB"),
-            serverless_max_concurrency=positive_int(env, "SERVERLESS_MAX_CONCURRENCY"),
-            endpoint_instance_type=required(env, "ENDPOINT_INSTANCE_TYPE"),
-            endpoint_instance_count=positive_int(env, "ENDPOINT_INSTANCE_COUNT"),
-            keep_models=positive_int(env, "KEEP_MODELS"),
-            deployment_policy=json_object(env, "DEPLOYMENT_POLICY"),
-        )
+        read: dict[Any, Any] = {"str": required, "int": positive_int, "dict[str, Any]": json_object}
+        config = cls(**{item.name: read[item.type](env, item.name.upper()) for item in dataclasses.fields(cls)})
+        if config.endpoint_type not in ("serverless", "instance"):
+            raise ConfigError(f"ENDPOINT_TYPE must be serverless or instance, not {config.endpoint_type!r}")
+        return config
 
     @property
     def capacity(self) -> str:
@@ -156,17 +133,14 @@ class Settings:
 
     def model_of(self, endpoint: str) -> str | None:
         """The model that an endpoint's name stands for; None when it is no name of this stack's."""
-        if endpoint == self.endpoint_name:
-            return DEFAULT_MODEL
-        model = endpoint.removeprefix(f"{self.endpoint_name}-")
-        return model if model != endpoint and model != DEFAULT_MODEL and MODEL_NAME.fullmatch(model) else None
+        model = DEFAULT_MODEL if endpoint == self.endpoint_name else endpoint.removeprefix(f"{self.endpoint_name}-")
+        return model if MODEL_NAME.fullmatch(model) and self.endpoint_of(model) == endpoint else None
 
 
 # --- what comes in ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Approved:
+class Approved(NamedTuple):
     """An approved model artifact as the listing shows it; size in bytes."""
 
     model: str
@@ -179,12 +153,12 @@ class Approved:
 def model_of_event(event: Mapping[str, Any], config: Settings) -> str | None:
     """The model whose endpoint the event concerns; None when it is not this stack's. Raises EventError."""
     detail = field(event, "detail", dict)
-    if event.get("source") == "aws.s3":
-        if field(field(detail, "bucket", dict), "name", str) != config.bucket:
-            return None
-        match = APPROVED_KEY.fullmatch(field(field(detail, "object", dict), "key", str))
-        return match["model"] if match else None
-    return config.model_of(field(detail, "EndpointName", str))
+    if event.get("source") != "aws.s3":
+        return config.model_of(field(detail, "EndpointName", str))
+    if field(field(detail, "bucket", dict), "name", str) != config.bucket:
+        return None
+    match = APPROVED_KEY.fullmatch(field(field(detail, "object", dict), "key", str))
+    return match["model"] if match else None
 
 
 def approved_models(bucket: str, model: str) -> list[Approved]:
@@ -203,16 +177,11 @@ def approved_models(bucket: str, model: str) -> list[Approved]:
 def describe_endpoint(name: str) -> dict[str, Any] | None:
     """The endpoint as it is now; None when there is none."""
     try:
-        answer: dict[str, Any] = client("sagemaker").describe_endpoint(EndpointName=name)
+        return dict(client("sagemaker").describe_endpoint(EndpointName=name))
     except ClientError as error:
         if is_missing(error):
             return None
         raise
-    return answer
-
-
-def last_modified(endpoint: Mapping[str, Any] | None) -> str | None:
-    return endpoint["LastModifiedTime"].astimezone(UTC).isoformat() if endpoint else None
 
 
 def is_missing(error: ClientError) -> bool:
@@ -220,31 +189,21 @@ def is_missing(error: ClientError) -> bool:
     return error_code(error) == "ValidationException" and error_message(error).startswith("Could not find")
 
 
-def is_ours(config: Settings, endpoint: Mapping[str, Any]) -> bool:
-    """Whether this stack made the endpoint: another stack in the account may use the same name."""
-    tags = client("sagemaker").list_tags(ResourceArn=endpoint["EndpointArn"])["Tags"]
-    return {"Key": "Stack", "Value": config.bucket} in tags
+def last_modified(endpoint: Mapping[str, Any] | None) -> str | None:
+    return endpoint["LastModifiedTime"].astimezone(UTC).isoformat() if endpoint else None
 
 
 # --- deployment records -----------------------------------------------------------------------------
 
 
-class Email(TypedDict):
-    """That an email about a deployment is being sent (done: false; a lease), or was sent; by: the request id."""
-
-    by: str
-    at: str
-    done: bool
-
-
-class Deployment(TypedDict):
+@dataclass(kw_only=True)
+class Deployment:
     """A deployment record: what was asked of an endpoint, and what became of it. Times are ISO 8601, UTC.
 
-    This function writes it; make rollback and make resume change it; make status and the training orchestrator (which
-    looks for the live model) read it.
+    Written here; changed by make rollback and make resume; read by make status, and by the training orchestrator,
+    which looks for the live model.
     """
 
-    schema: int
     config: str  # the endpoint config, which also names the record
     endpoint: str
     model: str
@@ -252,132 +211,88 @@ class Deployment(TypedDict):
     job: str
     artifact: dict[str, Any]  # key, etag, size in bytes
     requests: dict[str, Any]  # model, config: the CreateModel and CreateEndpointConfig requests
-    state: str  # one of STATES
-    by: str  # who changed the record last: the request id, or the ARN of a person
-    at: str  # when
-    reason: str  # why it is in its state, in words; while it is waiting or requested, what the last attempt met
-    tries: int  # attempts that died or, up to EAGER_TRIES, were refused
-    endpoint_last_modified: str | None  # of the endpoint as it was before SageMaker was asked
-    previous_config: str | None  # what the endpoint served then
-    restores: str  # after what the model comes back, in words; "" when it is new
-    started_at: str  # when SageMaker began; "" when it did not
-    ended: str | None  # the endpoint's last-modified time when SageMaker had ended; "" before
-    checked: str  # what became of the golden rows, in words
-    cleaned: bool  # whether older models were cleaned up after it was confirmed
-    deleted_by: str  # "pipeline" when the pipeline deletes the endpoint that this deployment led to
-    emails: dict[str, Email]  # what people were emailed about it
-    gone: bool  # whether its model and endpoint config were deleted
-    withdrawn: NotRequired[dict[str, str]]  # make rollback: by, at, reason, to (the job to go back to)
+    schema: int
+    state: str = "new"  # one of STATES
+    by: str = ""  # who changed the record last: a request id, or the ARN of a person
+    at: str = ""  # when
+    reason: str = ""  # why it is in its state; of one that is requested or waiting, what the last attempt met
+    tries: int = 0  # attempts that failed; those that were refused count up to EAGER_TRIES
+    endpoint_last_modified: str | None = None  # of the endpoint, before SageMaker was asked
+    previous_config: str | None = None  # what the endpoint served then
+    restores: str = ""  # of a model that comes back, after what: "the endpoint had failed"
+    started_at: str = ""  # when SageMaker began
+    ended: str | None = ""  # the endpoint's last-modified time when SageMaker had ended
+    checked: str = ""  # what the golden rows showed
+    cleaned: bool = True  # False: older models are still to be cleaned up
+    deleted_by: str = ""  # "pipeline" when the pipeline deleted the endpoint of this deployment
+    # What people were emailed: {what: {by, at, done}}; while done is False, the invocation `by` is sending it.
+    emails: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    gone: bool = False  # whether its model and endpoint config were deleted
+    withdrawn: dict[str, str] | None = None  # by make rollback: by, at, reason, to (the job to go back to)
 
 
-@dataclass
-class Record:
-    """A deployment record with the ETag under which it was read."""
+@dataclass(kw_only=True)
+class Record(Deployment):
+    """A deployment record with the ETag under which it was read; "" for one that is not written yet."""
 
-    data: Deployment
-    etag: str
-
-    @property
-    def state(self) -> str:
-        return self.data["state"]
-
-    @property
-    def config(self) -> str:
-        """The endpoint config whose deployment this is."""
-        return self.data["config"]
+    etag: str = ""
 
     def emailed(self, what: str) -> bool:
-        """Whether people were emailed about this."""
-        return what in self.data["emails"] and self.data["emails"][what]["done"]
+        return what in self.emails and self.emails[what]["done"]
 
     def leased_by_another(self, request_id: str) -> bool:
         """Whether another invocation, which may still be alive, asks SageMaker or sends an email for this record."""
-        leases: list[Mapping[str, Any]] = [email for email in self.data["emails"].values() if not email["done"]]
-        if self.state == "requested":
-            leases.append({"by": self.data["by"], "at": self.data["at"]})
+        leases = [email for email in self.emails.values() if not email["done"]]
+        leases += [{"by": self.by, "at": self.at}] if self.state == "requested" else []
         return any(leased_by_another(lease, request_id) for lease in leases)
-
-
-def record_key(config_name: str) -> str:
-    return f"{DEPLOYMENT_PREFIX}{config_name}.json"
 
 
 def read_record(bucket: str, key: str) -> Record | None:
     """The deployment record under a key; None where there is none."""
     data, etag = read_json(bucket, key)
-    return None if data is None or etag is None else Record(up_to_date(data), etag)
+    return None if data is None or etag is None else Record(**up_to_date(data), etag=etag)
 
 
 def records_of(bucket: str, job: str, endpoint: str) -> list[Record]:
     """The deployment records of a training job's model on an endpoint: one for each set of settings."""
     found = (read_record(bucket, key) for key in list_keys(bucket, f"{DEPLOYMENT_PREFIX}{job}-"))
-    return [record for record in found if record is not None and record.data["endpoint"] == endpoint]
+    return [record for record in found if record is not None and record.endpoint == endpoint]
 
 
-def up_to_date(old: Mapping[str, Any]) -> Deployment:
-    """A record in today's shape. Schema 1 had more states, a flag of its own for each email, and `deleted` for who did.
-
-    Where such a record has an email under way, it is not known which: all those that it may be are leased.
-    """
+def up_to_date(old: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record, whatever version wrote it. Schema 1 had more states, and a flag for each email."""
+    new = {name: value for name, value in old.items() if name in Deployment.__dataclass_fields__}
     if old["schema"] == SCHEMA:
-        return cast(Deployment, old)
-    state, reason, deleted = old["state"], old["reason"], old.get("deleted")
+        return new
+    state, reason, restores = old["state"], old["reason"], old["restores"]
     held = state == "waiting" and reason == "the endpoint was deleted by hand"
-    outage = old.get("outage") or {"since": "", "told": None}
-    # What was emailed: True; what is being emailed: False; what was not: None.
+    outage = old.get("outage") or {"since": "", "told": False}
     sent = {
-        "started": True if old.get("replaces") == "create" else None,
-        "confirmed": False if state == "settling" else None,
-        "deleted by hand": old.get("told") != "telling"
-        if held
-        else {"somebody": True, "telling": False}.get(str(deleted)),
-        "endpoint failed": False if deleted == "telling" else None,
-        f"waiting: {cause(reason)}": True if state == "waiting" and reason and not held else None,
+        "started": old.get("replaces") == "create",
+        "deleted by hand": (held and old.get("told") != "telling") or old.get("deleted") == "somebody",
+        f"waiting: {cause(reason)}": state == "waiting" and reason != "" and not held,
         f"out of service since {outage['since']}": outage["told"],
     }
-    new = {"ended": "", "checked": "", "cleaned": True, "gone": False, **old}
-    new["emails"] = {
-        what: {"by": old["by"], "at": old["at"], "done": done} for what, done in sent.items() if done is not None
-    }
-    new |= {"schema": SCHEMA, "tries": min(old["tries"], EAGER_TRIES)}
-    new["deleted_by"] = "pipeline" if deleted == "pipeline" else ""
-    if held or state == "settling":
-        new["state"] = "held" if held else "started"
-    elif state == "removed":
-        new["state"] = old["was"] if old.get("was") in BAD else "removed"
+    emails = {what: {"by": old["by"], "at": old["at"], "done": True} for what, done in sent.items() if done}
+    deleted_by = "pipeline" if old.get("deleted") == "pipeline" else ""
+    new = {"emails": emails, "deleted_by": deleted_by} | new
+    if state == "settling":
+        # Whichever email is being sent.
+        new |= {"state": "started", "emails": {"settling": {"by": old["by"], "at": old["at"], "done": False}}}
+    elif held:
+        new["state"] = "held"
     elif state == "requested" and old.get("replaces") == "delete":
         new["state"] = "waiting"
-    if new["restores"] and " " not in new["restores"]:
-        new["restores"] = back_after(old["restores"], old["config"])
-    return cast(Deployment, {name: value for name, value in new.items() if name in Deployment.__annotations__})
-
-
-def write_record(config: Settings, data: Deployment, replaced: Record | None) -> Record | None:
-    """Write a record in place of the one that was read, or of none; None when somebody else changed it since.
-
-    Raises ValueError on a move that STATES does not have.
-    """
-    if replaced is not None and data["state"] not in (replaced.state, *STATES[replaced.state].next):
-        raise ValueError(f"deployment {data['config']}: {replaced.state!r} cannot become {data['state']!r} (STATES)")
-    condition = {"IfMatch": replaced.etag} if replaced else {"IfNoneMatch": "*"}
-    etag = put_json(config.bucket, record_key(data["config"]), data, **condition)
-    return None if etag is None else Record(data, etag)
-
-
-def move(config: Settings, record: Record, request_id: str, state: str, **more: Any) -> bool:
-    """Change a record, and take it to a state that may follow or stay; False when somebody else changed it."""
-    data = cast(Deployment, record.data | more | {"state": state, "by": request_id, "at": now().isoformat()})
-    written = write_record(config, data, record)
-    if written is None:
-        return False
-    record.data, record.etag = written.data, written.etag
-    return True
+    elif state == "removed" and old.get("was") in BAD:
+        new["state"] = old["was"]
+    if restores and " " not in restores:
+        new["restores"] = back_after(restores, old["config"])
+    return new | {"schema": SCHEMA, "tries": min(old["tries"], EAGER_TRIES)}
 
 
 def newest_started(records: Iterable[Record]) -> Record | None:
     """The record whose deployment SageMaker began last."""
-    started = (record for record in records if record.data["started_at"])
-    return max(started, key=lambda record: record.data["started_at"], default=None)
+    return max((r for r in records if r.started_at), key=lambda record: record.started_at, default=None)
 
 
 # --- the steps --------------------------------------------------------------------------------------
@@ -389,202 +304,433 @@ def reconcile_all(config: Settings, request_id: str) -> str:
     One model's error does not keep the others waiting: the first error is raised after the last model.
     """
     pages = client("s3").get_paginator("list_objects_v2")
-    prefixes = [
-        str(item["Prefix"])
+    folders = [
+        item["Prefix"].removeprefix(APPROVED_PREFIX).rstrip("/")
         for page in pages.paginate(Bucket=config.bucket, Prefix=APPROVED_PREFIX, Delimiter="/")
         for item in page.get("CommonPrefixes", [])
     ]
-    models = [prefix.removeprefix(APPROVED_PREFIX).rstrip("/") for prefix in prefixes]
     errors: list[Exception] = []
-    for model in (model for model in models if MODEL_NAME.fullmatch(model)):
+    for model in filter(MODEL_NAME.fullmatch, folders):
         try:
-            outcome = reconcile(config, model, request_id)
+            reconcile(config, model, request_id)
         except (BotoCoreError, ClientError) as error:
             log.exception("sweep: model not reconciled", extra={"model": model})
             errors.append(error)
-        else:
-            log.info("endpoint swept: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
     if errors:
         raise errors[0]
-    return f"{len(models)} models swept"
+    return f"{len(folders)} models swept"
 
 
 def reconcile(config: Settings, model: str, request_id: str) -> str:
     """Bring a model's endpoint as far towards the newest approved model as it goes now; returns that in a word."""
     for _ in range(STEPS_MAX):
-        outcome = step(config, model, request_id)
+        outcome = Step(config, model, request_id).take()
         if outcome != AGAIN:
-            return outcome
-    return "more to do: left to the next event or sweep"
-
-
-def step(config: Settings, model: str, request_id: str) -> str:
-    """Take one step towards the newest approved model on the model's endpoint; returns it in a word, or AGAIN."""
-    artifacts = approved_models(config.bucket, model)
-    if not artifacts:
-        return "nothing approved"
-    name = config.endpoint_of(model)
-    endpoint = describe_endpoint(name)
-    considered = []
-    for artifact in artifacts[:LOOK_BACK_MODELS]:
-        found = records_of(config.bucket, artifact.job, name)
-        for record in found:
-            if record.state in UNSETTLED and settle(config, record, endpoint, request_id):
-                # Whatever arrived meanwhile found this deployment open and left: look again on its behalf.
-                return AGAIN
-        considered.append((artifact, found))
-        if any(record.state == "confirmed" for record in found):
             break
-    records = [record for _, found in considered for record in found]
-    last = newest_started(records)
-    if endpoint is None:
-        if any(record.state in OPEN for record in records):
-            return "under way"
-        outcome = without_endpoint(config, considered, last, request_id)
-    else:
-        outcome = with_endpoint(config, considered, records, last, endpoint, request_id)
-    if outcome in ("waiting", "busy") and approved_models(config.bucket, model)[0].job > artifacts[0].job:
-        # It was approved while this one was in hand, and left to us.
-        return AGAIN
+    log.info("endpoint handled: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
     return outcome
 
 
-def with_endpoint(
-    config: Settings,
-    considered: Sequence[tuple[Approved, list[Record]]],
-    records: Sequence[Record],
-    last: Record | None,
-    endpoint: Mapping[str, Any],
-    request_id: str,
-) -> str:
-    """There is an endpoint: leave it, update it, put it back or delete it. Returns the outcome in a word."""
-    status = endpoint["EndpointStatus"]
-    if status == "OutOfService" and last is not None:
-        report_outage(config, last, endpoint, request_id)
-    if status not in ("InService", "UpdateRollbackFailed", "Failed"):
-        return f"busy: {status}"
-    if any(record.state in OPEN for record in records):
-        return "under way"
-    # A rollback that failed leaves a mix of both models. One that a person's update led to is theirs to fix.
-    ended_here = last is not None and last.state == "failed" and last.data["ended"] == last_modified(endpoint)
-    if status == "Failed" or (status == "UpdateRollbackFailed" and ended_here):
-        return take_down(config, endpoint, last, request_id)
-    served = endpoint["EndpointConfigName"]
-    choice = choose(config, considered)
-    bad = None
-    if choice is None or choice.config != served:
-        bad = next((record for record in records if record.config == served), None)
-        bad = bad or read_record(config.bucket, record_key(served))
-        bad = bad if bad is not None and bad.state in BAD else None
-    if bad is not None:
-        choice = choose(config, considered, as_it_was=True)
-        if choice is None and bad.state != "withdrawn":
-            return take_down(config, endpoint, last or bad, request_id)
-    if choice is None:
-        return "nothing to deploy"
-    return bring_to(config, choice, endpoint, bad, records, request_id)
+class Step:
+    """One look at a model's endpoint, and the step that follows from it towards the newest approved model.
 
+    Its parts return the outcome in a word; AGAIN when there may be more to do at once.
+    """
 
-def bring_to(
-    config: Settings,
-    choice: Choice,
-    endpoint: Mapping[str, Any],
-    bad: Record | None,
-    records: Sequence[Record],
-    request_id: str,
-) -> str:
-    """Bring an endpoint that has settled to the chosen model; bad: what it serves and must not. Returns the outcome."""
-    known = choice.record
-    if choice.config == endpoint["EndpointConfigName"]:
-        if known is not None and known.state == "confirmed" and not known.data["cleaned"]:
-            clean_up(config, known, endpoint, request_id)
-        return "in service"
-    if bad is None and known is not None and known.state in ("confirmed", "superseded"):
-        # It was live, or on its way, and somebody switched the endpoint. That is theirs to undo.
-        return "left as somebody made it"
-    last = newest_started(record for record in records if record is not known)
-    restores = back_after(bad.config) if bad and known and known.state == "confirmed" else ""
-    return deploy(config, choice, endpoint, last, request_id, restores)
+    def __init__(self, config: Settings, model: str, request_id: str) -> None:
+        self.config, self.request_id, self.name = config, request_id, config.endpoint_of(model)
+        self.artifacts = approved_models(config.bucket, model)
+        self.endpoint = describe_endpoint(self.name) if self.artifacts else None
+        self.considered: list[tuple[Approved, list[Record]]] = []
 
-
-def without_endpoint(
-    config: Settings, considered: Sequence[tuple[Approved, list[Record]]], last: Record | None, request_id: str
-) -> str:
-    """There is no endpoint: create one, unless a person deleted it. Returns the outcome in a word."""
-    ours = last is not None and last.data["deleted_by"] == "pipeline"
-    choice = choose(config, considered, as_it_was=ours)
-    known = choice.record if choice else None
-    # It was asked for when there was no endpoint already.
-    asked = known is not None and known.state == "waiting" and known.data["endpoint_last_modified"] is None
-    if last is None or ours or asked:
-        if choice is None:
-            return "nothing to deploy"
-        back = last is not None and known is not None and known.state == "confirmed"
-        restores = back_after(last.config, choice.config) if last and back else ""
-        return deploy(config, choice, None, last, request_id, restores)
-    is_news = not last.emailed("deleted by hand")
-    if choice is not None:
-        hold(config, choice, request_id, quietly=is_news)
-    if is_news:
-        live = next((record for _, found in considered for record in found if record.state == "confirmed"), last)
-        email_alone(config, last, "deleted by hand", request_id, about=live)
-    return "deleted by hand"
-
-
-def back_after(bad_config: str, config: str = "") -> str:
-    """After what a model comes back, for the email on it; config: its own."""
-    return "the endpoint had failed" if bad_config == config else f"{bad_config} was taken back"
-
-
-def hold(config: Settings, choice: Choice, request_id: str, quietly: bool) -> None:
-    """Have a model wait for the person who deleted the endpoint. quietly: the email on the deletion says so as well."""
-    record = choice.record
-    if record is None or record.state == "waiting":
-        lease: Email = {"by": request_id, "at": now().isoformat(), "done": quietly}
-        record = begin(config, choice, None, request_id, "held", emails={"deleted by hand": lease})
-    if record is not None and record.state == "held":
-        email_alone(config, record, "deleted by hand", request_id, "held")
-
-
-# --- which model ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The model that the endpoint is to serve: its artifact, its requests, and the record of their deployment."""
-
-    artifact: Approved
-    model_request: dict[str, Any]
-    config_request: dict[str, Any]
-    record: Record | None
+    def take(self) -> str:
+        for artifact in self.artifacts[:LOOK_BACK_MODELS]:
+            found = records_of(self.config.bucket, artifact.job, self.name)
+            if any(record.state in UNSETTLED and self.settle(record) for record in found):
+                # Whatever arrived meanwhile found this deployment open and left: look again on its behalf.
+                return AGAIN
+            self.considered.append((artifact, found))
+            if any(record.state == "confirmed" for record in found):
+                break
+        if not self.artifacts:
+            return "nothing approved"
+        outcome = self.without_endpoint() if self.endpoint is None else self.with_endpoint(self.endpoint)
+        if outcome in ("waiting", "busy"):
+            # What was approved while this one was in hand was left to us.
+            newest = approved_models(self.config.bucket, self.artifacts[0].model)[0]
+            return AGAIN if newest.job > self.artifacts[0].job else outcome
+        return outcome
 
     @property
-    def config(self) -> str:
-        return str(self.config_request["EndpointConfigName"])
+    def records(self) -> list[Record]:
+        return [record for _, found in self.considered for record in found]
+
+    def with_endpoint(self, endpoint: Mapping[str, Any]) -> str:
+        """There is an endpoint: leave it, delete it, or bring it to a model."""
+        status, served, last = endpoint["EndpointStatus"], endpoint["EndpointConfigName"], newest_started(self.records)
+        if status == "OutOfService" and last is not None:
+            self.report_outage(endpoint, last)
+        if status not in ("InService", "UpdateRollbackFailed", "Failed"):
+            return f"busy: {status}"
+        if any(record.state in OPEN for record in self.records):
+            return "under way"
+        # A rollback that failed leaves a mix of both models. One after a person's update is theirs to fix.
+        by_us = last is not None and last.state == "failed" and last.ended == last_modified(endpoint)
+        if status == "Failed" or (status == "UpdateRollbackFailed" and by_us):
+            return self.take_down(endpoint, last)
+        choice, bad = self.choose(), None
+        if choice is None or choice.config != served:
+            known = next((record for record in self.records if record.config == served), None)
+            bad = known or read_record(self.config.bucket, f"{DEPLOYMENT_PREFIX}{served}.json")
+        if bad is None or bad.state not in BAD:
+            return self.bring_to(choice, endpoint, None)
+        choice = self.choose(as_it_was=True)
+        if choice is None and bad.state != "withdrawn":
+            return self.take_down(endpoint, last or bad)
+        return self.bring_to(choice, endpoint, bad)
+
+    def bring_to(self, choice: Record | None, endpoint: Mapping[str, Any], bad: Record | None) -> str:
+        """Bring an endpoint that has settled to the chosen model. bad: what it serves and must not."""
+        if choice is None:
+            return "nothing to deploy"
+        if choice.config == endpoint["EndpointConfigName"]:
+            if choice.state == "confirmed" and not choice.cleaned:
+                self.clean_up(choice, endpoint)
+            return "in service"
+        if bad is None and choice.state in ("confirmed", "superseded"):
+            # It was live, or on its way, and somebody switched the endpoint. That is theirs to undo.
+            return "left as somebody made it"
+        return self.deploy(choice, f"{bad.config} was taken back" if bad and choice.state == "confirmed" else "")
+
+    def without_endpoint(self) -> str:
+        """There is no endpoint: create one, unless a person deleted it."""
+        if any(record.state in OPEN for record in self.records):
+            return "under way"
+        last = newest_started(self.records)
+        by_us = last is None or last.deleted_by == "pipeline"
+        choice = self.choose(as_it_was=last is not None and by_us)
+        if choice is None and by_us:
+            return "nothing to deploy"
+        # It was asked for when there was no endpoint already.
+        asked = choice is not None and choice.state == "waiting" and choice.endpoint_last_modified is None
+        if choice is not None and (by_us or asked):
+            back = back_after(last.config, choice.config) if last and choice.state == "confirmed" else ""
+            return self.deploy(choice, back)
+        if last is not None:
+            self.leave_deleted(choice, last)
+        return "deleted by hand"
+
+    def leave_deleted(self, choice: Record | None, last: Record) -> None:
+        """A person deleted the endpoint: email that, once, and have the chosen model wait for them."""
+        is_news = not last.emailed("deleted by hand")
+        if choice is not None and choice.state in ("new", "waiting"):
+            # When the deletion is news, its email says enough.
+            lease = {"by": self.request_id, "at": now().isoformat(), "done": is_news}
+            self.begin(choice, "held", emails={"deleted by hand": lease})
+        if choice is not None and choice.state == "held":
+            self.email_alone(choice, "deleted by hand", "held")
+        if is_news:
+            live = next((record for record in self.records if record.state == "confirmed"), last)
+            self.email_alone(last, "deleted by hand", about=live)
+
+    def choose(self, *, as_it_was: bool = False) -> Record | None:
+        """The deployment of the newest approved model that may be deployed; None when there is none.
+
+        as_it_was: a model that was live comes back with the config that it had then, even if settings changed since.
+        """
+        for artifact, found in self.considered:
+            if any(record.state == "withdrawn" for record in found):
+                continue
+            new = new_record(self.config, artifact)
+            record = next((record for record in found if record.config == new.config), new)
+            live = newest_started(record for record in found if record.state == "confirmed")
+            if live and (record.state in NOT_AGAIN or (as_it_was and record.state != "waiting")):
+                return live
+            if record.state not in NOT_AGAIN:
+                return record
+        return None
+
+    def deploy(self, record: Record, restores: str) -> str:
+        """Ask SageMaker for a model on the endpoint.
+
+        The record is written before the call, with the endpoint as it was: after a crash it tells whether the call
+        was made.
+        """
+        if record.state == "waiting" and not due_again(record.tries, record.at):
+            return "waiting"
+        endpoint, last = self.endpoint, newest_started(other for other in self.records if other is not record)
+        if not self.begin(record, "requested", **({"restores": restores} if restores else {})):
+            return "in hand"
+        try:
+            if endpoint is not None and not self.is_ours(endpoint):
+                raise CannotDeploy("waiting", FOREIGN.format(endpoint=self.name))
+            if record.tries >= GIVE_UP_TRIES:
+                raise CannotDeploy("failed", f"{record.tries} attempts failed. The last error: {record.reason}")
+            check_artifact(self.config, record.artifact)
+            replaces = not ask_sagemaker(self.config, record, endpoint)
+        except CannotDeploy as obstacle:
+            return self.put_off(record, obstacle)
+        except EndpointBusy:
+            self.move(record, "waiting", tries=0)
+            return "busy"
+        except (BotoCoreError, ClientError) as error:
+            # It stays requested, as the call may have been made. The email on giving up quotes the reason.
+            self.move(record, "requested", reason=str(error))
+            raise
+        if endpoint is None or not replaces:
+            self.note_started(record)
+            return "started"
+        # It waits before the endpoint is deleted: whoever finds that gone, finds what is to follow.
+        self.email_once(record, "started", then=REPLACING)
+        is_gone = self.move(record, "waiting", tries=0) and self.delete(endpoint, last)
+        return "replacing" if is_gone else "in hand"
+
+    def begin(self, record: Record, state: str, **more: Any) -> bool:
+        """Begin a deployment, or begin it again; False when somebody else changed the record.
+
+        One that waited keeps what its attempts met and what people were emailed.
+        """
+        new: dict[str, Any] = {"started_at": "", "ended": "", "checked": "", "cleaned": True, "gone": False}
+        new |= {"deleted_by": "", "endpoint_last_modified": last_modified(self.endpoint)}
+        new["previous_config"] = self.endpoint["EndpointConfigName"] if self.endpoint else None
+        if record.state == "waiting":
+            new["emails"] = {what: email for what, email in record.emails.items() if email["done"]}
+        else:
+            new |= {"reason": "", "tries": 0, "restores": "", "emails": {}}
+        return self.move(record, state, **(new | more))
+
+    def put_off(self, record: Record, obstacle: CannotDeploy) -> str:
+        """Note why the model cannot be deployed, and email it once for each cause.
+
+        A refusal that may end is not a failed attempt: it makes the next ones hourly, and is retried without end.
+        """
+        state, reason = obstacle.state, str(obstacle)
+        what = f"waiting: {cause(reason)}" if state == "waiting" else state
+        self.email_once(record, what, state, reason=reason, then=endpoint_summary(self.endpoint))
+        self.move(record, state, reason=reason, tries=min(record.tries + 1, EAGER_TRIES))
+        return AGAIN if state == "failed" else state
+
+    def note_started(self, record: Record) -> bool:
+        """SageMaker was asked: email people, and note it; True when it was noted."""
+        # When a model comes back, people were emailed when that became necessary.
+        then = UPDATING if record.previous_config else CREATING
+        if not record.restores and not self.email_once(record, "started", then=then):
+            return False
+        return self.move(record, "started", started_at=now().isoformat(), reason="")
+
+    def settle(self, record: Record) -> bool:
+        """Take a record as far as the endpoint allows, and email people, once; True when that ended the deployment."""
+        if record.leased_by_another(self.request_id):
+            return False
+        if record.state != "started" and not self.take_up(record):
+            return False
+        if self.endpoint is None:
+            if age(record.at) < VISIBLE_SECONDS:
+                return False
+            reason = "it was deleted while this model was being deployed"
+            emailed = self.email_once(record, "deleted by hand", reason=reason)
+            return emailed and self.move(record, "held", reason=reason)
+        outcome = self.outcome_of(record, self.endpoint)
+        if outcome is None:
+            return False
+        state, reason, then, record.checked = outcome
+        wording = "restored" if state == "confirmed" and record.restores else state
+        if state != "superseded" and not self.email_once(record, state, wording, reason=reason, then=then):
+            return False
+        log.info("deployment settled: %s", state, extra={"training_job": record.job, "reason": reason})
+        ended = last_modified(self.endpoint)
+        return self.move(record, state, reason=reason, cleaned=state != "confirmed", ended=ended)
+
+    def take_up(self, record: Record) -> bool:
+        """Look at a record that SageMaker is not known to work on; True when it does after all."""
+        served = self.endpoint is not None and self.endpoint["EndpointConfigName"] == record.config
+        if served or (record.state == "requested" and was_made(record, self.endpoint)):
+            # The answer to the call was lost, or whoever made it died before people were emailed.
+            return self.note_started(record)
+        if record.state == "requested":
+            # Whoever was to make the call died before that.
+            self.move(record, "waiting", tries=record.tries + 1, reason=record.reason or CUT_OFF)
+        return False
+
+    def outcome_of(self, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
+        """What became of a deployment that was started; None while it is under way.
+
+        (state; why; what happens to the endpoint now; what the golden rows showed)
+        """
+        status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
+        reason = str(endpoint.get("FailureReason") or "")
+        if status == "InService" and served == record.config:
+            answers = check_answers(self.config, record, endpoint)
+            if answers is None:
+                return None
+            wrong, checked = answers
+            if not wrong:
+                return "confirmed", "", "", checked
+            before = self.confirmed_before(record)
+            then = PUT_BACK.format(before=before) if before else WRONG_AND_ALONE
+            return "rolled back" if before else "failed", wrong, then, ""
+        if not was_made(record, endpoint):
+            return None
+        if status == "InService" and served == record.previous_config:
+            return "rolled back", reason or why_rolled_back(endpoint), endpoint_summary(endpoint), ""
+        if status == "InService":
+            return "superseded", f"the endpoint serves {served}", "", ""
+        if status in ("Failed", "UpdateRollbackFailed"):
+            before = self.confirmed_before(record)
+            then = RECREATED.format(before=before) if before else FAILED_AND_ALONE
+            return "failed", reason or f"SageMaker gave no reason; the endpoint is {status}", then, ""
+        return None
+
+    def confirmed_before(self, record: Record) -> str:
+        """The endpoint config that the pipeline goes back to from a deployment that went wrong; "" for none."""
+        for artifact in self.artifacts[:LOOK_BACK_MODELS]:
+            found = records_of(self.config.bucket, artifact.job, self.name)
+            live = [other for other in found if other.state == "confirmed" and other.config != record.config]
+            if live and all(other.state != "withdrawn" for other in found):
+                return live[0].config
+        return ""
+
+    def is_ours(self, endpoint: Mapping[str, Any]) -> bool:
+        """Whether this stack made the endpoint: another stack may use the same name. Of one that is gone: True."""
+        try:
+            tags = client("sagemaker").list_tags(ResourceArn=endpoint["EndpointArn"])["Tags"]
+        except ClientError as error:
+            if is_missing(error):
+                return True
+            raise
+        return {"Key": "Stack", "Value": self.config.bucket} in tags
+
+    def take_down(self, endpoint: Mapping[str, Any], last: Record | None) -> str:
+        """Delete an endpoint that failed or gives wrong answers."""
+        if not self.is_ours(endpoint):
+            return "failed endpoint of somebody else"
+        return "failed endpoint deleted" if self.delete(endpoint, last) else "in hand"
+
+    def delete(self, endpoint: Mapping[str, Any], last: Record | None) -> bool:
+        """Delete an endpoint of ours, noting before that the pipeline does it; False: another invocation is at it.
+
+        Nothing else can be done with a failed one (DescribeEndpoint reference, EndpointStatus).
+        """
+        if last is not None and last.deleted_by != "pipeline":
+            # One that failed after it was live is news. A deployment that fails has its own email.
+            is_news = endpoint["EndpointStatus"] == "Failed" and last.state == "confirmed"
+            if is_news and not self.email_once(last, "endpoint failed"):
+                return False
+            if not self.move(last, last.state, deleted_by="pipeline"):
+                return False
+        try:
+            client("sagemaker").delete_endpoint(EndpointName=endpoint["EndpointName"])
+        except ClientError as error:
+            # A duplicate event's invocation was faster.
+            if not is_missing(error) and not error_message(error).startswith("Cannot update in-progress endpoint"):
+                raise
+        return True
+
+    def report_outage(self, endpoint: Mapping[str, Any], last: Record) -> None:
+        """Email people, once, that SageMaker took the endpoint out of service: no documentation says what helps."""
+        what = f"out of service since {last_modified(endpoint)}"
+        if not last.emailed(what) and self.is_ours(endpoint):
+            self.email_alone(last, what, "out of service", reason=str(endpoint.get("FailureReason") or ""))
+
+    def clean_up(self, record: Record, endpoint: Mapping[str, Any]) -> None:
+        """After a confirmed deployment: delete the models and configs of those before the last ones that are kept.
+
+        A record is marked before its model and config go, so that nothing asks for them meanwhile. Artifacts stay.
+        """
+        artifacts = approved_models(self.config.bucket, record.model)[:LOOK_BACK_MODELS]
+        found = [other for job in artifacts for other in records_of(self.config.bucket, job.job, self.name)]
+        found = [other for other in found if not other.gone]
+        confirmed = sorted(other.started_at for other in found if other.state == "confirmed")
+        if len(confirmed) >= self.config.keep_models:
+            in_use = {record.config, endpoint["EndpointConfigName"]}
+            for other in (other for other in found if other.state in UNSETTLED):
+                in_use |= {other.config, str(other.previous_config)}
+            oldest_kept = confirmed[-self.config.keep_models]
+            old = [o for o in found if o.started_at < oldest_kept and o.config not in in_use]
+            models_in_use = {other.model_name for other in found if other not in old}
+            for other in old:
+                state = "removed" if other.state in ("confirmed", "superseded") else other.state
+                if self.move(other, state):
+                    self.remove("endpoint_config", "EndpointConfig", other.config)
+                    if other.model_name not in models_in_use:
+                        self.remove("model", "Model", other.model_name)
+                    self.move(other, state, gone=True)
+        self.move(record, record.state, cleaned=True)
+
+    def remove(self, thing: str, member: str, name: str) -> None:
+        """Delete a model or an endpoint config of this stack, if it is there."""
+        sagemaker, request = client("sagemaker"), {f"{member}Name": name}
+        try:
+            arn = getattr(sagemaker, f"describe_{thing}")(**request)[f"{member}Arn"]
+            if {"Key": "Stack", "Value": self.config.bucket} in sagemaker.list_tags(ResourceArn=arn)["Tags"]:
+                getattr(sagemaker, f"delete_{thing}")(**request)
+            else:
+                log.warning("not of this stack, left alone", extra={"arn": arn})
+        except ClientError as error:
+            if not is_missing(error):
+                raise
+
+    def move(self, record: Record, state: str, **more: Any) -> bool:
+        """Change a record, and take it to a state that may follow or stay; False when somebody else changed it.
+
+        Raises ValueError on a move that STATES does not have.
+        """
+        if state not in (record.state, *STATES[record.state][1]):
+            raise ValueError(f"{record.config}: STATES has no move from {record.state!r} to {state!r}")
+        changed = dataclasses.replace(record, **more, state=state, by=self.request_id, at=now().isoformat())
+        unset = ("etag",) if changed.withdrawn else ("etag", "withdrawn")
+        data = {name: value for name, value in vars(changed).items() if name not in unset}
+        condition = {"IfMatch": record.etag} if record.etag else {"IfNoneMatch": "*"}
+        etag = put_json(self.config.bucket, f"{DEPLOYMENT_PREFIX}{record.config}.json", data, **condition)
+        if etag is not None:
+            vars(record).update(vars(changed), etag=etag)
+        return etag is not None
+
+    def email_once(
+        self, record: Record, what: str, wording: str = "", *, about: Record | None = None, **texts: str
+    ) -> bool:
+        """Email people about a record, unless they were; False: leave it, another invocation is at it.
+
+        what: the key under which the record keeps it; wording: in EMAILS, when it is another; about: the record that
+        the email describes, when it is another. The record's next move writes down that the email was sent, so it is
+        sent again only after a crash in between. Before it is sent, the invocation takes a lease. A record that it
+        has requested itself is one.
+        """
+        if record.emailed(what):
+            return True
+        entry = record.emails.get(what)
+        if leased_by_another(entry, self.request_id):
+            return False
+        lease = {"by": self.request_id, "at": now().isoformat(), "done": False}
+        by = record.by if record.state == "requested" else (entry or {}).get("by")
+        if by != self.request_id and not self.move(record, record.state, emails=record.emails | {what: lease}):
+            return False
+        send_email(self.config, about or record, EMAILS[wording or what], **texts)
+        record.emails[what] = lease | {"done": True}
+        return True
+
+    def email_alone(self, record: Record, what: str, wording: str = "", **more: Any) -> None:
+        """Email people about a record, unless they were, and note that."""
+        if not record.emailed(what) and self.email_once(record, what, wording, **more):
+            self.move(record, record.state)
 
 
-def choose(
-    config: Settings, considered: Sequence[tuple[Approved, list[Record]]], *, as_it_was: bool = False
-) -> Choice | None:
-    """The newest approved model that may be deployed; None when there is none.
+# --- parts of the steps -----------------------------------------------------------------------------
 
-    as_it_was: a model that was live comes back with the config that it had then, even if settings changed since.
-    """
-    for artifact, found in considered:
-        if any(record.state == "withdrawn" for record in found):
-            continue
-        present = requests(config, artifact)
-        known = next((record for record in found if record.config == present[1]["EndpointConfigName"]), None)
-        live = [record for record in found if record.state == "confirmed"]
-        usable = known is None or known.state not in NOT_AGAIN
-        if live and (not usable or (as_it_was and (known is None or known.state != "waiting"))):
-            record = max(live, key=lambda record: record.data["started_at"])
-            asked = record.data["requests"]
-            job = Approved(artifact.model, artifact.job, **record.data["artifact"])
-            return Choice(job, asked["model"], asked["config"], record)
-        if usable:
-            return Choice(artifact, *present, known)
-    return None
+
+def new_record(config: Settings, artifact: Approved) -> Record:
+    """The deployment of an artifact under the present settings, as if it was never asked for."""
+    model, endpoint_config = requests(config, artifact)
+    return Record(
+        schema=SCHEMA,
+        config=endpoint_config["EndpointConfigName"],
+        endpoint=config.endpoint_of(artifact.model),
+        model=artifact.model,
+        model_name=model["ModelName"],
+        job=artifact.job,
+        artifact={"key": artifact.key, "etag": artifact.etag, "size": artifact.size},
+        requests={"model": model, "config": endpoint_config},
+    )
 
 
 def requests(config: Settings, artifact: Approved) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -602,171 +748,40 @@ def requests(config: Settings, artifact: Approved) -> tuple[dict[str, Any], dict
     if config.endpoint_type == "serverless":
         # One worker: each loads the whole model, and a serverless container has at most 6 GB.
         environment["SAGEMAKER_MODEL_SERVER_WORKERS"] = "1"
-        capacity: dict[str, Any] = {
-            "ServerlessConfig": {
-                "MemorySizeInMB": config.serverless_memory_mb,
-                "MaxConcurrency": config.serverless_max_concurrency,
-            }
-        }
+        size = {"MemorySizeInMB": config.serverless_memory_mb, "MaxConcurrency": config.serverless_max_concurrency}
+        capacity: dict[str, Any] = {"ServerlessConfig": size}
     else:
-        capacity = {
-            "InstanceType": config.endpoint_instance_type,
-            "InitialInstanceCount": config.endpoint_instance_count,
-            "InitialVariantWeight": 1.0,
-        }
-    tags = [
-        {"Key": "Project", "Value": config.project},
-        {"Key": "Stack", "Value": config.bucket},
-        {"Key": "Model", "Value": artifact.model},
-        {"Key": "TrainingJob", "Value": artifact.job},
-    ]
-    model_parts = [artifact.key, artifact.etag, config.inference_image, config.model_role_arn, environment]
-    model_name = f"{artifact.job}-{digest(model_parts)}"
-    model_request = {
-        "ModelName": model_name,
-        "PrimaryContainer": {
-            "Image": config.inference_image,
-            "ModelDataUrl": f"s3://{config.bucket}/{artifact.key}",
-            "Environment": environment,
-        },
-        "ExecutionRoleArn": config.model_role_arn,
-        "Tags": tags,
-    }
-    config_request = {
-        "EndpointConfigName": f"{artifact.job}-{digest([*model_parts, capacity])}",
-        "ProductionVariants": [{"VariantName": VARIANT_NAME, "ModelName": model_name, **capacity}],
-        "Tags": tags,
-    }
-    return model_request, config_request
+        capacity = {"InstanceType": config.endpoint_instance_type, "InitialVariantWeight": 1.0}
+        capacity["InitialInstanceCount"] = config.endpoint_instance_count
+    tags = {"Project": config.project, "Stack": config.bucket, "Model": artifact.model, "TrainingJob": artifact.job}
+    tag_list = [{"Key": key, "Value": value} for key, value in tags.items()]
+    parts = [artifact.key, artifact.etag, config.inference_image, config.model_role_arn, environment]
+    name, config_name = (
+        f"{artifact.job}-{hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]}"
+        for hashed in (parts, [*parts, capacity])
+    )
+    location = f"s3://{config.bucket}/{artifact.key}"
+    container = {"Image": config.inference_image, "ModelDataUrl": location, "Environment": environment}
+    model = {"ModelName": name, "PrimaryContainer": container, "ExecutionRoleArn": config.model_role_arn}
+    variants = [{"VariantName": "AllTraffic", "ModelName": name, **capacity}]
+    endpoint_config = {"EndpointConfigName": config_name, "ProductionVariants": variants, "Tags": tag_list}
+    return {**model, "Tags": tag_list}, endpoint_config
 
 
-def digest(parts: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
-
-
-# --- asking SageMaker -------------------------------------------------------------------------------
-
-
-def deploy(
-    config: Settings,
-    choice: Choice,
-    endpoint: Mapping[str, Any] | None,
-    last: Record | None,
-    request_id: str,
-    restores: str,
-) -> str:
-    """Ask for the chosen model on its endpoint; returns the outcome in a word, or AGAIN.
-
-    The record is written before the call, with the endpoint as it was: after a crash it tells whether the call was
-    made. last: the deployment before, whose endpoint it is.
-    """
-    known = choice.record
-    if known is not None and known.state == "waiting" and not due_again(known.data["tries"], known.data["at"]):
-        return "waiting"
-    record = begin(config, choice, endpoint, request_id, "requested", **({"restores": restores} if restores else {}))
-    if record is None:
-        return "in hand"
-    replaces = is_replacement(choice, endpoint)
-    try:
-        check_endpoint(config, record, endpoint)
-        check_artifact(config, choice.artifact)
-        create_config(choice)
-        if not replaces:
-            create_or_update(config, choice, endpoint)
-    except CannotDeploy as obstacle:
-        return put_off(config, record, endpoint, request_id, obstacle)
-    except EndpointBusy:
-        move(config, record, request_id, "waiting", tries=0)
-        return "busy"
-    except (BotoCoreError, ClientError) as error:
-        # It stays requested, as the call may have been made. The email on giving up quotes the reason.
-        move(config, record, request_id, "requested", reason=str(error))
-        raise
-    if replaces and endpoint is not None:
-        return replace_endpoint(config, record, endpoint, last, request_id)
-    note_started(config, record, request_id)
-    return "started"
-
-
-def begin(
-    config: Settings,
-    choice: Choice,
-    endpoint: Mapping[str, Any] | None,
-    request_id: str,
-    state: str,
-    **more: Any,
-) -> Record | None:
-    """Begin the record of a deployment, or begin it again; None when somebody else changed it.
-
-    One that waited keeps what its attempts met and what people were emailed.
-    """
-    record = choice.record
-    waited = record.data if record is not None and record.state == "waiting" else None
-    data: Deployment = {
-        "schema": SCHEMA,
-        "config": choice.config,
-        "endpoint": config.endpoint_of(choice.artifact.model),
-        "model": choice.artifact.model,
-        "model_name": choice.model_request["ModelName"],
-        "job": choice.artifact.job,
-        "artifact": {"key": choice.artifact.key, "etag": choice.artifact.etag, "size": choice.artifact.size},
-        "requests": {"model": choice.model_request, "config": choice.config_request},
-        "state": state,
-        "by": request_id,
-        "at": now().isoformat(),
-        "reason": waited["reason"] if waited else "",
-        "tries": waited["tries"] if waited else 0,
-        "endpoint_last_modified": last_modified(endpoint),
-        "previous_config": endpoint["EndpointConfigName"] if endpoint else None,
-        "restores": waited["restores"] if waited else "",
-        "started_at": "",
-        "ended": "",
-        "checked": "",
-        "cleaned": True,
-        "deleted_by": "",
-        "emails": {what: email for what, email in waited["emails"].items() if email["done"]} if waited else {},
-        "gone": False,
-    }
-    return write_record(config, cast(Deployment, data | more), record)
-
-
-def check_endpoint(config: Settings, record: Record, endpoint: Mapping[str, Any] | None) -> None:
-    """Raises CannotDeploy when the endpoint is another stack's, or the attempts are used up; EndpointBusy."""
-    try:
-        foreign = endpoint is not None and not is_ours(config, endpoint)
-    except ClientError as error:
-        if not is_missing(error):
-            raise
-        raise EndpointBusy from error
-    if foreign:
-        raise CannotDeploy(
-            "waiting",
-            f"an endpoint {record.data['endpoint']} exists that this stack did not make: "
-            "set endpoint_name in Terraform to another name and apply, or delete that endpoint",
-        )
-    if record.data["tries"] >= GIVE_UP_TRIES:
-        last_error = record.data["reason"] or "none was recorded: see make logs"
-        raise CannotDeploy("failed", f"{record.data['tries']} attempts failed. The last error: {last_error}")
-
-
-def check_artifact(config: Settings, artifact: Approved) -> None:
+def check_artifact(config: Settings, artifact: Mapping[str, Any]) -> None:
     """Raises CannotDeploy unless the artifact is there, begins a gzip tar and has a file in it."""
-    if artifact.size == 0:
+    if artifact["size"] == 0:
         raise CannotDeploy("failed", "the artifact is empty (0 bytes)")
+    head = {"Range": f"bytes=0-{ARTIFACT_HEAD_BYTES - 1}", "IfMatch": f'"{artifact["etag"]}"'}
     try:
-        answer = client("s3").get_object(
-            Bucket=config.bucket,
-            Key=artifact.key,
-            IfMatch=f'"{artifact.etag}"',
-            Range=f"bytes=0-{ARTIFACT_HEAD_BYTES - 1}",
-        )
+        packed = client("s3").get_object(Bucket=config.bucket, Key=artifact["key"], **head)["Body"].read()
     except ClientError as error:
         if not is_gone(error) and error_code(error) not in ("PreconditionFailed", "412"):
             raise
         raise CannotDeploy("failed", "the artifact was deleted or replaced after it was approved") from error
     try:
-        head = zlib.decompressobj(wbits=31).decompress(answer["Body"].read(), ARTIFACT_HEAD_UNPACKED_BYTES)
-        with tarfile.open(fileobj=io.BytesIO(head), mode="r:") as archive:
+        data = zlib.decompressobj(wbits=31).decompress(packed, ARTIFACT_HEAD_UNPACKED_BYTES)
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for member in archive:
                 if member.size < 0:
                     raise CannotDeploy("failed", "the artifact has a member of negative size")
@@ -775,40 +790,35 @@ def check_artifact(config: Settings, artifact: Approved) -> None:
     except (zlib.error, tarfile.TarError, ValueError, RecursionError) as error:
         text = f"the artifact is not a gzip-compressed tar, or it is cut off: {error}"
         raise CannotDeploy("failed", text) from error
-    raise CannotDeploy(
-        "failed",
-        f"the artifact is an archive without any file: it has no file in its first {ARTIFACT_HEAD_BYTES} bytes",
-    )
+    text = f"the artifact is an archive without any file: it has no file in its first {ARTIFACT_HEAD_BYTES} bytes"
+    raise CannotDeploy("failed", text)
 
 
-def create_config(choice: Choice) -> None:
-    """Create the model and its endpoint config, unless they exist: what exists under this name is the same.
+def ask_sagemaker(config: Settings, record: Record, endpoint: Mapping[str, Any] | None) -> bool:
+    """Create the model, its config and the endpoint, or update that; False: the endpoint must be replaced.
 
-    AWS answers "Cannot create already existing ..." to a second config; its text for a model is unconfirmed.
+    Raises CannotDeploy, EndpointBusy, ClientError.
     """
-    sagemaker = client("sagemaker")
-    for create, request in (
-        (sagemaker.create_model, choice.model_request),
-        (sagemaker.create_endpoint_config, choice.config_request),
-    ):
+    sagemaker, model, new = client("sagemaker"), record.requests["model"], record.requests["config"]
+    for create, request in ((sagemaker.create_model, model), (sagemaker.create_endpoint_config, new)):
         try:
             create(**request)
         except ClientError as error:
+            # What exists under this name is the same. (The text for a config is seen, that for a model unconfirmed.)
             if error_code(error) != "ValidationException" or "already exist" not in error_message(error):
                 raise
     # CreateEndpoint may not see a new config yet; AWS advises to describe it first (CreateEndpoint reference).
-    sagemaker.describe_endpoint_config(EndpointConfigName=choice.config)
-
-
-def create_or_update(config: Settings, choice: Choice, endpoint: Mapping[str, Any] | None) -> None:
-    """Ask SageMaker to create the endpoint, or to update it. Raises CannotDeploy, EndpointBusy, ClientError."""
-    sagemaker, name = client("sagemaker"), config.endpoint_of(choice.artifact.model)
+    sagemaker.describe_endpoint_config(EndpointConfigName=record.config)
+    variants = endpoint.get("ProductionVariants", []) if endpoint else []
+    was_serverless = all("CurrentServerlessConfig" in variant for variant in variants)
+    if "ServerlessConfig" in new["ProductionVariants"][0] and not was_serverless:
+        # A serverless endpoint can become one on instances, not the reverse (developer guide, Serverless Inference).
+        return False
     try:
         if endpoint is None:
-            tags = choice.config_request["Tags"]
-            sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=choice.config, Tags=tags)
+            sagemaker.create_endpoint(EndpointName=record.endpoint, EndpointConfigName=record.config, Tags=new["Tags"])
         else:
-            update(config, choice, endpoint)
+            sagemaker.update_endpoint(**update_request(config, record, endpoint))
     except ClientError as error:
         if error_code(error) == "ResourceLimitExceeded":
             text = f"a quota of the account is used up. SageMaker said: {error_message(error)}"
@@ -816,33 +826,31 @@ def create_or_update(config: Settings, choice: Choice, endpoint: Mapping[str, An
         busy = ("Cannot update in-progress endpoint", "Cannot create already existing endpoint")
         if error_code(error) != "ValidationException" or not error_message(error).startswith(busy):
             raise
-        found = describe_endpoint(name) or {}
+        found = describe_endpoint(record.endpoint) or {}
         # Unless our own call was faster: its answer was lost, so the SDK repeated it.
-        if found.get("PendingDeploymentSummary", found).get("EndpointConfigName") != choice.config:
+        if found.get("PendingDeploymentSummary", found).get("EndpointConfigName") != record.config:
             raise EndpointBusy from error
+    return True
 
 
-def update(config: Settings, choice: Choice, endpoint: Mapping[str, Any]) -> None:
-    """Ask SageMaker to bring the endpoint to the chosen config. Raises ClientError.
+def update_request(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The UpdateEndpoint request that brings an endpoint to the chosen config.
 
     On instances, the deployment settings go with every update: SageMaker forgets them otherwise (UpdateEndpoint,
     RetainDeploymentConfig). The number of instances that autoscaling arrived at is kept, unless the setting for it
     changed: then that counts.
     """
-    sagemaker, name = client("sagemaker"), endpoint["EndpointName"]
-    request: dict[str, Any] = {"EndpointName": name, "EndpointConfigName": choice.config}
-    new = variant_of(choice.config_request)
-    if "ServerlessConfig" not in new:
-        served = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
-        same = ("VariantName", "InstanceType", "InitialInstanceCount")
-        keep = all(variant_of(served).get(member) == new[member] for member in same)
-        running = [variant.get("CurrentInstanceCount", 1) for variant in endpoint.get("ProductionVariants", [])]
-        instances = min(running, default=1) if keep else new["InitialInstanceCount"]
-        request["RetainAllVariantProperties"] = keep
-        policy = deployment_policy(config.deployment_policy, name, instances)
-        if policy:
-            request["DeploymentConfig"] = policy
-    sagemaker.update_endpoint(**request)
+    request: dict[str, Any] = {"EndpointName": endpoint["EndpointName"], "EndpointConfigName": record.config}
+    new = record.requests["config"]["ProductionVariants"][0]
+    if "ServerlessConfig" in new:
+        return request
+    served = client("sagemaker").describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
+    old = served["ProductionVariants"][0]
+    keep = all(old.get(name) == new[name] for name in ("VariantName", "InstanceType", "InitialInstanceCount"))
+    running = [variant.get("CurrentInstanceCount", 1) for variant in endpoint.get("ProductionVariants", [])]
+    instances = min(running, default=1) if keep else new["InitialInstanceCount"]
+    policy = deployment_policy(config.deployment_policy, endpoint["EndpointName"], instances)
+    return request | {"RetainAllVariantProperties": keep} | ({"DeploymentConfig": policy} if policy else {})
 
 
 def deployment_policy(policy: Mapping[str, Any], endpoint_name: str, instances: int) -> dict[str, Any]:
@@ -859,99 +867,9 @@ def deployment_policy(policy: Mapping[str, Any], endpoint_name: str, instances: 
     routing = own.get("BlueGreenUpdatePolicy", {}).get("TrafficRoutingConfiguration", {})
     size = routing.get("CanarySize") or routing.get("LinearStepSize")
     if size and instances * size["Value"] < 100:
-        wait = routing["WaitIntervalInSeconds"]
-        all_at_once = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": wait}
-        own["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"] = all_at_once
+        at_once = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": routing["WaitIntervalInSeconds"]}
+        own["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"] = at_once
     return own
-
-
-def variant_of(config_request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The one production variant of a CreateEndpointConfig request or a DescribeEndpointConfig answer."""
-    variant: Mapping[str, Any] = config_request["ProductionVariants"][0]
-    return variant
-
-
-def is_replacement(choice: Choice, endpoint: Mapping[str, Any] | None) -> bool:
-    """Whether the endpoint must be replaced: AWS refuses to turn instances into serverless in place.
-
-    (Developer guide, Serverless Inference: a serverless endpoint can become one on instances, not the reverse.)
-    """
-    if endpoint is None or "ServerlessConfig" not in variant_of(choice.config_request):
-        return False
-    return any("CurrentServerlessConfig" not in variant for variant in endpoint.get("ProductionVariants", []))
-
-
-def put_off(
-    config: Settings, record: Record, endpoint: Mapping[str, Any] | None, request_id: str, obstacle: CannotDeploy
-) -> str:
-    """Note why the model cannot be deployed, and email it once for each cause. Returns the outcome.
-
-    A refusal that may end is not a failed try: it makes the next ones hourly, and is retried without end.
-    """
-    state, reason = obstacle.state, str(obstacle)
-    what = f"waiting: {cause(reason)}" if state == "waiting" else state
-    email_once(config, record, what, request_id, state, reason=reason, then=endpoint_summary(endpoint))
-    tries = min(record.data["tries"] + 1, EAGER_TRIES)
-    move(config, record, request_id, state, reason=reason, tries=tries)
-    return AGAIN if state == "failed" else state
-
-
-def cause(reason: str) -> str:
-    """A reason without its numbers: the utilisation in a quota's text changes, the cause does not."""
-    return re.sub(r"[0-9]+", "#", reason)
-
-
-def note_started(config: Settings, record: Record, request_id: str) -> bool:
-    """SageMaker was asked: email people, and note it; True when it was noted."""
-    # That a model comes back was emailed when it became necessary.
-    then = UPDATING if record.data["previous_config"] else CREATING
-    if not record.data["restores"] and not email_once(config, record, "started", request_id, then=then):
-        return False
-    return move(config, record, request_id, "started", started_at=now().isoformat(), reason="")
-
-
-# --- what became of it ------------------------------------------------------------------------------
-
-
-class Outcome(NamedTuple):
-    """What became of a deployment: the state, why, what happens to the endpoint now, what the golden rows said."""
-
-    state: str
-    reason: str = ""
-    then: str = ""
-    checked: str = ""
-
-
-def settle(config: Settings, record: Record, endpoint: Mapping[str, Any] | None, request_id: str) -> bool:
-    """Take a record as far as the endpoint allows, and email people, once; True when that ended the deployment."""
-    if record.leased_by_another(request_id):
-        return False
-    if record.state != "started" and not take_up(config, record, endpoint, request_id):
-        return False
-    if endpoint is None:
-        return note_vanished(config, record, request_id)
-    outcome = outcome_of(config, record, endpoint)
-    if outcome is None:
-        return False
-    state, reason, then, record.data["checked"] = outcome
-    wording = "restored" if state == "confirmed" and record.data["restores"] else state
-    if state != "superseded" and not email_once(config, record, state, request_id, wording, reason=reason, then=then):
-        return False
-    log.info("deployment settled: %s", state, extra={"training_job": record.data["job"], "reason": reason})
-    cleaned = state != "confirmed"
-    return move(config, record, request_id, state, reason=reason, cleaned=cleaned, ended=last_modified(endpoint))
-
-
-def take_up(config: Settings, record: Record, endpoint: Mapping[str, Any] | None, request_id: str) -> bool:
-    """Look at a record that SageMaker is not known to work on; True when it does, and that is noted now."""
-    served = endpoint is not None and endpoint["EndpointConfigName"] == record.config
-    if served or (record.state == "requested" and was_made(record, endpoint)):
-        # The answer to the call was lost, or whoever made it died before people were emailed.
-        return note_started(config, record, request_id)
-    if record.state == "requested":
-        # Whoever was to make the call died before that.
-        move(config, record, request_id, "waiting", tries=record.data["tries"] + 1)
-    return False
 
 
 def was_made(record: Record, endpoint: Mapping[str, Any] | None) -> bool:
@@ -960,77 +878,28 @@ def was_made(record: Record, endpoint: Mapping[str, Any] | None) -> bool:
     The record holds the endpoint's last-modified time as it was before the call: an unchanged time means that the call
     was never made, or is not visible yet. A pending deployment of another config is somebody else's.
     """
-    if endpoint is None or last_modified(endpoint) == record.data["endpoint_last_modified"]:
+    if endpoint is None or last_modified(endpoint) == record.endpoint_last_modified:
         return False
     pending = endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName", record.config)
     return bool(pending == record.config)
 
 
-def outcome_of(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> Outcome | None:
-    """What became of a deployment that was started; None while it is under way."""
-    status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
-    reason = str(endpoint.get("FailureReason") or "")
-    if status == "InService" and served == record.config:
-        return verdict(config, record, endpoint)
-    if not was_made(record, endpoint):
-        return None
-    if status == "InService" and served == record.data["previous_config"]:
-        return Outcome("rolled back", reason or why_rolled_back(endpoint), endpoint_summary(endpoint))
-    if status == "InService":
-        return Outcome("superseded", f"the endpoint serves {served}")
-    if status in ("Failed", "UpdateRollbackFailed"):
-        before = confirmed_before(config, record)
-        then = RECREATED.format(before=before) if before else FAILED_AND_ALONE
-        return Outcome("failed", reason or f"SageMaker gave no reason; the endpoint is {status}", then)
-    return None
-
-
-def verdict(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> Outcome | None:
-    """What the answers of the new model make of its deployment; None when it cannot be asked."""
-    answers = check_answers(config, record, endpoint)
-    if answers is None:
-        return None
-    wrong, checked = answers
-    if not wrong:
-        return Outcome("confirmed", checked=checked)
-    before = confirmed_before(config, record)
-    if before:
-        return Outcome("rolled back", wrong, PUT_BACK.format(before=before))
-    return Outcome("failed", wrong, WRONG_AND_ALONE)
+def back_after(last: str, config: str) -> str:
+    """After what a model comes back, for its email; last: the config that was deployed last, config: its own."""
+    return "the endpoint had failed" if last == config else f"{last} was taken back"
 
 
 def why_rolled_back(endpoint: Mapping[str, Any]) -> str:
     """What may have led to a rollback for which SageMaker gives no reason, which is common."""
     rollback = (endpoint.get("LastDeploymentConfig") or {}).get("AutoRollbackConfiguration", {})
     alarms = ", ".join(alarm["AlarmName"] for alarm in rollback.get("Alarms", []))
-    if not alarms:
-        return "SageMaker gave no reason; the model server's log may"
-    return (
-        "SageMaker gave no reason: either the new model's server did not come up (its log says why), or an alarm "
-        f"went off while traffic moved to it ({alarms})"
-    )
+    why = "SageMaker gave no reason: the new model's server did not come up (see its log)"
+    return f"{why}, or an alarm went off while traffic moved to it ({alarms})" if alarms else why
 
 
-def confirmed_before(config: Settings, record: Record) -> str:
-    """The endpoint config that the pipeline goes back to from a deployment that went wrong; "" when there is none."""
-    for artifact in approved_models(config.bucket, record.data["model"])[:LOOK_BACK_MODELS]:
-        found = records_of(config.bucket, artifact.job, record.data["endpoint"])
-        if any(other.state == "withdrawn" for other in found):
-            continue
-        for other in found:
-            if other.state == "confirmed" and other.config != record.config:
-                return other.config
-    return ""
-
-
-def note_vanished(config: Settings, record: Record, request_id: str) -> bool:
-    """The endpoint of an open deployment is gone: email people, once, and wait for one; True when that ended it."""
-    if record.state == "started" and age(record.data["at"]) < VISIBLE_SECONDS:
-        return False
-    reason = "it was deleted while this model was being deployed"
-    if not email_once(config, record, "deleted by hand", request_id, reason=reason):
-        return False
-    return move(config, record, request_id, "held", reason=reason)
+def cause(reason: str) -> str:
+    """A reason without its numbers: the utilisation in a quota's text changes, the cause does not."""
+    return re.sub(r"[0-9]+", "#", reason)
 
 
 # --- does the right model answer? -------------------------------------------------------------------
@@ -1051,42 +920,33 @@ def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any])
     the sweep asks again. A model whose own code answers with errors does not pass: the HuggingFace server turns every
     exception in it into a 400 (handler_service.py). 5xx and timeouts that last count as well.
     """
-    decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.data['job']}.json")
+    decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.job}.json")
     golden = (decision or {}).get("golden") or []
     if not golden:
         return "", "not checked: the training job gave none"
+    body = json.dumps({"inputs": [row["text"] for row in golden]}).encode()
+    request = {"EndpointName": record.endpoint, "ContentType": "application/json", "Body": body}
     for attempt in range(CHECK_ATTEMPTS):
-        if attempt:
-            time.sleep(CHECK_PAUSE_SECONDS)
+        time.sleep(CHECK_PAUSE_SECONDS if attempt else 0)
         try:
-            wrong = difference(golden, ask(record.data["endpoint"], [row["text"] for row in golden]))
+            wrong = difference(golden, json.loads(runtime().invoke_endpoint(**request)["Body"].read()))
         except ValueError as error:
             wrong = f"the endpoint does not answer with JSON: {error}"
         except ClientError as error:
-            if error_code(error) == "ValidationError" and "not found" in error_message(error):
+            code, text = error_code(error), f"{error_message(error):.500}"
+            if code == "ValidationError" and "not found" in text:
                 return None
-            settled_for = (now() - endpoint["LastModifiedTime"]).total_seconds()
-            if error_code(error) == "AccessDeniedException" and settled_for >= CHECK_PATIENCE_SECONDS:
-                # A denial that lasts is no new policy that has yet to spread. It says nothing about the model.
-                return "", f"NOT CHECKED: this function may not ask the endpoint. AWS said: {error_message(error):.500}"
-            if error_code(error) != "ModelError":
+            lasts = (now() - endpoint["LastModifiedTime"]).total_seconds() >= CHECK_PATIENCE_SECONDS
+            if code == "AccessDeniedException" and lasts:
+                # It says nothing about the model.
+                return "", f"NOT CHECKED: this function may not ask the endpoint. AWS said: {text}"
+            status: Any = error.response.get("OriginalStatusCode", 0)
+            if code != "ModelError" or (not 400 <= status < 500 and not lasts):
                 raise
-            answer: Mapping[str, Any] = error.response
-            by_the_model = 400 <= answer.get("OriginalStatusCode", 0) < 500
-            if not by_the_model and settled_for < CHECK_PATIENCE_SECONDS:
-                raise
-            wrong = f"the new model does not answer. SageMaker said: {error_message(error):.500}"
+            wrong = f"the new model does not answer. SageMaker said: {text}"
         if not wrong:
             return "", f"{len(golden)} of {len(golden)} answered as in training"
     return wrong, ""
-
-
-def ask(endpoint_name: str, texts: Sequence[str]) -> object:
-    """The endpoint's decoded answer to texts. Raises ClientError; ValueError when the answer is not JSON."""
-    answer = runtime().invoke_endpoint(
-        EndpointName=endpoint_name, ContentType="application/json", Body=json.dumps({"inputs": texts}).encode()
-    )
-    return json.loads(answer["Body"].read())
 
 
 def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
@@ -1110,126 +970,86 @@ def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
         ties += tied
         if not tied or ties > TIES_MAX_SHARE * len(golden):
             wrong.append(f"{label} {score:.3f} instead of {row['label']} {row['score']:.3f}")
-    if not wrong:
-        return ""
-    return (
-        f"{len(wrong)} of {len(golden)} golden rows get other answers than in training (for instance {wrong[0]}): "
-        "the endpoint serves other weights, or a broken copy"
-    )
-
-
-# --- an endpoint that goes --------------------------------------------------------------------------
-
-
-def replace_endpoint(
-    config: Settings, record: Record, endpoint: Mapping[str, Any], last: Record | None, request_id: str
-) -> str:
-    """Delete an endpoint that cannot become what is asked for; the next sweep finds none, and creates it.
-
-    The record waits before that: whoever finds the endpoint deleted, finds what is to follow.
-    """
-    if not email_once(config, record, "started", request_id, then=REPLACING):
-        return "in hand"
-    if not move(config, record, request_id, "waiting", tries=0):
-        return "in hand"
-    return "replacing" if delete_endpoint(config, endpoint, last, request_id) else "in hand"
-
-
-def take_down(config: Settings, endpoint: Mapping[str, Any], last: Record | None, request_id: str) -> str:
-    """Delete an endpoint that failed or gives wrong answers. Returns the outcome in a word."""
-    try:
-        if not is_ours(config, endpoint):
-            return "failed endpoint of somebody else"
-    except ClientError as error:
-        if not is_missing(error):
-            raise
-    return "failed endpoint deleted" if delete_endpoint(config, endpoint, last, request_id) else "in hand"
-
-
-def delete_endpoint(config: Settings, endpoint: Mapping[str, Any], last: Record | None, request_id: str) -> bool:
-    """Delete an endpoint of ours, noting before that the pipeline does it; False: another invocation is at it.
-
-    Nothing else can be done with a failed one (DescribeEndpoint reference, EndpointStatus).
-    """
-    if last is not None and last.data["deleted_by"] != "pipeline":
-        # One that failed after it was live: nobody was emailed. A deployment that fails has its own email.
-        is_news = endpoint["EndpointStatus"] == "Failed" and last.state == "confirmed"
-        if is_news and not email_once(config, last, "endpoint failed", request_id):
-            return False
-        if not move(config, last, request_id, last.state, deleted_by="pipeline"):
-            return False
-    try:
-        client("sagemaker").delete_endpoint(EndpointName=endpoint["EndpointName"])
-    except ClientError as error:
-        # A duplicate event's invocation was faster.
-        if not is_missing(error) and not error_message(error).startswith("Cannot update in-progress endpoint"):
-            raise
-    return True
-
-
-def report_outage(config: Settings, last: Record, endpoint: Mapping[str, Any], request_id: str) -> None:
-    """Email people, once, that SageMaker took the endpoint out of service. No documentation says what can be done."""
-    what = f"out of service since {last_modified(endpoint)}"
-    if not last.emailed(what) and is_ours(config, endpoint):
-        reason = str(endpoint.get("FailureReason") or "")
-        email_alone(config, last, what, request_id, "out of service", reason=reason)
-
-
-# --- cleaning up ------------------------------------------------------------------------------------
-
-
-def clean_up(config: Settings, record: Record, endpoint: Mapping[str, Any], request_id: str) -> None:
-    """After a confirmed deployment: delete the models and configs of deployments before the last ones that are kept.
-
-    A record is marked before its model and config go, so that nothing asks for them meanwhile. Artifacts stay.
-    """
-    artifacts = approved_models(config.bucket, record.data["model"])[:LOOK_BACK_MODELS]
-    found = [
-        other
-        for artifact in artifacts
-        for other in records_of(config.bucket, artifact.job, record.data["endpoint"])
-        if not other.data["gone"]
-    ]
-    confirmed = [other for other in found if other.state == "confirmed"]
-    kept = sorted((other.data["started_at"] for other in confirmed), reverse=True)[: config.keep_models]
-    if len(kept) == config.keep_models:
-        in_use = {other.config for other in confirmed if other.data["started_at"] in kept}
-        in_use |= {record.config, endpoint["EndpointConfigName"]}
-        in_use.add(endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName", ""))
-        for other in (other for other in found if other.state in UNSETTLED):
-            in_use |= {other.config, str(other.data["previous_config"])}
-        # A deployment that began before the last one that is kept.
-        old = [other for other in found if other.config not in in_use and other.data["started_at"] < kept[-1]]
-        models_in_use = {other.data["model_name"] for other in found if other not in old}
-        for other in old:
-            state = "removed" if other.state in ("confirmed", "superseded") else other.state
-            if not move(config, other, request_id, state):
-                continue
-            remove("EndpointConfig", other.config, config.bucket)
-            if other.data["model_name"] not in models_in_use:
-                remove("Model", other.data["model_name"], config.bucket)
-            move(config, other, request_id, state, gone=True)
-    move(config, record, request_id, record.state, cleaned=True)
-
-
-def remove(kind: str, name: str, stack: str) -> None:
-    """Delete a model ("Model") or an endpoint config ("EndpointConfig") of this stack, if it is there."""
-    sagemaker, snake = client("sagemaker"), "model" if kind == "Model" else "endpoint_config"
-    try:
-        described = getattr(sagemaker, f"describe_{snake}")(**{f"{kind}Name": name})
-        tags = sagemaker.list_tags(ResourceArn=described[f"{kind}Arn"])["Tags"]
-        if {"Key": "Stack", "Value": stack} not in tags:
-            log.warning("not of this stack, left alone", extra={"name_of_it": name, "kind": kind})
-            return
-        getattr(sagemaker, f"delete_{snake}")(**{f"{kind}Name": name})
-    except ClientError as error:
-        if not is_missing(error):
-            raise
+    text = f"{len(wrong)} of {len(golden)} golden rows get other answers than in training"
+    serves = "the endpoint serves other weights, or a broken copy"
+    return f"{text} (for instance {wrong[0]}): {serves}" if wrong else ""
 
 
 # --- emails -----------------------------------------------------------------------------------------
 
-# What happens to the endpoint, for {then} in the emails.
+
+def wording(status: str, subject: str, news: str, what_next: str) -> dict[str, str]:
+    """An email: what happened, the table, why, and what to do next."""
+    body = f"{news}\n\n{{table}}\n\n{{why}}What next: {what_next}\n"
+    return {"stage": "deployment", "status": status, "subject": f"{subject}: {{model}} ({{endpoint}})", "body": body}
+
+
+PREDICT = 'make predict MODEL={model} TEXT="some text"'
+INVOKE = (
+    "aws sagemaker-runtime invoke-endpoint --endpoint-name {endpoint} --content-type application/json "
+    '--cli-binary-format raw-in-base64-out --body \'{{"inputs": "some text"}}\' answer.json'
+)
+NOT_TRIED_AGAIN = (
+    "{then} This model is not tried again. See the model server's log: make logs ENDPOINT={endpoint}\n"
+    "Fix the cause, then upload again."
+)
+COMES_BACK = "make resume MODEL={model} brings it back, with the newest approved model."
+EMAILS = {
+    "started": wording(
+        "started",
+        "Deployment started",
+        "The approved model is being deployed to the endpoint ({capacity}).\n{then}",
+        "nothing to do. The next email says how it ended, usually in 5 to 10 minutes.",
+    ),
+    "confirmed": wording(
+        "successful",
+        "Deployment successful",
+        "The endpoint is in service with the new model.",
+        f"try it:\n\n  {PREDICT}\n\nor, with the AWS CLI:\n\n  {INVOKE}",
+    ),
+    "restored": wording(
+        "restored",
+        "Deployment restored",
+        "The endpoint is in service and serves this model again, after {restores}.",
+        f"nothing to do. Try it:\n\n  {PREDICT}",
+    ),
+    "rolled back": wording("rolled-back", "Deployment rolled back", "The new model was rolled back.", NOT_TRIED_AGAIN),
+    "failed": wording("failed", "Deployment failed", "The new model could not be deployed.", NOT_TRIED_AGAIN),
+    "waiting": wording(
+        "waiting",
+        "Deployment waiting",
+        "The new model cannot be deployed at the moment.",
+        "{then} Fix the cause. The pipeline keeps trying by itself, at least once an hour.",
+    ),
+    "held": wording(
+        "waiting",
+        "Deployment waiting",
+        "The new model is approved but not deployed: somebody deleted the endpoint, and no upload undoes that.",
+        COMES_BACK,
+    ),
+    "deleted by hand": wording(
+        "endpoint-deleted-by-hand",
+        "Endpoint deleted by hand",
+        "Somebody deleted the endpoint. It stays deleted and costs nothing: no upload brings it back.",
+        f"nothing, if that was intended. {COMES_BACK}",
+    ),
+    "endpoint failed": wording(
+        "endpoint-failed",
+        "Endpoint failed",
+        "The endpoint was in service and has failed. The pipeline deletes it: nothing else can be done with it.",
+        "nothing to do. The pipeline recreates it with the last confirmed model.\n"
+        "To find the cause, see the model server's log: make logs ENDPOINT={endpoint}",
+    ),
+    "out of service": wording(
+        "endpoint-out-of-service",
+        "Endpoint out of service",
+        "SageMaker took the endpoint out of service: it does not answer. The pipeline leaves it alone.",
+        "look at the endpoint in the SageMaker console and at its log: make logs ENDPOINT={endpoint}\n"
+        "If it does not come back, delete it. Then make resume MODEL={model} recreates it.",
+    ),
+}
+
+# {then}: what happens to the endpoint.
 CREATING = "The endpoint is new: it answers once it is in service."
 UPDATING = "It keeps serving the previous model until the new one is up."
 REPLACING = (
@@ -1239,201 +1059,32 @@ REPLACING = (
 PUT_BACK = "The pipeline puts {before} back; the next email says when it is in service."
 WRONG_AND_ALONE = "There is no confirmed model to go back to, so the endpoint is deleted: it gives wrong answers."
 RECREATED = "A failed endpoint can only be deleted, so the pipeline deletes it and brings {before} back."
-FAILED_AND_ALONE = "A failed endpoint can only be deleted, so the pipeline deletes it. There is no confirmed model yet."
-
-EMAILS = {
-    "started": {
-        "stage": "deployment",
-        "status": "started",
-        "subject": "Deployment started: {model} ({endpoint})",
-        "body": """The approved model is being deployed to the endpoint ({capacity}).
-{then}
-
-{table}
-
-What next: nothing to do. The next email says how it ended, usually in 5 to 10 minutes.
-""",
-    },
-    "confirmed": {
-        "stage": "deployment",
-        "status": "successful",
-        "subject": "Deployment successful: {model} ({endpoint})",
-        "body": """The endpoint is in service with the new model.
-
-{table}
-
-What next: try it:
-
-  make predict MODEL={model} TEXT="some text"
-
-or, with the AWS CLI:
-
-  aws sagemaker-runtime invoke-endpoint --endpoint-name {endpoint} --content-type application/json \
---cli-binary-format raw-in-base64-out --body '{{"inputs": "some text"}}' answer.json
-""",
-    },
-    "restored": {
-        "stage": "deployment",
-        "status": "restored",
-        "subject": "Deployment restored: {model} ({endpoint})",
-        "body": """The endpoint is in service and serves this model again, after {restores}.
-
-{table}
-
-What next: nothing to do. Try it:
-
-  make predict MODEL={model} TEXT="some text"
-""",
-    },
-    "rolled back": {
-        "stage": "deployment",
-        "status": "rolled-back",
-        "subject": "Deployment rolled back: {model} ({endpoint})",
-        "body": """The new model was rolled back.
-
-{table}
-
-{why}What next: {then} This model is not tried again. See the model server's log: make logs ENDPOINT={endpoint}
-Fix the cause, then upload again.
-""",
-    },
-    "failed": {
-        "stage": "deployment",
-        "status": "failed",
-        "subject": "Deployment failed: {model} ({endpoint})",
-        "body": """The new model could not be deployed.
-
-{table}
-
-{why}What next: {then} This model is not tried again. See the model server's log: make logs ENDPOINT={endpoint}
-Fix the cause, then upload again.
-""",
-    },
-    "waiting": {
-        "stage": "deployment",
-        "status": "waiting",
-        "subject": "Deployment waiting: {model} ({endpoint})",
-        "body": """The new model cannot be deployed at the moment.
-
-{table}
-
-{why}What next: {then} Fix the cause. The pipeline keeps trying by itself, at least once an hour.
-""",
-    },
-    "held": {
-        "stage": "deployment",
-        "status": "waiting",
-        "subject": "Deployment waiting: {model} ({endpoint})",
-        "body": """The new model is approved but not deployed: somebody deleted the endpoint, and no upload undoes that.
-
-{table}
-
-What next: make resume MODEL={model} brings it back, with the newest approved model.
-""",
-    },
-    "deleted by hand": {
-        "stage": "deployment",
-        "status": "endpoint-deleted-by-hand",
-        "subject": "Endpoint deleted by hand: {model} ({endpoint})",
-        "body": """Somebody deleted the endpoint. It stays deleted and costs nothing: no upload brings it back.
-
-{table}
-
-{why}What next: nothing, if that was intended. make resume MODEL={model} brings it back, with the newest approved model.
-""",
-    },
-    "endpoint failed": {
-        "stage": "deployment",
-        "status": "endpoint-failed",
-        "subject": "Endpoint failed: {model} ({endpoint})",
-        "body": """The endpoint was in service and has failed. The pipeline deletes it: nothing else can be done with it.
-
-{table}
-
-What next: nothing to do. The pipeline recreates it with the last confirmed model.
-To find the cause, see the model server's log: make logs ENDPOINT={endpoint}
-""",
-    },
-    "out of service": {
-        "stage": "deployment",
-        "status": "endpoint-out-of-service",
-        "subject": "Endpoint out of service: {model} ({endpoint})",
-        "body": """SageMaker took the endpoint out of service: it does not answer. The pipeline leaves it alone.
-
-{table}
-
-{why}What next: look at the endpoint in the SageMaker console and at its log (make logs ENDPOINT={endpoint}).
-If it does not come back, delete it. Then make resume MODEL={model} recreates it.
-""",
-    },
-}
+FAILED_AND_ALONE = "A failed endpoint can only be deleted, so the pipeline does that. There is no model to bring back."
+# {why}: why a model cannot be deployed.
+FOREIGN = (
+    "an endpoint {endpoint} exists that this stack did not make: set endpoint_name in Terraform to another name and "
+    "apply, or delete that endpoint"
+)
+CUT_OFF = "the function was cut off; see make logs"
 
 
-def email_once(
-    config: Settings,
-    record: Record,
-    what: str,
-    request_id: str,
-    wording: str = "",
-    *,
-    about: Record | None = None,
-    reason: str = "",
-    then: str = "",
-) -> bool:
-    """Email people about a record, unless they were; False: leave it, another invocation is at it.
-
-    what: the key under which the record keeps it; wording: in EMAILS, when it is another; about: the record that the
-    email describes, when it is another. The next move of the record writes down that the email was sent, so it is sent
-    again only after a crash in between. Before, the invocation takes a lease, unless it has one: the record that it
-    requested itself is one.
-    """
-    if record.emailed(what):
-        return True
-    lease: Email = {"by": request_id, "at": now().isoformat(), "done": False}
-    entry = record.data["emails"].get(what)
-    if leased_by_another(entry, request_id):
-        return False
-    requested = record.state == "requested" and record.data["by"] == request_id
-    if entry is None or (entry["by"] != request_id and not requested):
-        emails = record.data["emails"] | {what: lease}
-        if not requested and not move(config, record, request_id, record.state, emails=emails):
-            return False
-    send_email(config, (about or record).data, EMAILS[wording or what], reason, then)
-    record.data["emails"][what] = {**lease, "done": True}
-    return True
-
-
-def email_alone(config: Settings, record: Record, what: str, request_id: str, wording: str = "", **more: Any) -> None:
-    """Email people about a record whose state that does not change, unless they were."""
-    if not record.emailed(what) and email_once(config, record, what, request_id, wording, **more):
-        move(config, record, request_id, record.state)
-
-
-def send_email(config: Settings, record: Deployment, email: Mapping[str, str], reason: str, then: str) -> None:
+def send_email(config: Settings, record: Record, email: Mapping[str, str], reason: str = "", then: str = "") -> None:
     """Fill an email of EMAILS with what a record says, and send it."""
-    source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{record['job']}/source.json")
-    artifact = record["artifact"]
-    rows: list[tuple[str, object]] = [
-        ("model", record["model"]),
-        ("endpoint", record["endpoint"]),
-        ("data", f"s3://{source['bucket']}/{source['key']}" if source else "unknown"),
-        ("training job", record["job"]),
-        ("endpoint config", record["config"]),
-        ("artifact", f"s3://{config.bucket}/{artifact['key']} ({human_bytes(artifact['size'])})"),
-        ("previous config", record["previous_config"]),
-        ("golden rows", record["checked"]),
-    ]
-    notify(
-        config.topic_arn,
-        email,
-        record["model"],
-        [(name, value) for name, value in rows if value],
-        endpoint=record["endpoint"],
-        capacity=config.capacity,
-        restores=record["restores"],
-        why=f"Why: {reason}\n\n" if reason else "",
-        then=then,
-    )
+    source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{record.job}/source.json")
+    size = human_bytes(record.artifact["size"])
+    rows = {
+        "model": record.model,
+        "endpoint": record.endpoint,
+        "data": f"s3://{source['bucket']}/{source['key']}" if source else "unknown",
+        "training job": record.job,
+        "endpoint config": record.config,
+        "artifact": f"s3://{config.bucket}/{record.artifact['key']} ({size})",
+        "previous config": record.previous_config,
+        "golden rows": record.checked,
+    }
+    values = {"endpoint": record.endpoint, "capacity": config.capacity, "restores": record.restores, "then": then}
+    values["why"] = f"Why: {reason}\n\n" if reason else ""
+    notify(config.topic_arn, email, record.model, [(name, value) for name, value in rows.items() if value], **values)
 
 
 def endpoint_summary(endpoint: Mapping[str, Any] | None) -> str:
