@@ -1152,6 +1152,29 @@ def test_an_endpoint_deleted_by_hand_after_the_pipeline_deleted_one_is_not_recre
     assert subjects(world)[2:] == ["Endpoint failed", "Deployment restored", "Endpoint deleted by hand"]
 
 
+# --- the states of a deployment ---------------------------------------------------------------------
+
+
+def test_the_table_of_states_is_closed_and_what_is_never_tried_again_ends_there(deployer: ModuleType) -> None:
+    follow = {state: following for state, (_, following) in deployer.STATES.items()}
+    assert {state for following in follow.values() for state in following} <= set(follow)
+    assert {state for state, following in follow.items() if not following} == set(deployer.NOT_AGAIN)
+    reached = {"new"}
+    for _ in follow:
+        reached |= {state for known in reached for state in follow[known]}
+    # A person's command makes the last one.
+    assert set(follow) - reached == {"withdrawn"}
+
+
+def test_a_move_that_the_table_does_not_have_is_refused(deployer: ModuleType, world: World, live: str) -> None:
+    step = deployer.Step(deployer.settings(), "default", "request")
+    record = deployer.read_record(BUCKET, f"models/deployments/{live}.json")
+    before = world.final_state()
+    with pytest.raises(ValueError, match="no move from 'confirmed' to 'started'"):
+        step.move(record, "started")
+    assert world.final_state() == before
+
+
 # --- sweep and pause --------------------------------------------------------------------------------
 
 
@@ -1209,23 +1232,73 @@ def test_while_paused_nothing_is_done(
     assert world.emails() == []
 
 
-def test_what_is_refused_again_and_again_is_given_up_and_told(
+def test_a_deployment_that_fails_again_and_again_is_given_up_and_the_email_quotes_the_last_error(
     run: Callable[..., str],
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deployer, "GIVE_UP_TRIES", 3)
+    sent = approve(FIRST)
+    for _ in range(3):
+        world.around.interruption = Interruption("CreateEndpoint", broken_connection)
+        with pytest.raises(ClientError):
+            run(sent)
+    for _ in range(2):
+        assert run(sent) == "nothing to deploy"
+    assert world.around.calls.count("CreateEndpoint") == 3
+    assert subjects(world) == ["Deployment failed"]
+    assert "3 attempts failed. The last error: An error occurred (InternalError)" in world.only_email().body
+    assert "There is no endpoint for this model now" in world.only_email().body
+
+
+def test_a_quota_is_waited_for_without_end_at_every_event_first_and_once_an_hour_later(
     sweep: Callable[..., str],
     world: World,
     approve: Callable[..., dict[str, Any]],
     deployer: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deployer, "TRIES_MAX", 3)
+    monkeypatch.setattr(deployer, "now", world.now)
     world.sagemaker.endpoint_quota_message = "The account-level service limit is 0"
     approve(FIRST)
-    for _ in range(5):
+    days = 3
+    for _ in range(days * 24 * 4):
         sweep()
-    assert world.around.calls.count("CreateEndpoint") == 3
-    assert subjects(world) == ["Deployment waiting", "Deployment failed"]
-    assert "asked for 3 times in vain; at last: a quota of the account is used up" in world.emails()[-1].body
-    assert "There is no endpoint for this model now" in world.emails()[-1].body
+        world.wait(minutes=15)
+    asked = world.around.calls.count("CreateEndpoint")
+    assert days * 24 <= asked <= days * 24 + deployer.EAGER_TRIES
+    assert subjects(world) == ["Deployment waiting"]
+    world.sagemaker.endpoint_quota_message = ""
+    world.wait(hours=1)
+    sweep()
+    assert subjects(world) == ["Deployment waiting", "Deployment started"]
+
+
+def test_refusals_do_not_bring_a_deployment_nearer_to_being_given_up(
+    run: Callable[..., str],
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deployer, "now", world.now)
+    monkeypatch.setattr(deployer, "GIVE_UP_TRIES", deployer.EAGER_TRIES + 1)
+    sent = approve(FIRST)
+    world.sagemaker.endpoint_quota_message = "The account-level service limit is 0"
+    for _ in range(10):
+        assert run(sent) == "waiting"
+        world.wait(hours=2)
+    world.sagemaker.endpoint_quota_message = ""
+    world.around.interruption = Interruption("CreateEndpoint", broken_connection)
+    with pytest.raises(ClientError):
+        run(sent)
+    assert record_of(world, FIRST)["state"] == "requested"
+    world.sagemaker.endpoint_quota_message = "The account-level service limit is 0"
+    world.wait(hours=2)
+    run(sent)
+    assert subjects(world)[:1] == ["Deployment waiting"]
 
 
 def test_another_number_in_a_quotas_text_is_no_new_cause(
