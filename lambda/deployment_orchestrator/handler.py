@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -82,15 +82,14 @@ CHECK_PATIENCE_SECONDS = 10 * 60
 
 
 class CannotDeploy(Exception):
-    """The model cannot be deployed. state: "waiting" when that may change, else "failed"; the text is for people."""
+    """The model cannot be deployed now. The text, for people, says why.
 
-    def __init__(self, state: str, reason: str) -> None:
+    state: "busy" while somebody else changes the endpoint, "waiting" when it is refused for now, "failed" for good.
+    """
+
+    def __init__(self, state: str, reason: str = "") -> None:
         super().__init__(reason)
         self.state = state
-
-
-class EndpointBusy(Exception):
-    """Somebody else is changing the endpoint; the event that ends that comes back here."""
 
 
 @dataclass(frozen=True)
@@ -140,16 +139,6 @@ class Settings:
 # --- what comes in ----------------------------------------------------------------------------------
 
 
-class Approved(NamedTuple):
-    """An approved model artifact as the listing shows it; size in bytes."""
-
-    model: str
-    job: str
-    key: str
-    etag: str
-    size: int
-
-
 def model_of_event(event: Mapping[str, Any], config: Settings) -> str | None:
     """The model whose endpoint the event concerns; None when it is not this stack's. Raises EventError."""
     detail = field(event, "detail", dict)
@@ -161,17 +150,17 @@ def model_of_event(event: Mapping[str, Any], config: Settings) -> str | None:
     return match["model"] if match else None
 
 
-def approved_models(bucket: str, model: str) -> list[Approved]:
-    """A model's approved artifacts, newest first; other names under the prefix are logged and ignored."""
+def approved_models(config: Settings, model: str) -> list[Record]:
+    """A new record for each approved artifact of a model, newest first; other names there are logged and ignored."""
     found = []
-    pages = client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{APPROVED_PREFIX}{model}/")
-    for item in (item for page in pages for item in page.get("Contents", [])):
-        match = APPROVED_KEY.fullmatch(item["Key"])
-        if match is None:
-            log.warning("not the model artifact of a training job, ignored", extra={"key": item["Key"]})
-            continue
-        found.append(Approved(model, match["job"], item["Key"], item["ETag"].strip('"'), item["Size"]))
-    return sorted(found, key=lambda artifact: artifact.job, reverse=True)
+    pages = client("s3").get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=config.bucket, Prefix=f"{APPROVED_PREFIX}{model}/"):
+        for item in page.get("Contents", []):
+            if match := APPROVED_KEY.fullmatch(item["Key"]):
+                found.append(new_record(config, model, match["job"], item["ETag"].strip('"'), item["Size"]))
+            else:
+                log.warning("not the model artifact of a training job, ignored", extra={"key": item["Key"]})
+    return sorted(found, key=lambda record: record.job, reverse=True)[:LOOK_BACK_MODELS]
 
 
 def describe_endpoint(name: str) -> dict[str, Any] | None:
@@ -237,6 +226,10 @@ class Record(Deployment):
 
     etag: str = ""
 
+    def failed_with(self, endpoint: Mapping[str, Any]) -> bool:
+        """Whether the endpoint is as this deployment left it when it failed."""
+        return self.state == "failed" and self.ended == last_modified(endpoint)
+
     def emailed(self, what: str) -> bool:
         return what in self.emails and self.emails[what]["done"]
 
@@ -251,12 +244,6 @@ def read_record(bucket: str, key: str) -> Record | None:
     """The deployment record under a key; None where there is none."""
     data, etag = read_json(bucket, key)
     return None if data is None or etag is None else Record(**up_to_date(data), etag=etag)
-
-
-def records_of(bucket: str, job: str, endpoint: str) -> list[Record]:
-    """The deployment records of a training job's model on an endpoint: one for each set of settings."""
-    found = (read_record(bucket, key) for key in list_keys(bucket, f"{DEPLOYMENT_PREFIX}{job}-"))
-    return [record for record in found if record is not None and record.endpoint == endpoint]
 
 
 def up_to_date(old: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,27 +326,35 @@ class Step:
 
     def __init__(self, config: Settings, model: str, request_id: str) -> None:
         self.config, self.request_id, self.name = config, request_id, config.endpoint_of(model)
-        self.artifacts = approved_models(config.bucket, model)
-        self.endpoint = describe_endpoint(self.name) if self.artifacts else None
-        self.considered: list[tuple[Approved, list[Record]]] = []
+        self.approved = approved_models(config, model)
+        self.endpoint = describe_endpoint(self.name) if self.approved else None
+        # The approved models down to the newest that was confirmed, each with its records.
+        self.considered: list[tuple[Record, list[Record]]] = []
 
     def take(self) -> str:
-        for artifact in self.artifacts[:LOOK_BACK_MODELS]:
-            found = records_of(self.config.bucket, artifact.job, self.name)
-            if any(record.state in UNSETTLED and self.settle(record) for record in found):
-                # Whatever arrived meanwhile found this deployment open and left: look again on its behalf.
-                return AGAIN
-            self.considered.append((artifact, found))
+        for new in self.approved:
+            found = self.records_of(new)
+            for record in found:
+                if record.state in UNSETTLED and self.settle(record):
+                    # Whatever arrived meanwhile found this deployment open and left: look again on its behalf.
+                    return AGAIN
+            self.considered.append((new, found))
             if any(record.state == "confirmed" for record in found):
                 break
-        if not self.artifacts:
+        if not self.approved:
             return "nothing approved"
         outcome = self.without_endpoint() if self.endpoint is None else self.with_endpoint(self.endpoint)
         if outcome in ("waiting", "busy"):
             # What was approved while this one was in hand was left to us.
-            newest = approved_models(self.config.bucket, self.artifacts[0].model)[0]
-            return AGAIN if newest.job > self.artifacts[0].job else outcome
+            newest = approved_models(self.config, self.approved[0].model)[0]
+            return AGAIN if newest.job > self.approved[0].job else outcome
         return outcome
+
+    def records_of(self, new: Record) -> list[Record]:
+        """The deployment records of an approved model on the endpoint: one for each set of settings."""
+        keys = list_keys(self.config.bucket, f"{DEPLOYMENT_PREFIX}{new.job}-")
+        found = (read_record(self.config.bucket, key) for key in keys)
+        return [record for record in found if record is not None and record.endpoint == self.name]
 
     @property
     def records(self) -> list[Record]:
@@ -368,39 +363,30 @@ class Step:
     def with_endpoint(self, endpoint: Mapping[str, Any]) -> str:
         """There is an endpoint: leave it, delete it, or bring it to a model."""
         status, served, last = endpoint["EndpointStatus"], endpoint["EndpointConfigName"], newest_started(self.records)
-        if status == "OutOfService" and last is not None:
+        if status == "OutOfService":
             self.report_outage(endpoint, last)
         if status not in ("InService", "UpdateRollbackFailed", "Failed"):
             return f"busy: {status}"
         if any(record.state in OPEN for record in self.records):
             return "under way"
         # A rollback that failed leaves a mix of both models. One after a person's update is theirs to fix.
-        by_us = last is not None and last.state == "failed" and last.ended == last_modified(endpoint)
-        if status == "Failed" or (status == "UpdateRollbackFailed" and by_us):
+        if status == "Failed" or (status == "UpdateRollbackFailed" and last and last.failed_with(endpoint)):
             return self.take_down(endpoint, last)
-        choice, bad = self.choose(), None
-        if choice is None or choice.config != served:
-            known = next((record for record in self.records if record.config == served), None)
-            bad = known or read_record(self.config.bucket, f"{DEPLOYMENT_PREFIX}{served}.json")
-        if bad is None or bad.state not in BAD:
-            return self.bring_to(choice, endpoint, None)
-        choice = self.choose(as_it_was=True)
-        if choice is None and bad.state != "withdrawn":
-            return self.take_down(endpoint, last or bad)
-        return self.bring_to(choice, endpoint, bad)
-
-    def bring_to(self, choice: Record | None, endpoint: Mapping[str, Any], bad: Record | None) -> str:
-        """Bring an endpoint that has settled to the chosen model. bad: what it serves and must not."""
-        if choice is None:
-            return "nothing to deploy"
-        if choice.config == endpoint["EndpointConfigName"]:
+        choice = self.choose()
+        if choice is not None and choice.config == served:
             if choice.state == "confirmed" and not choice.cleaned:
                 self.clean_up(choice, endpoint)
             return "in service"
-        if bad is None and choice.state in ("confirmed", "superseded"):
+        known = next((record for record in self.records if record.config == served), None)
+        bad = known or read_record(self.config.bucket, f"{DEPLOYMENT_PREFIX}{served}.json")
+        if bad is not None and bad.state in BAD:
+            choice = self.choose(as_it_was=True)
+            if choice is None and bad.state != "withdrawn":
+                return self.take_down(endpoint, last or bad)
+        elif choice is not None and choice.state in ("confirmed", "superseded"):
             # It was live, or on its way, and somebody switched the endpoint. That is theirs to undo.
             return "left as somebody made it"
-        return self.deploy(choice, f"{bad.config} was taken back" if bad and choice.state == "confirmed" else "")
+        return self.deploy(choice) if choice else "nothing to deploy"
 
     def without_endpoint(self) -> str:
         """There is no endpoint: create one, unless a person deleted it."""
@@ -414,8 +400,7 @@ class Step:
         # It was asked for when there was no endpoint already.
         asked = choice is not None and choice.state == "waiting" and choice.endpoint_last_modified is None
         if choice is not None and (by_us or asked):
-            back = back_after(last.config, choice.config) if last and choice.state == "confirmed" else ""
-            return self.deploy(choice, back)
+            return self.deploy(choice)
         if last is not None:
             self.leave_deleted(choice, last)
         return "deleted by hand"
@@ -428,20 +413,19 @@ class Step:
             lease = {"by": self.request_id, "at": now().isoformat(), "done": is_news}
             self.begin(choice, "held", emails={"deleted by hand": lease})
         if choice is not None and choice.state == "held":
-            self.email_alone(choice, "deleted by hand", "held")
+            self.email_once(choice, "deleted by hand", "held", alone=True)
         if is_news:
             live = next((record for record in self.records if record.state == "confirmed"), last)
-            self.email_alone(last, "deleted by hand", about=live)
+            self.email_once(last, "deleted by hand", about=live, alone=True)
 
     def choose(self, *, as_it_was: bool = False) -> Record | None:
         """The deployment of the newest approved model that may be deployed; None when there is none.
 
         as_it_was: a model that was live comes back with the config that it had then, even if settings changed since.
         """
-        for artifact, found in self.considered:
+        for new, found in self.considered:
             if any(record.state == "withdrawn" for record in found):
                 continue
-            new = new_record(self.config, artifact)
             record = next((record for record in found if record.config == new.config), new)
             live = newest_started(record for record in found if record.state == "confirmed")
             if live and (record.state in NOT_AGAIN or (as_it_was and record.state != "waiting")):
@@ -450,7 +434,7 @@ class Step:
                 return record
         return None
 
-    def deploy(self, record: Record, restores: str) -> str:
+    def deploy(self, record: Record) -> str:
         """Ask SageMaker for a model on the endpoint.
 
         The record is written before the call, with the endpoint as it was: after a crash it tells whether the call
@@ -459,20 +443,21 @@ class Step:
         if record.state == "waiting" and not due_again(record.tries, record.at):
             return "waiting"
         endpoint, last = self.endpoint, newest_started(other for other in self.records if other is not record)
-        if not self.begin(record, "requested", **({"restores": restores} if restores else {})):
+        more = {}
+        if record.state == "confirmed":
+            latest = newest_started(self.records) or record
+            more["restores"] = back_after(endpoint["EndpointConfigName"] if endpoint else latest.config, record.config)
+        if not self.begin(record, "requested", **more):
             return "in hand"
         try:
-            if endpoint is not None and not self.is_ours(endpoint):
+            if endpoint is not None and not self.is_ours(endpoint["EndpointArn"]):
                 raise CannotDeploy("waiting", FOREIGN.format(endpoint=self.name))
             if record.tries >= GIVE_UP_TRIES:
                 raise CannotDeploy("failed", f"{record.tries} attempts failed. The last error: {record.reason}")
             check_artifact(self.config, record.artifact)
             replaces = not ask_sagemaker(self.config, record, endpoint)
         except CannotDeploy as obstacle:
-            return self.put_off(record, obstacle)
-        except EndpointBusy:
-            self.move(record, "waiting", tries=0)
-            return "busy"
+            return self.put_off(record, obstacle.state, str(obstacle))
         except (BotoCoreError, ClientError) as error:
             # It stays requested, as the call may have been made. The email on giving up quotes the reason.
             self.move(record, "requested", reason=str(error))
@@ -499,12 +484,15 @@ class Step:
             new |= {"reason": "", "tries": 0, "restores": "", "emails": {}}
         return self.move(record, state, **(new | more))
 
-    def put_off(self, record: Record, obstacle: CannotDeploy) -> str:
-        """Note why the model cannot be deployed, and email it once for each cause.
+    def put_off(self, record: Record, state: str, reason: str) -> str:
+        """Note why the model cannot be deployed (CannotDeploy), and email it once for each cause.
 
-        A refusal that may end is not a failed attempt: it makes the next ones hourly, and is retried without end.
+        A refusal is not a failed attempt: it makes the next ones hourly, and is retried without end.
         """
-        state, reason = obstacle.state, str(obstacle)
+        if state == "busy":
+            # The event that ends somebody else's change comes here.
+            self.move(record, "waiting", tries=0)
+            return state
         what = f"waiting: {cause(reason)}" if state == "waiting" else state
         self.email_once(record, what, state, reason=reason, then=endpoint_summary(self.endpoint))
         self.move(record, state, reason=reason, tries=min(record.tries + 1, EAGER_TRIES))
@@ -525,7 +513,7 @@ class Step:
         if record.state != "started" and not self.take_up(record):
             return False
         if self.endpoint is None:
-            if age(record.at) < VISIBLE_SECONDS:
+            if age(record.started_at) < VISIBLE_SECONDS:
                 return False
             reason = "it was deleted while this model was being deployed"
             emailed = self.email_once(record, "deleted by hand", reason=reason)
@@ -583,17 +571,17 @@ class Step:
 
     def confirmed_before(self, record: Record) -> str:
         """The endpoint config that the pipeline goes back to from a deployment that went wrong; "" for none."""
-        for artifact in self.artifacts[:LOOK_BACK_MODELS]:
-            found = records_of(self.config.bucket, artifact.job, self.name)
+        for new in self.approved:
+            found = self.records_of(new)
             live = [other for other in found if other.state == "confirmed" and other.config != record.config]
             if live and all(other.state != "withdrawn" for other in found):
                 return live[0].config
         return ""
 
-    def is_ours(self, endpoint: Mapping[str, Any]) -> bool:
-        """Whether this stack made the endpoint: another stack may use the same name. Of one that is gone: True."""
+    def is_ours(self, arn: str) -> bool:
+        """Whether this stack made a thing: another one may use the same names. Of a thing that is gone: True."""
         try:
-            tags = client("sagemaker").list_tags(ResourceArn=endpoint["EndpointArn"])["Tags"]
+            tags = client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
         except ClientError as error:
             if is_missing(error):
                 return True
@@ -602,7 +590,7 @@ class Step:
 
     def take_down(self, endpoint: Mapping[str, Any], last: Record | None) -> str:
         """Delete an endpoint that failed or gives wrong answers."""
-        if not self.is_ours(endpoint):
+        if not self.is_ours(endpoint["EndpointArn"]):
             return "failed endpoint of somebody else"
         return "failed endpoint deleted" if self.delete(endpoint, last) else "in hand"
 
@@ -626,20 +614,20 @@ class Step:
                 raise
         return True
 
-    def report_outage(self, endpoint: Mapping[str, Any], last: Record) -> None:
+    def report_outage(self, endpoint: Mapping[str, Any], last: Record | None) -> None:
         """Email people, once, that SageMaker took the endpoint out of service: no documentation says what helps."""
         what = f"out of service since {last_modified(endpoint)}"
-        if not last.emailed(what) and self.is_ours(endpoint):
-            self.email_alone(last, what, "out of service", reason=str(endpoint.get("FailureReason") or ""))
+        if last is not None and not last.emailed(what) and self.is_ours(endpoint["EndpointArn"]):
+            reason = str(endpoint.get("FailureReason") or "")
+            self.email_once(last, what, "out of service", alone=True, reason=reason)
 
     def clean_up(self, record: Record, endpoint: Mapping[str, Any]) -> None:
         """After a confirmed deployment: delete the models and configs of those before the last ones that are kept.
 
         A record is marked before its model and config go, so that nothing asks for them meanwhile. Artifacts stay.
         """
-        artifacts = approved_models(self.config.bucket, record.model)[:LOOK_BACK_MODELS]
-        found = [other for job in artifacts for other in records_of(self.config.bucket, job.job, self.name)]
-        found = [other for other in found if not other.gone]
+        approved = approved_models(self.config, record.model)
+        found = [other for new in approved for other in self.records_of(new) if not other.gone]
         confirmed = sorted(other.started_at for other in found if other.state == "confirmed")
         if len(confirmed) >= self.config.keep_models:
             in_use = {record.config, endpoint["EndpointConfigName"]}
@@ -662,7 +650,7 @@ class Step:
         sagemaker, request = client("sagemaker"), {f"{member}Name": name}
         try:
             arn = getattr(sagemaker, f"describe_{thing}")(**request)[f"{member}Arn"]
-            if {"Key": "Stack", "Value": self.config.bucket} in sagemaker.list_tags(ResourceArn=arn)["Tags"]:
+            if self.is_ours(arn):
                 getattr(sagemaker, f"delete_{thing}")(**request)
             else:
                 log.warning("not of this stack, left alone", extra={"arn": arn})
@@ -687,14 +675,20 @@ class Step:
         return etag is not None
 
     def email_once(
-        self, record: Record, what: str, wording: str = "", *, about: Record | None = None, **texts: str
+        self,
+        record: Record,
+        what: str,
+        wording: str = "",
+        about: Record | None = None,
+        alone: bool = False,
+        **text: str,
     ) -> bool:
         """Email people about a record, unless they were; False: leave it, another invocation is at it.
 
         what: the key under which the record keeps it; wording: in EMAILS, when it is another; about: the record that
-        the email describes, when it is another. The record's next move writes down that the email was sent, so it is
-        sent again only after a crash in between. Before it is sent, the invocation takes a lease. A record that it
-        has requested itself is one.
+        the email describes, when it is another. Before it is sent, the invocation takes a lease; a record that it
+        requested itself is one. The record's next move writes down that it was sent; alone: there is none, so that is
+        done here. It is sent again only after a crash in between.
         """
         if record.emailed(what):
             return True
@@ -705,40 +699,21 @@ class Step:
         by = record.by if record.state == "requested" else (entry or {}).get("by")
         if by != self.request_id and not self.move(record, record.state, emails=record.emails | {what: lease}):
             return False
-        send_email(self.config, about or record, EMAILS[wording or what], **texts)
+        send_email(self.config, about or record, EMAILS[wording or what], **text)
         record.emails[what] = lease | {"done": True}
-        return True
-
-    def email_alone(self, record: Record, what: str, wording: str = "", **more: Any) -> None:
-        """Email people about a record, unless they were, and note that."""
-        if not record.emailed(what) and self.email_once(record, what, wording, **more):
-            self.move(record, record.state)
+        return self.move(record, record.state) if alone else True
 
 
 # --- parts of the steps -----------------------------------------------------------------------------
 
 
-def new_record(config: Settings, artifact: Approved) -> Record:
-    """The deployment of an artifact under the present settings, as if it was never asked for."""
-    model, endpoint_config = requests(config, artifact)
-    return Record(
-        schema=SCHEMA,
-        config=endpoint_config["EndpointConfigName"],
-        endpoint=config.endpoint_of(artifact.model),
-        model=artifact.model,
-        model_name=model["ModelName"],
-        job=artifact.job,
-        artifact={"key": artifact.key, "etag": artifact.etag, "size": artifact.size},
-        requests={"model": model, "config": endpoint_config},
-    )
+def new_record(config: Settings, model: str, job: str, etag: str, size: int) -> Record:
+    """The deployment of an approved artifact (size in bytes) under the present settings.
 
-
-def requests(config: Settings, artifact: Approved) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The CreateModel and CreateEndpointConfig requests for an artifact under the present settings.
-
-    Neither thing can be changed once created, so each name ends in a hash of all that goes into it: changed settings
-    give a new name.
+    Neither the model nor the endpoint config can be changed once created, so each name ends in a hash of all that goes
+    into it: changed settings give a new name.
     """
+    key = f"{APPROVED_PREFIX}{model}/{job}/model.tar.gz"
     environment = {
         "HF_TASK": "text-classification",
         "SAGEMAKER_PROGRAM": "inference.py",
@@ -748,24 +723,35 @@ def requests(config: Settings, artifact: Approved) -> tuple[dict[str, Any], dict
     if config.endpoint_type == "serverless":
         # One worker: each loads the whole model, and a serverless container has at most 6 GB.
         environment["SAGEMAKER_MODEL_SERVER_WORKERS"] = "1"
-        size = {"MemorySizeInMB": config.serverless_memory_mb, "MaxConcurrency": config.serverless_max_concurrency}
-        capacity: dict[str, Any] = {"ServerlessConfig": size}
+        memory = {"MemorySizeInMB": config.serverless_memory_mb, "MaxConcurrency": config.serverless_max_concurrency}
+        capacity: dict[str, Any] = {"ServerlessConfig": memory}
     else:
         capacity = {"InstanceType": config.endpoint_instance_type, "InitialVariantWeight": 1.0}
         capacity["InitialInstanceCount"] = config.endpoint_instance_count
-    tags = {"Project": config.project, "Stack": config.bucket, "Model": artifact.model, "TrainingJob": artifact.job}
-    tag_list = [{"Key": key, "Value": value} for key, value in tags.items()]
-    parts = [artifact.key, artifact.etag, config.inference_image, config.model_role_arn, environment]
-    name, config_name = (
-        f"{artifact.job}-{hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]}"
+    tags = {"Project": config.project, "Stack": config.bucket, "Model": model, "TrainingJob": job}
+    tag_list = [{"Key": name, "Value": value} for name, value in tags.items()]
+    parts = [key, etag, config.inference_image, config.model_role_arn, environment]
+    model_name, config_name = (
+        f"{job}-{hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]}"
         for hashed in (parts, [*parts, capacity])
     )
-    location = f"s3://{config.bucket}/{artifact.key}"
+    location = f"s3://{config.bucket}/{key}"
     container = {"Image": config.inference_image, "ModelDataUrl": location, "Environment": environment}
-    model = {"ModelName": name, "PrimaryContainer": container, "ExecutionRoleArn": config.model_role_arn}
-    variants = [{"VariantName": "AllTraffic", "ModelName": name, **capacity}]
-    endpoint_config = {"EndpointConfigName": config_name, "ProductionVariants": variants, "Tags": tag_list}
-    return {**model, "Tags": tag_list}, endpoint_config
+    variants = [{"VariantName": "AllTraffic", "ModelName": model_name, **capacity}]
+    requests: dict[str, dict[str, Any]] = {
+        "model": {"ModelName": model_name, "PrimaryContainer": container, "ExecutionRoleArn": config.model_role_arn},
+        "config": {"EndpointConfigName": config_name, "ProductionVariants": variants},
+    }
+    return Record(
+        schema=SCHEMA,
+        config=config_name,
+        endpoint=config.endpoint_of(model),
+        model=model,
+        model_name=model_name,
+        job=job,
+        artifact={"key": key, "etag": etag, "size": size},
+        requests={what: request | {"Tags": tag_list} for what, request in requests.items()},
+    )
 
 
 def check_artifact(config: Settings, artifact: Mapping[str, Any]) -> None:
@@ -797,7 +783,7 @@ def check_artifact(config: Settings, artifact: Mapping[str, Any]) -> None:
 def ask_sagemaker(config: Settings, record: Record, endpoint: Mapping[str, Any] | None) -> bool:
     """Create the model, its config and the endpoint, or update that; False: the endpoint must be replaced.
 
-    Raises CannotDeploy, EndpointBusy, ClientError.
+    Raises CannotDeploy, ClientError.
     """
     sagemaker, model, new = client("sagemaker"), record.requests["model"], record.requests["config"]
     for create, request in ((sagemaker.create_model, model), (sagemaker.create_endpoint_config, new)):
@@ -823,13 +809,13 @@ def ask_sagemaker(config: Settings, record: Record, endpoint: Mapping[str, Any] 
         if error_code(error) == "ResourceLimitExceeded":
             text = f"a quota of the account is used up. SageMaker said: {error_message(error)}"
             raise CannotDeploy("waiting", text) from error
-        busy = ("Cannot update in-progress endpoint", "Cannot create already existing endpoint")
+        busy = ("Cannot update in-progress", "Cannot create already existing endpoint", 'Could not find endpoint "')
         if error_code(error) != "ValidationException" or not error_message(error).startswith(busy):
             raise
         found = describe_endpoint(record.endpoint) or {}
         # Unless our own call was faster: its answer was lost, so the SDK repeated it.
         if found.get("PendingDeploymentSummary", found).get("EndpointConfigName") != record.config:
-            raise EndpointBusy from error
+            raise CannotDeploy("busy") from error
     return True
 
 
@@ -978,8 +964,9 @@ def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
 # --- emails -----------------------------------------------------------------------------------------
 
 
-def wording(status: str, subject: str, news: str, what_next: str) -> dict[str, str]:
-    """An email: what happened, the table, why, and what to do next."""
+def wording(subject: str, news: str, what_next: str) -> dict[str, str]:
+    """An email: its subject up to the colon, what happened, and what to do next."""
+    status = subject.removeprefix("Deployment ").lower().replace(" ", "-")
     body = f"{news}\n\n{{table}}\n\n{{why}}What next: {what_next}\n"
     return {"stage": "deployment", "status": status, "subject": f"{subject}: {{model}} ({{endpoint}})", "body": body}
 
@@ -996,52 +983,44 @@ NOT_TRIED_AGAIN = (
 COMES_BACK = "make resume MODEL={model} brings it back, with the newest approved model."
 EMAILS = {
     "started": wording(
-        "started",
         "Deployment started",
         "The approved model is being deployed to the endpoint ({capacity}).\n{then}",
         "nothing to do. The next email says how it ended, usually in 5 to 10 minutes.",
     ),
     "confirmed": wording(
-        "successful",
         "Deployment successful",
         "The endpoint is in service with the new model.",
         f"try it:\n\n  {PREDICT}\n\nor, with the AWS CLI:\n\n  {INVOKE}",
     ),
     "restored": wording(
-        "restored",
         "Deployment restored",
         "The endpoint is in service and serves this model again, after {restores}.",
         f"nothing to do. Try it:\n\n  {PREDICT}",
     ),
-    "rolled back": wording("rolled-back", "Deployment rolled back", "The new model was rolled back.", NOT_TRIED_AGAIN),
-    "failed": wording("failed", "Deployment failed", "The new model could not be deployed.", NOT_TRIED_AGAIN),
+    "rolled back": wording("Deployment rolled back", "The new model was rolled back.", NOT_TRIED_AGAIN),
+    "failed": wording("Deployment failed", "The new model could not be deployed.", NOT_TRIED_AGAIN),
     "waiting": wording(
-        "waiting",
         "Deployment waiting",
         "The new model cannot be deployed at the moment.",
         "{then} Fix the cause. The pipeline keeps trying by itself, at least once an hour.",
     ),
     "held": wording(
-        "waiting",
         "Deployment waiting",
         "The new model is approved but not deployed: somebody deleted the endpoint, and no upload undoes that.",
         COMES_BACK,
     ),
     "deleted by hand": wording(
-        "endpoint-deleted-by-hand",
         "Endpoint deleted by hand",
         "Somebody deleted the endpoint. It stays deleted and costs nothing: no upload brings it back.",
         f"nothing, if that was intended. {COMES_BACK}",
     ),
     "endpoint failed": wording(
-        "endpoint-failed",
         "Endpoint failed",
         "The endpoint was in service and has failed. The pipeline deletes it: nothing else can be done with it.",
         "nothing to do. The pipeline recreates it with the last confirmed model.\n"
         "To find the cause, see the model server's log: make logs ENDPOINT={endpoint}",
     ),
     "out of service": wording(
-        "endpoint-out-of-service",
         "Endpoint out of service",
         "SageMaker took the endpoint out of service: it does not answer. The pipeline leaves it alone.",
         "look at the endpoint in the SageMaker console and at its log: make logs ENDPOINT={endpoint}\n"
@@ -1101,18 +1080,14 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     """Entry point. Returns the model and the step taken; raises when AWS fails, so that Lambda retries."""
     config = settings()
     event, request_id = unwrap(event, context)
-    is_sweep = event.get("source") == "sweep"
-    model = None if is_sweep else model_of_event(event, config)
-    if model is None and not is_sweep:
+    model = "" if event.get("source") == "sweep" else model_of_event(event, config)
+    if model is None:
         log.info("event of nothing that this stack deploys, ignored", extra={"resources": event.get("resources")})
         return {"model": "", "outcome": "ignored"}
     if read_json(config.bucket, PAUSED_KEY)[0] is not None:
         log.info("paused: nothing is done until make resume", extra={"model": model or "all"})
-        return {"model": model or "", "outcome": "paused"}
-    if model is None:
-        return {"model": "", "outcome": reconcile_all(config, request_id)}
-    outcome = reconcile(config, model, request_id)
-    log.info("endpoint handled: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
+        return {"model": model, "outcome": "paused"}
+    outcome = reconcile(config, model, request_id) if model else reconcile_all(config, request_id)
     return {"model": model, "outcome": outcome}
 
 

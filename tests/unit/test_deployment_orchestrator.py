@@ -353,11 +353,10 @@ def test_names_change_with_exactly_the_settings_that_go_into_the_thing(
     deployer: ModuleType, world: World, variable: str, value: str, new_model: bool, new_config: bool
 ) -> None:
     environment = ENVIRONMENT["deployment_orchestrator"]
-    artifact = deployer.Approved("default", FIRST, approved_key(FIRST), "etag", 1)
     names = []
     for env in (environment, environment | {variable: value}):
-        model, config = deployer.requests(deployer.Settings.from_env(env), artifact)
-        names.append((model["ModelName"], config["EndpointConfigName"]))
+        requests = deployer.new_record(deployer.Settings.from_env(env), "default", FIRST, "etag", 1).requests
+        names.append((requests["model"]["ModelName"], requests["config"]["EndpointConfigName"]))
     assert (names[0][0] != names[1][0], names[0][1] != names[1][1]) == (new_model, new_config)
 
 
@@ -378,9 +377,9 @@ def test_names_are_legal_and_a_models_endpoint_is_found_again_by_its_name(
     deployer: ModuleType, model: str, etag: str
 ) -> None:
     config = deployer.Settings.from_env(ENVIRONMENT["deployment_orchestrator"])
-    requests = deployer.requests(config, deployer.Approved(model, FIRST, approved_key(FIRST, model), etag, 1))
-    assert len(requests[0]["ModelName"]) <= 63
-    assert len(requests[1]["EndpointConfigName"]) <= 63
+    requests = deployer.new_record(config, model, FIRST, etag, 1).requests
+    assert len(requests["model"]["ModelName"]) <= 63
+    assert len(requests["config"]["EndpointConfigName"]) <= 63
     assert config.model_of(config.endpoint_of(model)) == model
 
 
