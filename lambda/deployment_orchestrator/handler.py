@@ -522,8 +522,8 @@ class Step:
         if outcome is None:
             return False
         state, reason, then, record.checked = outcome
-        wording = "restored" if state == "confirmed" and record.restores else state
-        if state != "superseded" and not self.email_once(record, state, wording, reason=reason, then=then):
+        email = "restored" if state == "confirmed" and record.restores else state
+        if state != "superseded" and not self.email_once(record, state, email, reason=reason, then=then):
             return False
         log.info("deployment settled: %s", state, extra={"training_job": record.job, "reason": reason})
         ended = last_modified(self.endpoint)
@@ -675,18 +675,12 @@ class Step:
         return etag is not None
 
     def email_once(
-        self,
-        record: Record,
-        what: str,
-        wording: str = "",
-        about: Record | None = None,
-        alone: bool = False,
-        **text: str,
+        self, record: Record, what: str, email: str = "", about: Record | None = None, alone: bool = False, **text: str
     ) -> bool:
         """Email people about a record, unless they were; False: leave it, another invocation is at it.
 
-        what: the key under which the record keeps it; wording: in EMAILS, when it is another; about: the record that
-        the email describes, when it is another. Before it is sent, the invocation takes a lease; a record that it
+        what: the key under which the record keeps it; email: its key in EMAILS, when that is another; about: the record
+        that it describes, when that is another. Before it is sent, the invocation takes a lease; a record that it
         requested itself is one. The record's next move writes down that it was sent; alone: there is none, so that is
         done here. It is sent again only after a crash in between.
         """
@@ -699,7 +693,7 @@ class Step:
         by = record.by if record.state == "requested" else (entry or {}).get("by")
         if by != self.request_id and not self.move(record, record.state, emails=record.emails | {what: lease}):
             return False
-        send_email(self.config, about or record, EMAILS[wording or what], **text)
+        send_email(self.config, about or record, EMAILS[email or what], **text)
         record.emails[what] = lease | {"done": True}
         return self.move(record, record.state) if alone else True
 
@@ -964,7 +958,7 @@ def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
 # --- emails -----------------------------------------------------------------------------------------
 
 
-def wording(subject: str, news: str, what_next: str) -> dict[str, str]:
+def email_text(subject: str, news: str, what_next: str) -> dict[str, str]:
     """An email: its subject up to the colon, what happened, and what to do next."""
     status = subject.removeprefix("Deployment ").lower().replace(" ", "-")
     body = f"{news}\n\n{{table}}\n\n{{why}}What next: {what_next}\n"
@@ -982,45 +976,45 @@ NOT_TRIED_AGAIN = (
 )
 COMES_BACK = "make resume MODEL={model} brings it back, with the newest approved model."
 EMAILS = {
-    "started": wording(
+    "started": email_text(
         "Deployment started",
         "The approved model is being deployed to the endpoint ({capacity}).\n{then}",
         "nothing to do. The next email says how it ended, usually in 5 to 10 minutes.",
     ),
-    "confirmed": wording(
+    "confirmed": email_text(
         "Deployment successful",
         "The endpoint is in service with the new model.",
         f"try it:\n\n  {PREDICT}\n\nor, with the AWS CLI:\n\n  {INVOKE}",
     ),
-    "restored": wording(
+    "restored": email_text(
         "Deployment restored",
         "The endpoint is in service and serves this model again, after {restores}.",
         f"nothing to do. Try it:\n\n  {PREDICT}",
     ),
-    "rolled back": wording("Deployment rolled back", "The new model was rolled back.", NOT_TRIED_AGAIN),
-    "failed": wording("Deployment failed", "The new model could not be deployed.", NOT_TRIED_AGAIN),
-    "waiting": wording(
+    "rolled back": email_text("Deployment rolled back", "The new model was rolled back.", NOT_TRIED_AGAIN),
+    "failed": email_text("Deployment failed", "The new model could not be deployed.", NOT_TRIED_AGAIN),
+    "waiting": email_text(
         "Deployment waiting",
         "The new model cannot be deployed at the moment.",
         "{then} Fix the cause. The pipeline keeps trying by itself, at least once an hour.",
     ),
-    "held": wording(
+    "held": email_text(
         "Deployment waiting",
         "The new model is approved but not deployed: somebody deleted the endpoint, and no upload undoes that.",
         COMES_BACK,
     ),
-    "deleted by hand": wording(
+    "deleted by hand": email_text(
         "Endpoint deleted by hand",
         "Somebody deleted the endpoint. It stays deleted and costs nothing: no upload brings it back.",
         f"nothing, if that was intended. {COMES_BACK}",
     ),
-    "endpoint failed": wording(
+    "endpoint failed": email_text(
         "Endpoint failed",
         "The endpoint was in service and has failed. The pipeline deletes it: nothing else can be done with it.",
         "nothing to do. The pipeline recreates it with the last confirmed model.\n"
         "To find the cause, see the model server's log: make logs ENDPOINT={endpoint}",
     ),
-    "out of service": wording(
+    "out of service": email_text(
         "Endpoint out of service",
         "SageMaker took the endpoint out of service: it does not answer. The pipeline leaves it alone.",
         "look at the endpoint in the SageMaker console and at its log: make logs ENDPOINT={endpoint}\n"
