@@ -971,8 +971,8 @@ INVOKE = (
     '--cli-binary-format raw-in-base64-out --body \'{{"inputs": "some text"}}\' answer.json'
 )
 NOT_TRIED_AGAIN = (
-    "{then} This model is not tried again. See the model server's log: make logs ENDPOINT={endpoint}\n"
-    "Fix the cause, then upload again."
+    "{then}\nThis model is not tried again. Find the cause in the model server's log (make logs ENDPOINT={endpoint}), "
+    "fix it, then upload again."
 )
 COMES_BACK = "make resume MODEL={model} brings it back, with the newest approved model."
 EMAILS = {
