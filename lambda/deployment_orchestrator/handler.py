@@ -205,7 +205,7 @@ class Deployment:
     by: str = ""  # who changed the record last: a request id, or the ARN of a person
     at: str = ""  # when
     reason: str = ""  # why it is in its state; of one that is requested or waiting, what the last attempt met
-    tries: int = 0  # attempts that failed; those that were refused count up to EAGER_TRIES
+    tries: int = 0  # attempts (events) that failed; those that were refused count up to EAGER_TRIES
     endpoint_last_modified: str | None = None  # of the endpoint, before SageMaker was asked
     previous_config: str | None = None  # what the endpoint served then
     restores: str = ""  # of a model that comes back, after what: "the endpoint had failed"
@@ -252,7 +252,7 @@ def up_to_date(old: Mapping[str, Any]) -> dict[str, Any]:
     if old["schema"] == SCHEMA:
         return new
     state, reason, restores = old["state"], old["reason"], old["restores"]
-    held = state == "waiting" and reason == "the endpoint was deleted by hand"
+    held = state == "waiting" and reason == DELETED_BY_HAND
     outage = old.get("outage") or {"since": "", "told": False}
     sent = {
         "started": old.get("replaces") == "create",
@@ -411,7 +411,7 @@ class Step:
         if choice is not None and choice.state in ("new", "waiting"):
             # When the deletion is news, its email says enough.
             lease = {"by": self.request_id, "at": now().isoformat(), "done": is_news}
-            self.begin(choice, "held", emails={"deleted by hand": lease})
+            self.begin(choice, "held", emails={"deleted by hand": lease}, reason=DELETED_BY_HAND)
         if choice is not None and choice.state == "held":
             self.email_once(choice, "deleted by hand", "held", alone=True)
         if is_news:
@@ -536,8 +536,9 @@ class Step:
             # The answer to the call was lost, or whoever made it died before people were emailed.
             return self.note_started(record)
         if record.state == "requested":
-            # Whoever was to make the call died before that.
-            self.move(record, "waiting", tries=record.tries + 1, reason=record.reason or CUT_OFF)
+            # Whoever was to make the call died before that. An event and its retries by Lambda are one attempt.
+            tries = record.tries + (record.by != self.request_id)
+            self.move(record, "waiting", tries=tries, reason=record.reason or CUT_OFF)
         return False
 
     def outcome_of(self, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
@@ -1039,6 +1040,7 @@ FOREIGN = (
     "apply, or delete that endpoint"
 )
 CUT_OFF = "the function was cut off; see make logs"
+DELETED_BY_HAND = "the endpoint was deleted by hand"
 
 
 def send_email(config: Settings, record: Record, email: Mapping[str, str], reason: str = "", then: str = "") -> None:

@@ -1238,15 +1238,19 @@ def test_a_deployment_that_fails_again_and_again_is_given_up_and_the_email_quote
     deployer: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(deployer, "now", world.now)
     monkeypatch.setattr(deployer, "GIVE_UP_TRIES", 3)
     sent = approve(FIRST)
-    for _ in range(3):
-        world.around.interruption = Interruption("CreateEndpoint", broken_connection)
-        with pytest.raises(ClientError):
-            run(sent)
-    for _ in range(2):
-        assert run(sent) == "nothing to deploy"
-    assert world.around.calls.count("CreateEndpoint") == 3
+    for number in range(3):
+        # With Lambda's two retries.
+        for _ in range(3):
+            world.around.interruption = Interruption("CreateEndpoint", broken_connection)
+            with pytest.raises(ClientError):
+                run(sent, f"event {number}")
+        world.wait(seconds=deployer.LEASE_SECONDS)
+    for number in range(2):
+        assert run(sent, f"later event {number}") == "nothing to deploy"
+    assert world.around.calls.count("CreateEndpoint") == 3 * 3
     assert subjects(world) == ["Deployment failed"]
     assert "3 attempts failed. The last error: An error occurred (InternalError)" in world.only_email().body
     assert "There is no endpoint for this model now" in world.only_email().body
@@ -1275,7 +1279,7 @@ def test_a_quota_is_waited_for_without_end_at_every_event_first_and_once_an_hour
     assert subjects(world) == ["Deployment waiting", "Deployment started"]
 
 
-def test_refusals_do_not_bring_a_deployment_nearer_to_being_given_up(
+def test_after_any_number_of_refusals_one_attempt_that_fails_is_not_the_last(
     run: Callable[..., str],
     world: World,
     approve: Callable[..., dict[str, Any]],
@@ -1283,21 +1287,20 @@ def test_refusals_do_not_bring_a_deployment_nearer_to_being_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(deployer, "now", world.now)
-    monkeypatch.setattr(deployer, "GIVE_UP_TRIES", deployer.EAGER_TRIES + 1)
     sent = approve(FIRST)
     world.sagemaker.endpoint_quota_message = "The account-level service limit is 0"
-    for _ in range(10):
-        assert run(sent) == "waiting"
+    for number in range(deployer.GIVE_UP_TRIES + 1):
+        assert run(sent, f"refused {number}") == "waiting"
         world.wait(hours=2)
-    world.sagemaker.endpoint_quota_message = ""
     world.around.interruption = Interruption("CreateEndpoint", broken_connection)
     with pytest.raises(ClientError):
-        run(sent)
-    assert record_of(world, FIRST)["state"] == "requested"
-    world.sagemaker.endpoint_quota_message = "The account-level service limit is 0"
+        run(sent, "failed")
     world.wait(hours=2)
-    run(sent)
-    assert subjects(world)[:1] == ["Deployment waiting"]
+    for number in range(2):
+        assert run(sent, f"refused again {number}") == "waiting"
+        world.wait(hours=2)
+    assert world.around.calls.count("CreateEndpoint") == deployer.GIVE_UP_TRIES + 1 + 2
+    assert subjects(world) == ["Deployment waiting"]
 
 
 def test_another_number_in_a_quotas_text_is_no_new_cause(
