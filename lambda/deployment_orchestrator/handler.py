@@ -253,10 +253,11 @@ def up_to_date(old: Mapping[str, Any]) -> dict[str, Any]:
         return new
     state, reason, restores = old["state"], old["reason"], old["restores"]
     held = state == "waiting" and reason == DELETED_BY_HAND
+    deleted = held or (old.get("deleted") == "somebody" and state != "waiting")
     outage = old.get("outage") or {"since": "", "told": False}
     sent = {
         "started": old.get("replaces") == "create",
-        "deleted by hand": (held and old.get("told") != "telling") or old.get("deleted") == "somebody",
+        "deleted by hand": deleted and old.get("told") != "telling",
         f"waiting: {cause(reason)}": state == "waiting" and reason != "" and not held,
         f"out of service since {outage['since']}": outage["told"],
     }
