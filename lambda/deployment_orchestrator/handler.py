@@ -251,7 +251,7 @@ def up_to_date(old: Mapping[str, Any]) -> dict[str, Any]:
     new = {name: value for name, value in old.items() if name in Deployment.__dataclass_fields__}
     if old["schema"] == SCHEMA:
         return new
-    state, reason, restores = old["state"], old["reason"], old["restores"]
+    state, reason, restores = old["state"], old.get("reason", ""), old.get("restores", "")
     held = state == "waiting" and reason == DELETED_BY_HAND
     deleted = held or (old.get("deleted") == "somebody" and state != "waiting")
     outage = old.get("outage") or {"since": "", "told": False}
@@ -275,7 +275,7 @@ def up_to_date(old: Mapping[str, Any]) -> dict[str, Any]:
         new["state"] = old["was"]
     if restores and " " not in restores:
         new["restores"] = back_after(restores, old["config"])
-    return new | {"schema": SCHEMA, "tries": min(old["tries"], EAGER_TRIES)}
+    return new | {"schema": SCHEMA, "tries": min(old.get("tries", 0), EAGER_TRIES)}
 
 
 def newest_started(records: Iterable[Record]) -> Record | None:
