@@ -1266,12 +1266,14 @@ def test_a_quota_is_waited_for_without_end_at_every_event_first_and_once_an_hour
     monkeypatch.setattr(deployer, "now", world.now)
     world.sagemaker.endpoint_quota_message = "The account-level service limit is 0"
     approve(FIRST)
-    days = 3
-    for _ in range(days * 24 * 4):
+    for _ in range(11):
         sweep()
-        world.wait(minutes=15)
-    asked = world.around.calls.count("CreateEndpoint")
-    assert days * 24 <= asked <= days * 24 + deployer.EAGER_TRIES
+        world.wait(minutes=5)
+    assert world.around.calls.count("CreateEndpoint") == deployer.EAGER_TRIES
+    for _ in range(2 * deployer.GIVE_UP_TRIES):
+        world.wait(hours=1)
+        sweep()
+    assert world.around.calls.count("CreateEndpoint") == deployer.EAGER_TRIES + 2 * deployer.GIVE_UP_TRIES
     assert subjects(world) == ["Deployment waiting"]
     world.sagemaker.endpoint_quota_message = ""
     world.wait(hours=1)
