@@ -769,7 +769,7 @@ def check_artifact(config: Settings, artifact: Mapping[str, Any]) -> None:
                     raise CannotDeploy("failed", "the artifact has a member of negative size")
                 if member.isreg():
                     return
-    except (zlib.error, tarfile.TarError, ValueError, RecursionError) as error:
+    except (zlib.error, tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         text = f"the artifact is not a gzip-compressed tar, or it is cut off: {error}"
         raise CannotDeploy("failed", text) from error
     text = f"the artifact is an archive without any file: it has no file in its first {ARTIFACT_HEAD_BYTES} bytes"

@@ -716,6 +716,11 @@ BAD_ARTIFACTS = {
     "no files": (tar_gz([]), "an archive without any file"),
     "cut off": (gzip.compress(b"x" * 100), "cut off"),
     "only a folder": (gzip.compress(tar_block(b"%011o\0" % 0, tarfile.DIRTYPE)), "has no file in its first"),
+    "absurd size": (gzip.compress(tar_block(b"\x80" + b"\xff" * 11, b"Z")), "not a gzip-compressed tar"),
+    "headers in headers": (
+        gzip.compress(tar_block(b"%011o\0" % 0, tarfile.GNUTYPE_LONGNAME) * 2000),
+        "not a gzip-compressed tar",
+    ),
     "negative size": (gzip.compress(tar_block(b"\xff" * 10 + b"\xfe\x00", tarfile.DIRTYPE)), "negative size"),
 }
 
