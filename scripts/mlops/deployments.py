@@ -45,8 +45,8 @@ def deploy_again(target: Target, record: Record[Deployment], by: str, **more: An
     """Have the deployment orchestrator deploy a model, whatever became of it before. Raises Changed."""
     history = ("withdrawn", "was", "gone")  # of a model that was withdrawn, or cleaned up
     stored = {name: value for name, value in record.stored.items() if name not in history}
-    fresh = {"state": "waiting", "reason": "", "tries": 0, "restores": "", "emails": {}}
-    data = changed(stored, **fresh, by=by, at=bucket.now().isoformat(), **more)
+    fresh = {"state": "waiting", "reason": "", "tries": 0, "restores": "", "emails": {}, "deleted_by": ""}
+    data = changed(stored, **(fresh | more), by=by, at=bucket.now().isoformat())
     return bucket.write(target, record.key, data, record, deployment)
 
 

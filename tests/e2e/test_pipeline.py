@@ -216,7 +216,7 @@ def test_swapped_weights_behind_an_endpoint_in_service_are_caught_and_the_model_
         CopySource={"Bucket": pipeline.target.bucket, "Key": swapped},
     )
     told = pipeline.wait_for_email(model, "Deployment rolled back")
-    assert "20 of 20 golden rows are answered otherwise" in told["text"]
+    assert "20 of 20 golden rows get other answers than in training" in told["text"]
     assert f"The pipeline puts {served} back" in told["text"]
     pipeline.wait_for_email(model, "Deployment restored")
     assert pipeline.endpoint(model)["EndpointConfigName"] == served

@@ -194,7 +194,7 @@ def test_a_model_that_was_approved_while_the_endpoint_was_deleted_follows_the_on
     shell.sagemaker.vanish(ENDPOINT)
     shell.deploy(shell.world.endpoint_event())
     shell.deploy(shell.world.upload(approved_key(SECOND), ARTIFACT))
-    assert shell.state_of(SECOND) == "waiting"
+    assert shell.state_of(SECOND) == "held"
     assert shell.run("resume", "--model", "default") == 0
     shell.settle()
     shell.settle()

@@ -1,6 +1,6 @@
 """What an earlier version left in the bucket is understood: the training orchestrator's part.
 
-The records under tests/records/schema_1 were written by the handler of commit 2039508, in the world of these tests.
+tests/records/schema_1/ledger_*.json were written by the handler of commit 2039508, in the world of these tests.
 daily_limit: with room for three jobs at a time and three a day, job 1 ended, 2 and 4 run, the start of 3 was refused,
 5 and 6 came when the day was full, and the invocation for 7 was killed while it took the snapshot.
 quota_of_0: two uploads wait for a quota that is 0.
@@ -27,7 +27,7 @@ def left(
     """Load what an earlier version left: left("daily_limit"); the world is in its "world"."""
 
     def load(name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((ROOT / "tests" / "records" / "schema_1" / f"{name}.json").read_text())
+        found: dict[str, Any] = json.loads((ROOT / "tests" / "records" / "schema_1" / f"ledger_{name}.json").read_text())
         clients = FastClients()
         world = World(clients)
         world.time = datetime.fromisoformat(found["now"]) + timedelta(seconds=1)
