@@ -1,8 +1,8 @@
 """Deployment records of schema 1, as commit 2039508 wrote them, are understood, and the deployer goes on from there.
 
-tests/records/schema_1/deployment_*.json are buckets and SageMakers as that version of the handler left them in the fake world of these tests:
-{"time", "environment" of the function, "objects": {key: a record, or {"base64": bytes}}, "sagemaker"}. The mailbox is
-empty at the start, so that every email that is repeated shows.
+tests/records/schema_1/deployment_*.json are buckets and SageMakers as that version of the handler left them in the
+fake world of these tests: {"time", "environment" of the function, "objects": {key: a record, or {"base64": bytes}},
+"sagemaker"}. The mailbox is empty at the start, so that every email that is repeated shows.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ def left(
     """Load what an earlier version left: left("daily_limit"); the world is in its "world"."""
 
     def load(name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((ROOT / "tests" / "records" / "schema_1" / f"ledger_{name}.json").read_text())
+        found: dict[str, Any] = json.loads(
+            (ROOT / "tests" / "records" / "schema_1" / f"ledger_{name}.json").read_text()
+        )
         clients = FastClients()
         world = World(clients)
         world.time = datetime.fromisoformat(found["now"]) + timedelta(seconds=1)
