@@ -111,6 +111,12 @@ def test_the_columns_that_a_workflow_checks_are_those_that_a_stack_reads(variabl
         assert inputs[column]["default"] == variables[column]["default"]
 
 
+def test_the_columns_of_a_run_by_hand_are_those_of_a_stack(variables: dict[str, dict[str, Any]]) -> None:
+    defaults = dict(re.findall(r'environment\.get\("(\w+_COLUMN)"\) or "(\w+)"', (TRAINING / "train.py").read_text()))
+
+    assert defaults == {name.upper(): variables[name]["default"] for name in ("text_column", "label_column")}
+
+
 def test_the_samples_have_the_default_columns(variables: dict[str, dict[str, Any]]) -> None:
     columns = ",".join(variables[name]["default"] for name in ("text_column", "label_column"))
     samples = list((ROOT / "scripts" / "sample").glob("*.csv"))
@@ -175,8 +181,8 @@ def test_what_training_writes_the_evaluator_reads(evaluator: ModuleType) -> None
     assert metrics["FILE_NAME"] == evaluator.METRICS_FILE
     assert train["GOLDEN_FILE"] == evaluator.GOLDEN_FILE
     assert train["GOLDEN_ROWS"] == evaluator.GOLDEN_MAX_ROWS
-    assert train["GOLDEN_MAX_CHARACTERS"] == evaluator.GOLDEN_MAX_CHARACTERS
-    assert champion["NOTE_MAX_CHARACTERS"] == evaluator.NOTE_MAX_CHARACTERS
+    assert train["GOLDEN_MAX_CHARACTERS"] == evaluator.TEXT_MAX
+    assert champion["NOTE_MAX_CHARACTERS"] == evaluator.NOTE_MAX
     assert (champion["NEW_HOLDOUT"], champion["LIVE_HOLDOUT"]) == (evaluator.NEW_HOLDOUT, evaluator.LIVE_HOLDOUT)
 
 
@@ -190,9 +196,13 @@ def test_sagemaker_keeps_the_whole_reason_of_a_failure() -> None:
 # --- what Terraform accepts -------------------------------------------------------------------------
 
 
-def test_terraform_takes_the_metric_names_that_the_evaluator_takes(evaluator: ModuleType) -> None:
+def test_the_evaluator_takes_the_metric_names_that_terraform_takes(evaluator: ModuleType) -> None:
     # thresholds and model_thresholds.
-    assert VARIABLES.count(f'regex("^{evaluator.METRIC_NAME.pattern}$", metric)') == 2
+    [pattern, same] = re.findall(r'regex\("\^(.*)\$", metric\)', VARIABLES)
+    [more] = re.findall(r"\{0,(\d+)\}$", pattern)
+
+    assert pattern == same
+    assert 1 + int(more) <= evaluator.NAME_MAX
 
 
 def test_terraform_and_the_upload_workflow_take_the_model_names_that_the_handlers_take(
@@ -260,19 +270,14 @@ def test_what_a_sweep_looks_back_for_is_still_there(
     assert int(claims) >= evaluator.LOOK_BACK_DAYS
 
 
-def test_the_deployer_retries_for_a_week_of_sweeps(deployer: ModuleType, variables: dict[str, dict[str, Any]]) -> None:
-    [minutes] = re.findall(r"rate\((\d+) minutes\)", variables["sweep_schedule"]["default"])
-
-    assert deployer.TRIES_MAX * int(minutes) == 7 * 24 * 60
-
-
 # --- names and versions -----------------------------------------------------------------------------
 
 
-def test_the_alarms_watch_the_variant_that_the_deployer_makes(deployer: ModuleType) -> None:
+def test_the_alarms_watch_the_variant_that_the_deployer_makes() -> None:
+    handler = (ROOT / "lambda" / "deployment_orchestrator" / "handler.py").read_text(encoding="utf-8")
     monitoring = (TERRAFORM / "modules" / "monitoring" / "main.tf").read_text(encoding="utf-8")
 
-    assert re.findall(r'VariantName = "(\w+)"', monitoring) == [deployer.VARIANT_NAME]
+    assert re.findall(r'VariantName = "(\w+)"', monitoring) == re.findall(r'"VariantName": "(\w+)"', handler)
 
 
 def test_every_folder_of_terraform_asks_for_the_same_versions() -> None:
