@@ -977,7 +977,10 @@ NOT_TRIED_AGAIN = (
     "find out why the new model failed (make logs ENDPOINT={endpoint}), fix it, and upload again. The pipeline does "
     "not try this model again."
 )
-COMES_BACK = "run make resume MODEL={model}, which recreates the endpoint with the newest approved model."
+COMES_BACK = (
+    "run make resume MODEL={model}. It recreates the endpoint with the model that was live; a newer approved model "
+    "follows."
+)
 EMAILS = {
     "started": email_text(
         "Deployment started",
