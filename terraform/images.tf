@@ -38,7 +38,18 @@ locals {
     me-central-1   = "914824155844"
     me-south-1     = "217643126080"
     mx-central-1   = "637423239942"
+    us-gov-east-1  = "446045086412"
     us-gov-west-1  = "442386744353"
+  }
+
+  # HuggingFace's images are not published in every region, PyTorch's are: huggingface.json of aws/sagemaker-python-sdk
+  # lists the regions of each release. A new release of an image can have others.
+  regions_without_image = {
+    inference = ["ap-east-2", "ap-southeast-5", "ap-southeast-6", "ap-southeast-7", "mx-central-1"]
+    training_gpu = [
+      "ap-east-2", "ap-south-2", "ap-southeast-4", "ap-southeast-5", "ap-southeast-6", "ap-southeast-7",
+      "eu-central-2", "eu-south-2", "mx-central-1",
+    ]
   }
 
   image_account  = lookup(local.image_accounts, local.region, "763104351884")

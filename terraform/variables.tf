@@ -235,6 +235,11 @@ variable "inference_image" {
     condition     = var.inference_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${local.region}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.inference_image))
     error_message = "inference_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker only pulls from its own region."
   }
+
+  validation {
+    condition     = var.inference_image != null || !contains(local.regions_without_image.inference, local.region)
+    error_message = "AWS does not publish HuggingFace's serving image in ${local.region}. Set inference_image to an image in an ECR repository of this region, such as a copy of AWS's, or choose another region."
+  }
 }
 
 variable "keep_models" {
@@ -566,6 +571,11 @@ variable "training_instance_type" {
   validation {
     condition     = var.training_image != null || !can(regex("^ml\\.(trn|inf|[a-z]+[0-9]+gd?n?\\.)", var.training_instance_type))
     error_message = "The training images only run on x86 CPUs and NVIDIA GPUs: set training_image for a Trainium, Inferentia or Graviton training_instance_type."
+  }
+
+  validation {
+    condition     = var.training_image != null || !can(regex(local.gpu_instance, var.training_instance_type)) || !contains(local.regions_without_image.training_gpu, local.region)
+    error_message = "AWS does not publish HuggingFace's GPU training image in ${local.region}. Set training_image to an image in an ECR repository of this region, such as a copy of AWS's, or choose a CPU type as training_instance_type, or another region."
   }
 }
 

@@ -191,6 +191,120 @@ run "another_region_has_its_own_images" {
   }
 }
 
+run "govcloud_east_has_its_own_images" {
+  command = plan
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.us-gov-east-1.amazonaws.com" }
+  }
+
+  override_data {
+    target = data.aws_partition.current
+    values = { partition = "aws-us-gov", dns_suffix = "amazonaws.com" }
+  }
+
+  assert {
+    condition     = local.image_registry == "446045086412.dkr.ecr.us-gov-east-1.amazonaws.com"
+    error_message = "GovCloud (US-East) has an account of its own."
+  }
+}
+
+# --- regions that lack an image: refused in the plan, not when the first model is deployed ---
+
+run "a_region_without_the_serving_image_is_refused" {
+  command = plan
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.mx-central-1.amazonaws.com" }
+  }
+
+  expect_failures = [var.inference_image]
+}
+
+run "a_region_without_the_serving_image_takes_your_own" {
+  command = plan
+
+  variables {
+    inference_image = "111122223333.dkr.ecr.mx-central-1.amazonaws.com/serve:1"
+  }
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.mx-central-1.amazonaws.com" }
+  }
+
+  # PyTorch's image is there: only HuggingFace's are not.
+  assert {
+    condition = [local.training_image, local.inference_image] == [
+      "637423239942.dkr.ecr.mx-central-1.amazonaws.com/${local.training_images.cpu}",
+      "111122223333.dkr.ecr.mx-central-1.amazonaws.com/serve:1",
+    ]
+    error_message = "With a serving image of your own, the region must do."
+  }
+}
+
+run "a_region_without_the_gpu_training_image_is_refused_for_gpus" {
+  command = plan
+
+  variables {
+    training_instance_type = "ml.g5.xlarge"
+  }
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.eu-south-2.amazonaws.com" }
+  }
+
+  expect_failures = [var.training_instance_type]
+}
+
+run "a_region_without_the_gpu_training_image_trains_on_gpus_in_your_own" {
+  command = plan
+
+  variables {
+    training_image         = "111122223333.dkr.ecr.eu-south-2.amazonaws.com/train:1"
+    training_instance_type = "ml.g5.xlarge"
+  }
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.eu-south-2.amazonaws.com" }
+  }
+
+  assert {
+    condition     = local.training_image == "111122223333.dkr.ecr.eu-south-2.amazonaws.com/train:1"
+    error_message = "With a training image of your own, the region must do."
+  }
+}
+
+run "a_region_without_the_gpu_training_image_trains_on_cpus" {
+  command = plan
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.eu-south-2.amazonaws.com" }
+  }
+
+  assert {
+    condition     = startswith(local.training_image, "503227376785.dkr.ecr.eu-south-2.amazonaws.com/pytorch:")
+    error_message = "CPU instances train in PyTorch's image, which is there."
+  }
+}
+
+run "the_regions_without_an_image_are_those_that_aws_does_not_list" {
+  command = plan
+
+  assert {
+    condition = local.regions_without_image == {
+      inference    = ["ap-east-2", "ap-southeast-5", "ap-southeast-6", "ap-southeast-7", "mx-central-1"]
+      training_gpu = ["ap-east-2", "ap-south-2", "ap-southeast-4", "ap-southeast-5", "ap-southeast-6", "ap-southeast-7", "eu-central-2", "eu-south-2", "mx-central-1"]
+    }
+    error_message = "Every region that AWS's list of images leaves out must be refused."
+  }
+}
+
 run "a_key_can_be_made_in_the_same_apply" {
   command = plan
 
