@@ -441,8 +441,8 @@ variable "raw_model_retention_days" {
 
 variable "serverless_max_concurrency" {
   type        = number
-  description = "How many requests a serverless endpoint handles at once."
-  default     = 5
+  description = "How many requests a serverless endpoint handles at once. A young account may have 10 in total, for all its serverless endpoints."
+  default     = 2
 
   validation {
     condition     = floor(var.serverless_max_concurrency) == var.serverless_max_concurrency && var.serverless_max_concurrency >= 1 && var.serverless_max_concurrency <= 200
@@ -582,7 +582,7 @@ variable "training_instance_type" {
 variable "training_max_runtime_seconds" {
   type        = number
   description = "SageMaker stops a training job after this many seconds, which caps the cost of one job."
-  default     = 7200
+  default     = 14400
 
   validation {
     condition     = floor(var.training_max_runtime_seconds) == var.training_max_runtime_seconds && var.training_max_runtime_seconds >= 60 && var.training_max_runtime_seconds <= 2419200

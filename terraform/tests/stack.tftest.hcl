@@ -51,6 +51,12 @@ run "defaults" {
     error_message = "CPU instances must train and serve in the region's CPU images."
   }
 
+  # A young account has a concurrency of 10 over all its serverless endpoints, and four hours train a normal CSV on a CPU.
+  assert {
+    condition     = [var.serverless_max_concurrency, var.training_max_runtime_seconds] == [2, 14400]
+    error_message = "The defaults must do for a young account and a normal CSV."
+  }
+
   assert {
     condition     = local.timeouts == { deployment_orchestrator = 300, model_evaluator = 300, training_orchestrator = 900 }
     error_message = "The timeouts must be those of the design."

@@ -102,6 +102,14 @@ def test_the_base_model_that_people_see_is_the_default(variables: dict[str, dict
     assert f"({default}, org/name)" in VARIABLES
 
 
+def test_the_numbers_that_people_see_are_the_defaults(variables: dict[str, dict[str, Any]]) -> None:
+    example = (TERRAFORM / "terraform.tfvars.example").read_text(encoding="utf-8")
+    shown = re.findall(r"^# (\w+) += ([\d.]+)$", example, re.MULTILINE)
+
+    assert len(shown) > 10
+    assert {name: float(value) for name, value in shown} == {name: variables[name]["default"] for name, _ in shown}
+
+
 def test_the_columns_that_a_workflow_checks_are_those_that_a_stack_reads(variables: dict[str, dict[str, Any]]) -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "upload-data.yml").read_text(encoding="utf-8"))
     # YAML 1.1 reads the key `on` as true.
