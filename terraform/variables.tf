@@ -341,7 +341,7 @@ variable "max_concurrent_training_jobs" {
 
 variable "max_training_jobs_per_day" {
   type        = number
-  description = "How many training jobs the stack may start per day (UTC). Further uploads wait for the next day, when the newest of each model goes first."
+  description = "How many training jobs the stack may start per day (UTC). Further uploads wait for the next day. Uploads always start oldest first."
   default     = 20
 
   validation {

@@ -123,7 +123,8 @@ class Settings:
     def capacity(self) -> str:
         """What an endpoint runs on, in words."""
         if self.endpoint_type == "serverless":
-            return f"serverless, {self.serverless_memory_mb} MB, up to {self.serverless_max_concurrency} at a time"
+            most = self.serverless_max_concurrency
+            return f"serverless, {self.serverless_memory_mb} MB, up to {most} concurrent requests"
         return f"{self.endpoint_instance_count} x {self.endpoint_instance_type}"
 
     def endpoint_of(self, model: str) -> str:
@@ -905,7 +906,7 @@ def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any])
     decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.job}.json")
     golden = (decision or {}).get("golden") or []
     if not golden:
-        return "", "not checked: the training job gave none"
+        return "", "none, so the answers were not checked against training"
     body = json.dumps({"inputs": [row["text"] for row in golden]}).encode()
     request = {"EndpointName": record.endpoint, "ContentType": "application/json", "Body": body}
     for attempt in range(CHECK_ATTEMPTS):
@@ -973,15 +974,15 @@ INVOKE = (
     '--cli-binary-format raw-in-base64-out --body \'{{"inputs": "some text"}}\' answer.json'
 )
 NOT_TRIED_AGAIN = (
-    "{then}\nThis model is not tried again. Find the cause in the model server's log (make logs ENDPOINT={endpoint}), "
-    "fix it, then upload again."
+    "find out why the new model failed (make logs ENDPOINT={endpoint}), fix it, and upload again. The pipeline does "
+    "not try this model again."
 )
-COMES_BACK = "make resume MODEL={model} brings it back, with the newest approved model."
+COMES_BACK = "run make resume MODEL={model}, which recreates the endpoint with the newest approved model."
 EMAILS = {
     "started": email_text(
         "Deployment started",
         "The approved model is being deployed to the endpoint ({capacity}).\n{then}",
-        "nothing to do. The next email says how it ended, usually in 5 to 10 minutes.",
+        "nothing to do. The next email, usually 5 to 10 minutes from now, tells you the result.",
     ),
     "confirmed": email_text(
         "Deployment successful",
@@ -993,27 +994,31 @@ EMAILS = {
         "The endpoint is in service and serves this model again, after {restores}.",
         f"nothing to do. Try it:\n\n  {PREDICT}",
     ),
-    "rolled back": email_text("Deployment rolled back", "The new model was rolled back.", NOT_TRIED_AGAIN),
-    "failed": email_text("Deployment failed", "The new model could not be deployed.", NOT_TRIED_AGAIN),
+    "rolled back": email_text(
+        "Deployment rolled back", "The endpoint does not keep the new model. {then}", NOT_TRIED_AGAIN
+    ),
+    "failed": email_text("Deployment failed", "The new model could not be deployed. {then}", NOT_TRIED_AGAIN),
     "waiting": email_text(
         "Deployment waiting",
-        "The new model cannot be deployed at the moment.",
-        "{then} Fix the cause. The pipeline keeps trying by itself, at least once an hour.",
+        "The new model cannot be deployed at the moment. {then}",
+        "fix the cause. The pipeline tries again at least once an hour, so there is nothing to rerun.",
     ),
     "held": email_text(
         "Deployment waiting",
-        "The new model is approved but not deployed: somebody deleted the endpoint, and no upload undoes that.",
-        COMES_BACK,
+        "The new model is approved but not deployed: somebody deleted the endpoint, and the pipeline does not recreate "
+        "it until it is told to.",
+        f"if the endpoint is wanted, {COMES_BACK}",
     ),
     "deleted by hand": email_text(
         "Endpoint deleted by hand",
-        "Somebody deleted the endpoint. It stays deleted and costs nothing: no upload brings it back.",
-        f"nothing, if that was intended. {COMES_BACK}",
+        "Somebody deleted the endpoint. It stays deleted, whatever is uploaded, and costs nothing. Calls to it fail.",
+        f"nothing to do if that was intended. If it was a mistake, {COMES_BACK}",
     ),
     "endpoint failed": email_text(
         "Endpoint failed",
-        "The endpoint was in service and has failed. The pipeline deletes it: nothing else can be done with it.",
-        "nothing to do. The pipeline recreates it with the last confirmed model.\n"
+        "The endpoint was in service and has failed. Calls to it fail until it is recreated.",
+        "nothing to do. SageMaker cannot repair a failed endpoint, so the pipeline deletes it and recreates it with "
+        'the last confirmed model. "Deployment restored" tells you when it answers again.\n'
         "To find the cause, see the model server's log: make logs ENDPOINT={endpoint}",
     ),
     "out of service": email_text(
@@ -1032,13 +1037,22 @@ REPLACING = (
     "sweep creates the new one. IT DOES NOT ANSWER UNTIL THEN, usually for 10 to 30 minutes."
 )
 PUT_BACK = "The pipeline puts {before} back; the next email says when it is in service."
-WRONG_AND_ALONE = "There is no confirmed model to go back to, so the endpoint is deleted: it gives wrong answers."
-RECREATED = "A failed endpoint can only be deleted, so the pipeline deletes it and brings {before} back."
-FAILED_AND_ALONE = "A failed endpoint can only be deleted, so the pipeline does that. There is no model to bring back."
+WRONG_AND_ALONE = (
+    "It gives wrong answers, and there is no earlier model to restore, so the endpoint is deleted. Calls to it "
+    "fail now."
+)
+RECREATED = (
+    "SageMaker cannot repair a failed endpoint, so the pipeline deletes it and restores {before}. Calls fail until "
+    "then."
+)
+FAILED_AND_ALONE = (
+    "The failed endpoint is deleted, and there is no earlier model to restore: calls fail until a new model is "
+    "deployed."
+)
 # {why}: why a model cannot be deployed.
 FOREIGN = (
-    "an endpoint {endpoint} exists that this stack did not make: set endpoint_name in Terraform to another name and "
-    "apply, or delete that endpoint"
+    "an endpoint {endpoint} exists that this stack did not create. Find out who uses it. If nobody does, delete it; if "
+    "somebody does, destroy this stack, which keeps its data, and deploy it with another endpoint_name"
 )
 CUT_OFF = "the function was cut off; see make logs"
 DELETED_BY_HAND = "the endpoint was deleted by hand"
@@ -1051,7 +1065,7 @@ def send_email(config: Settings, record: Record, email: Mapping[str, str], reaso
     rows = {
         "model": record.model,
         "endpoint": record.endpoint,
-        "data": f"s3://{source['bucket']}/{source['key']}" if source else "unknown",
+        "data": f"s3://{source['bucket']}/{source['key']}" if source else "not recorded",
         "training job": record.job,
         "endpoint config": record.config,
         "artifact": f"s3://{config.bucket}/{record.artifact['key']} ({size})",
@@ -1066,7 +1080,7 @@ def send_email(config: Settings, record: Record, email: Mapping[str, str], reaso
 def endpoint_summary(endpoint: Mapping[str, Any] | None) -> str:
     """What callers of the endpoint get now, in a sentence."""
     if endpoint is not None and endpoint["EndpointStatus"] in ("InService", "UpdateRollbackFailed"):
-        return f"The endpoint goes on serving {endpoint['EndpointConfigName']}."
+        return f"The endpoint keeps serving {endpoint['EndpointConfigName']}."
     return "There is no endpoint for this model now."
 
 

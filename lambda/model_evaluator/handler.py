@@ -77,40 +77,48 @@ EMAILS = {
         "status": "rejected",
         "subject": "Model rejected: {model} ({file})",
         "body": "Training completed, but the new model was rejected, so it will not be deployed.\n\n{table}\n{checks}\n"
-        "Why: {reason}.\n\nThe endpoint is not affected: it keeps serving what it serves now.\n"
-        "What next: check the data (are the labels right? are there enough rows of each?) and upload a better CSV, or "
-        "change the thresholds in Terraform.\n{next}See the log: make logs JOB={job}\n",
+        "Why: {reason}.\n\nThe live model, if there is one, is not affected.\nWhat next: {next}"
+        "To see the log, run: make logs JOB={job}\n",
     },
     "failed": {
         "stage": "training",
         "status": "failed",
         "subject": "Training failed: {model} ({file})",
-        "body": "The training job {verdict}, so there is no new model.\n\n{table}\n\nWhy: {reason}\n\n"
-        "The endpoint is not affected: it keeps serving what it serves now.\n"
-        "What next: fix the cause given above, then upload the CSV again.\nSee the log: make logs JOB={job}\n",
+        "body": "There is no new model: the training job {verdict}.\n\n{table}\n\nWhy: {reason}\n\n"
+        "The live model, if there is one, is not affected.\n"
+        "What next: {next}\nTo see the log, run: make logs JOB={job}\n",
     },
 }
 EMAILS["stopped"] = EMAILS["failed"] | {"status": "stopped"}
 # Parts of these emails, and reasons in them and in decisions.
 WORDINGS = {
-    "no live model": "There was no live model to compare with when this training began: the thresholds alone count.",
-    "not compared": "Not compared with the live model {job}: the thresholds alone count. {note}",
+    "no live model": "No model was live when this training began, so only the thresholds were checked.",
+    "not compared": "Not compared with the live model {job}: only the thresholds were checked. {note}",
     "compared": "Compared with the live model {job}, both on the same rows, which neither was trained on. {note}",
     "rivals": "Approved by now, but not live when this training began, and so not compared with: {rivals}. The newest "
     "upload is the one that serves. To serve another one: make rollback MODEL={model} TO=<job>.\n",
-    "newest": "Deployment begins now; the next email confirms it.",
+    "newest": "The pipeline deploys it now; the next email says that deployment has started.",
     "not newest": "{newer}, of a later upload, is already approved and goes first. This model is the fallback.",
+    "bad figures": "check the data (are the labels right? are there enough rows for each label?) and upload a better "
+    "CSV, or change the thresholds in Terraform.\n",
+    "no model": "this is not about the rows of your CSV: the job left nothing that can be judged. Look at the log, fix "
+    "the cause, then run: make retrain JOB={job}\n",
+    "fix": "fix the cause given above, then upload the CSV again.",
+    "too slow": "raise training_max_runtime_seconds or choose a faster training_instance_type in Terraform, deploy, "
+    "then run: make retrain JOB={job}",
+    "was stopped": "if that was a mistake, run: make retrain JOB={job}",
     "worse than live": "A CSV with the live model's rows and the new ones together is the surest improvement.\n"
     "To replace the live model although it scores better: raise champion_margin in Terraform, deploy, and upload the "
     "data again. Or upload it for a model of its own, to data/train/<name>/.\n",
     "no reason": "SageMaker gave no reason; see the job's log",
     "timed out": "it reached its time limit of {hours:g} h (training_max_runtime_seconds)",
     "stopped": "somebody stopped it",
-    "deleted": "the training job does not exist any more: somebody deleted it in SageMaker",
+    "deleted": "the training job is gone: somebody deleted it in SageMaker",
     "given up": "its evaluation failed {tries} times, most recently with: {error}. The model evaluator's log has the "
     "details (make logs). Once that is fixed, make retrain trains again on the same data",
 }
 AT = {"min": "at least", "max": "at most"}
+ROW_COUNTS = {"train_examples": "training rows", "holdout_examples": "hold-out rows"}
 
 Figures = dict[str, float]  # by metric
 Thresholds = dict[str, Figures]  # {metric: {"min" and/or "max": number}}
@@ -477,20 +485,31 @@ def email_decision(topic_arn: str, decision: Decision) -> None:
     """Email people the decision."""
     job, model, data, metrics = decision.job, decision.model, decision.data, decision.metrics
     rows = [("model", model), ("training job", job), ("data", f"s3://{data['bucket']}/{data['key']}")]
-    counts = [name for name in ("train_examples", "holdout_examples") if name in metrics]
-    rows += [(name.replace("_", " "), f"{metrics[name]:.0f}") for name in counts]
-    then, newer = "", max(decision.rivals, default="")
-    if decision.verdict == "approved" and decision.artifact:
+    counts = [name for name in ROW_COUNTS if name in metrics]
+    rows += [(ROW_COUNTS[name], f"{metrics[name]:.0f}") for name in counts]
+    if decision.artifact and decision.verdict == "approved":
         rows.append(("artifact", human_bytes(decision.artifact["size"])))
-        then = WORDINGS["not newest" if newer > job else "newest"].format(newer=newer)
-    elif any(check.live is not None and not check.passed for check in decision.checks):
-        then = WORDINGS["worse than live"]
     if note := decision.golden_note:
         rows.append(("golden rows", f"none, so the endpoint's answers will not be checked: {note}"))
     checks = f"\n{check_table(decision.checks)}\n\n{champion_text(decision.champion)}\n{rivals_text(decision)}"
-    texts = {"job": job, "verdict": decision.verdict, "reason": decision.reason, "next": then}
+    texts = {"job": job, "verdict": decision.verdict, "reason": decision.reason, "next": what_next(decision)}
     texts |= {"file": data["key"].rsplit("/", 1)[-1], "checks": checks if decision.checks else ""}
     notify(topic_arn, EMAILS[decision.verdict], model, rows, **texts)
+
+
+def what_next(decision: Decision) -> str:
+    """What people should do about a decision."""
+    newer, reason = max(decision.rivals, default=""), decision.reason
+    if decision.verdict == "approved":
+        kinds = ["not newest" if newer > decision.job else "newest"]
+    elif decision.verdict == "rejected":
+        lost = any(check.live is not None and not check.passed for check in decision.checks)
+        kinds = ["bad figures", "worse than live"][: 1 + lost] if decision.checks else ["no model"]
+    elif decision.verdict == "stopped":
+        kinds = ["too slow" if "training_max_runtime_seconds" in reason else "was stopped"]
+    else:
+        kinds = ["was stopped" if reason == WORDINGS["deleted"] else "fix"]
+    return "".join(WORDINGS[kind] for kind in kinds).format(newer=newer, job=decision.job)
 
 
 def check_table(checks: Sequence[Check]) -> str:

@@ -82,8 +82,12 @@ def training_email(status: str, subject: str, *paragraphs: str) -> dict[str, str
 
 def waiting(why: str, what_next: str, subject: str = "Training waiting: {model} ({file}){and_more}") -> dict[str, str]:
     """One of EMAILS, on a line that waits."""
-    what = "No training job was started for this upload yet. Its data is kept, and so is its place in the line."
-    later = "Uploads that join the line in the next {minutes} minutes get no separate email; make status lists them."
+    what = (
+        "No training job has been started for this upload yet. Its data is kept, and it keeps its place in the queue."
+    )
+    later = (
+        "Uploads that join it in the next {minutes} minutes get no email of their own. To list them, run: make status"
+    )
     return training_email("waiting", subject, what, f"Why: {why}", f"What next: {what_next}\n{later}")
 
 
@@ -92,34 +96,38 @@ EMAILS = {
         "started",
         "Training started: {model} ({file})",
         "A training job was started for this upload.",
-        "What next: nothing to do. The next email says whether the new model is approved. Until it is deployed, the "
-        "endpoint keeps serving its current model.\nFollow the job: make logs JOB={job}",
+        "What next: nothing to do. The next email says whether the new model is approved. The live model, if there is "
+        "one, is not affected.\nTo follow the job, run: make logs JOB={job}",
     ),
     "rejected": training_email(
         "rejected",
         "Training data rejected: {file}",
         "This file was not used for training, and no training job was started.",
         "Why: {reason}.",
-        'What is needed: a CSV in UTF-8 with a header line, a column "{config.text_column}" with the text, a column '
-        '"{config.label_column}" with its label, and at least one row.\n'
-        "What next: fix the file and upload it again under the same name. The model in service is not affected.",
+        'What is needed: a UTF-8 CSV with a header line, a column "{config.text_column}" for the text, a column '
+        '"{config.label_column}" for its label, and rows for at least two labels, with two different texts each.\n'
+        "What next: fix the file and upload it again under the same name. The live model, if there is one, is not "
+        "affected.",
     ),
     "given up": training_email(
         "given-up",
         "Training given up: {model} ({file})",
-        "No training job could be started for this upload, and it will not be retried.",
-        "Why: AWS failed or refused {tries} times. {reason}",
-        "What next: fix the cause, then run make retrain JOB={job}. The data is kept; the live model is not affected.",
+        "No training job could be started for this upload, and the pipeline has stopped trying.",
+        "Why: AWS did not start it in {tries} tries. {reason}",
+        "What next: fix the cause if it is on your side (an internal error of AWS is not). Then run:\n\n"
+        "  make retrain JOB={job}\n\nThe data is kept. The live model, if there is one, is not affected.",
     ),
     A_SLOT: waiting(
         "every training slot is taken: max_concurrent_training_jobs is {config.max_concurrent_training_jobs}.",
-        "nothing to do. The upload is started once jobs have ended and its turn has come, in order of upload.",
+        "nothing to do. Training starts by itself when a slot is free; the oldest upload goes first.",
     ),
     THE_NEXT_DAY: waiting(
         "no more jobs may start today (UTC): max_training_jobs_per_day is {config.max_training_jobs_per_day}.",
-        "nothing to do. Training continues after midnight UTC, in order of upload.",
+        "nothing to do. Training continues after midnight UTC; the oldest upload goes first.",
     ),
-    RESUME: waiting("the pipeline is paused.", "run make resume. Training then continues in order of upload."),
+    RESUME: waiting(
+        "the pipeline is paused.", "run make resume. Training then continues; the oldest upload goes first."
+    ),
     QUOTA: waiting(
         'the account\'s quota "{quota[name]}" is fully used right now.\nSageMaker said: {quota[reason]}',
         "nothing to do if other jobs use the quota: the upload is retried at least once an hour. Otherwise request an "
@@ -129,7 +137,7 @@ EMAILS = {
         'the account\'s quota "{quota[name]}" is 0. It stays 0 until you request an increase.\n'
         "SageMaker said: {quota[reason]}",
         'request an increase of "{quota[name]}" in the AWS console under Service Quotas, Amazon SageMaker; or set '
-        "training_instance_type to a type that your account may use, and apply. The upload is retried every hour.",
+        "training_instance_type to a type whose quota is above 0, and deploy. The upload is retried every hour.",
         "Training not started: {model}: instance quota is 0",
     ),
 }
@@ -305,7 +313,7 @@ def check_header(header: Sequence[str], text_column: str, label_column: str) -> 
             continue
         for name, separator in (("semicolons", ";"), ("tabs", "\t"), ("bars", "|")):
             if len(header) == 1 and separator in header[0]:
-                raise Rejected(f"the columns are separated by {name}; separate them by commas: {found}")
+                raise Rejected(f"the header is {found}: the columns are separated by {name}; separate them by commas")
         alike = [name for name in header if name.casefold() == column.casefold()]
         hint = f'; "{alike[0]}" differs in upper or lower case' if alike else ""
         raise Rejected(f'there is no column "{column}"{hint}; the first line has: {found}')

@@ -1,14 +1,16 @@
-"""The READMEs: their links, commands, emails and costs are those of the code."""
+"""The READMEs: their links, commands, emails, states and costs are those of the code."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from dev import docs
+from mlops.records import DeploymentState
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
@@ -21,6 +23,7 @@ PAGES = (
 )
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COSTS = (ROOT / "terraform/README.md").read_text(encoding="utf-8")
+OPERATING = (ROOT / "scripts/README.md").read_text(encoding="utf-8")
 README_MAX_LINES = 170
 
 # US dollars, us-east-1: the sources stand below the table in terraform/README.md.
@@ -116,6 +119,12 @@ def test_every_setting_in_the_table_is_a_variable_of_terraform(defaults: dict[st
 
     assert settings
     assert {name.strip("`") for name in settings} <= defaults.keys()
+
+
+def test_the_states_of_a_deployment_in_the_table_are_those_of_its_record() -> None:
+    states = [state.strip("`") for state in table_column(OPERATING, "state")]
+
+    assert sorted(states) == sorted(get_args(DeploymentState))
 
 
 def test_the_sample_csv_is_ten_lines_of_the_demos() -> None:
