@@ -15,7 +15,7 @@ variable "base_model" {
 
 variable "base_model_revision" {
   type        = string
-  description = "Branch, tag or commit of the Hub model; a commit makes training reproducible. null: the latest. Only for Hub ids."
+  description = "Branch, tag or commit of the Hub model; a commit makes training reproducible. null: a fixed commit of the default model, the latest of any other. Only for Hub ids."
   default     = null
 
   validation {

@@ -94,6 +94,41 @@ run "defaults" {
   }
 }
 
+run "the_default_model_is_pinned" {
+  command = plan
+
+  assert {
+    condition     = can(regex("^[0-9a-f]{40}$", local.base_model_revision))
+    error_message = "Without a setting, every job must train the same commit of the default model."
+  }
+}
+
+run "a_revision_of_your_own_wins" {
+  command = plan
+
+  variables {
+    base_model_revision = "main"
+  }
+
+  assert {
+    condition     = local.base_model_revision == "main"
+    error_message = "The default model must be trained at the revision that was set."
+  }
+}
+
+run "another_model_does_not_get_the_default_models_revision" {
+  command = plan
+
+  variables {
+    base_model = "org/name"
+  }
+
+  assert {
+    condition     = local.base_model_revision == null
+    error_message = "The default model's commit does not exist in another model's repository."
+  }
+}
+
 run "own_names_and_settings" {
   command = plan
 

@@ -102,6 +102,17 @@ def test_the_base_model_that_people_see_is_the_default(variables: dict[str, dict
     assert f"({default}, org/name)" in VARIABLES
 
 
+def test_the_revision_that_people_see_is_that_of_the_default_model(variables: dict[str, dict[str, Any]]) -> None:
+    text = (TERRAFORM / "locals.tf").read_text(encoding="utf-8")
+    [(name, pinned_to)] = re.findall(r'default_model += \{ name = "(.*)", revision = "([0-9a-f]{40})" \}', text)
+
+    assert name == variables["base_model"]["default"]
+
+    for path in ("terraform.tfvars.example", "examples/full/main.tf"):
+        shown = re.findall(r'base_model_revision += "(.*)"', (TERRAFORM / path).read_text(encoding="utf-8"))
+        assert shown == [pinned_to], path
+
+
 def test_the_numbers_that_people_see_are_the_defaults(variables: dict[str, dict[str, Any]]) -> None:
     example = (TERRAFORM / "terraform.tfvars.example").read_text(encoding="utf-8")
     shown = re.findall(r"^# (\w+) += ([\d.]+)$", example, re.MULTILINE)

@@ -217,7 +217,8 @@ def test_settings_reach_the_functions_in_the_agreed_form(plan: dict[str, Any]) -
         "max_length": "128",
         "seed": "42",
     }
-    assert (training["BASE_MODEL_REVISION"], training["HUB_TOKEN_SECRET_ARN"]) == ("", "")
+    assert (training["BASE_MODEL"], training["HUB_TOKEN_SECRET_ARN"]) == ("distilbert-base-uncased", "")
+    assert training["BASE_MODEL_REVISION"] == "12040accade4e8a0f71eabdb258fecc2e7e948be"
     assert evaluator["CHAMPION_MARGIN"] == "0.005"
     assert json.loads(evaluator["THRESHOLDS"]) == {"accuracy": {"min": 0.8}, "macro_f1": {"min": 0.7}}
     assert json.loads(evaluator["MODEL_THRESHOLDS"]) == {"spam": {"accuracy": {"min": 0.95}, "eval_loss": {"max": 0.2}}}
