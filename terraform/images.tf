@@ -3,11 +3,12 @@
 # HuggingFace has training images for GPUs only, so a CPU instance trains in the PyTorch image, and
 # scripts/training/requirements.txt adds transformers. The release that serves a model must not be older than the one that
 # trained it, so both are the same: tests/contract/test_one_definition.py fails when these tags and the requirements differ.
+# PyTorch's tag is that of AWS's release notes and release configuration; 2.13.0-... stands in one table alone.
 # Tags and accounts: https://github.com/aws/deep-learning-containers and image_uri_config/ of aws/sagemaker-python-sdk.
 
 locals {
   training_images = {
-    cpu = "pytorch:2.13.0-cpu-amzn2023-sagemaker"
+    cpu = "pytorch:2.13-cpu-amzn2023-sagemaker"
     gpu = "huggingface-pytorch-training:2.9.0-transformers5.3.0-gpu-py312-cu130-ubuntu22.04"
   }
 
