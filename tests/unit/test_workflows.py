@@ -137,7 +137,7 @@ def test_the_local_suite_runs_on_macos_with_the_oldest_provider() -> None:
         ".venv/bin/python -m pytest tests/unit tests/local",
     ]
     versions = (ROOT / "terraform" / "versions.tf").read_text()
-    assert f'>= {made["Keep the provider on macOS"]["env"]["PROVIDER"].removesuffix(".0")},' in versions
+    assert f">= {made['Keep the provider on macOS']['env']['PROVIDER'].removesuffix('.0')}," in versions
 
 
 def test_the_provider_is_kept_where_terraform_looks_for_it(tmp_path: Path) -> None:
