@@ -187,13 +187,9 @@ class Decision:
     decided_at: str = ""  # ISO 8601, UTC
 
 
-class Tries(TypedDict):
-    """claims/tries/<job>.json: how often this function's sweep tried to decide on a job."""
-
-    schema: int
-    tries: int
-    at: str  # of the last try: ISO 8601, UTC
-    reason: NotRequired[str]  # the last error; "" while there was none
+# claims/tries/<job>.json: how often this function's sweep tried to decide on a job, last at a time (ISO 8601, UTC), and
+# the last error.
+Tries = TypedDict("Tries", {"schema": int, "tries": int, "at": str, "reason": NotRequired[str]})  # noqa: UP013
 
 
 @dataclasses.dataclass(frozen=True)
@@ -485,8 +481,7 @@ def email_decision(topic_arn: str, decision: Decision) -> None:
     """Email people the decision."""
     job, model, data, metrics = decision.job, decision.model, decision.data, decision.metrics
     rows = [("model", model), ("training job", job), ("data", f"s3://{data['bucket']}/{data['key']}")]
-    counts = [name for name in ROW_COUNTS if name in metrics]
-    rows += [(ROW_COUNTS[name], f"{metrics[name]:.0f}") for name in counts]
+    rows += [(text, f"{metrics[name]:.0f}") for name, text in ROW_COUNTS.items() if name in metrics]
     if decision.artifact and decision.verdict == "approved":
         rows.append(("artifact", human_bytes(decision.artifact["size"])))
     if note := decision.golden_note:
@@ -499,17 +494,15 @@ def email_decision(topic_arn: str, decision: Decision) -> None:
 
 def what_next(decision: Decision) -> str:
     """What people should do about a decision."""
-    newer, reason = max(decision.rivals, default=""), decision.reason
-    if decision.verdict == "approved":
-        kinds = ["not newest" if newer > decision.job else "newest"]
-    elif decision.verdict == "rejected":
-        lost = any(check.live is not None and not check.passed for check in decision.checks)
-        kinds = ["bad figures", "worse than live"][: 1 + lost] if decision.checks else ["no model"]
-    elif decision.verdict == "stopped":
-        kinds = ["too slow" if "training_max_runtime_seconds" in reason else "was stopped"]
-    else:
-        kinds = ["was stopped" if reason == WORDINGS["deleted"] else "fix"]
-    return "".join(WORDINGS[kind] for kind in kinds).format(newer=newer, job=decision.job)
+    job, reason, newer = decision.job, decision.reason, max(decision.rivals, default="")
+    is_worse = any(check.live is not None and not check.passed for check in decision.checks)
+    kinds = {
+        "approved": ["not newest" if newer > job else "newest"],
+        "rejected": ["bad figures", *(["worse than live"] if is_worse else [])] if decision.checks else ["no model"],
+        "stopped": ["too slow" if "training_max_runtime_seconds" in reason else "was stopped"],
+        "failed": ["was stopped" if reason == WORDINGS["deleted"] else "fix"],
+    }
+    return "".join(WORDINGS[kind] for kind in kinds[decision.verdict]).format(newer=newer, job=job)
 
 
 def check_table(checks: Sequence[Check]) -> str:
@@ -699,9 +692,9 @@ def checked(value: Any, fields: Fields, where: str) -> Any:
 def parse_metrics(data: bytes) -> dict[str, Any]:
     """The metrics. Raises ArchiveError when they are not a plain JSON object."""
     metrics = parse_json(data, METRICS_FILE)
-    if not isinstance(metrics, dict):
-        raise ArchiveError(f"{METRICS_FILE} is no JSON object but {type(metrics).__name__}")
-    return metrics
+    if isinstance(metrics, dict):
+        return metrics
+    raise ArchiveError(f"{METRICS_FILE} is no JSON object but {type(metrics).__name__}")
 
 
 def parse_champion(metrics: Mapping[str, Any], live: str | None = None) -> Champion | None:
@@ -777,19 +770,15 @@ LEASE_SECONDS = 20 * 60
 # How far back a sweep looks, by the time in the jobs' names.
 LOOK_BACK_DAYS = 7
 # What fails is tried again at every event at first, then once an hour, then given up: about a day in all.
-EAGER_TRIES = 5
-LATER_TRIES_SECONDS = 60 * 60
-GIVE_UP_TRIES = 24
+EAGER_TRIES, LATER_TRIES_SECONDS, GIVE_UP_TRIES = 5, 60 * 60, 24
 # A conditional write may meet another one on its way. A conflict that lasts is an error.
-CONFLICT_TRIES = 5
-CONFLICT_PAUSE_SECONDS = 0.2
+CONFLICT_TRIES, CONFLICT_PAUSE_SECONDS = 5, 0.2
 # CopyObject refuses a larger source (S3 API reference, CopyObject), so larger ones are copied in parts.
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
-SUBJECT_MAX_CHARACTERS = 99
-MESSAGE_MAX_BYTES = 262_144
+SUBJECT_MAX_CHARACTERS, MESSAGE_MAX_BYTES = 99, 262_144
 
 log = logging.getLogger()
 # At INFO, botocore logs where it found its credentials and endpoints.
@@ -853,8 +842,7 @@ def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
 def unwrap(event: Mapping[str, Any], context: Any) -> tuple[Mapping[str, Any], str]:
     """The event proper, and the request id to work under. Raises EventError.
 
-    `make redrive` sends a failed event as {"redrive_of": <request id of the invocation that failed>, "event": {...}}.
-    Under that id it takes over the dead invocation's leases, as Lambda's own retries do.
+    `make redrive` wraps a failed event with the id of the invocation that failed, to take over its leases.
     """
     if "redrive_of" not in event:
         return event, context.aws_request_id
@@ -997,11 +985,8 @@ def human_bytes(size: int) -> str:
 def notify(
     topic_arn: str, email: Mapping[str, str], model: str, rows: Sequence[tuple[str, object]], **values: object
 ) -> None:
-    """Send one email: a wording filled with values.
-
-    email: "stage", "status" (people filter their subscription by these and by model), "subject", and "body", in which
-    {table} stands for the rows.
-    """
+    """Send an email: "subject" and "body" are filled with values, and {table} with rows. People filter their
+    subscription by "stage", "status" and model."""
     values |= {"model": model, "table": table(rows)}
     subject = "".join(c if c.isprintable() else " " for c in email["subject"].format_map(values))
     subject = " ".join(subject.encode("ascii", "replace").decode().split())

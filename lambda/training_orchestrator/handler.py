@@ -769,19 +769,15 @@ LEASE_SECONDS = 20 * 60
 # How far back a sweep looks, by the time in the jobs' names.
 LOOK_BACK_DAYS = 7
 # What fails is tried again at every event at first, then once an hour, then given up: about a day in all.
-EAGER_TRIES = 5
-LATER_TRIES_SECONDS = 60 * 60
-GIVE_UP_TRIES = 24
+EAGER_TRIES, LATER_TRIES_SECONDS, GIVE_UP_TRIES = 5, 60 * 60, 24
 # A conditional write may meet another one on its way. A conflict that lasts is an error.
-CONFLICT_TRIES = 5
-CONFLICT_PAUSE_SECONDS = 0.2
+CONFLICT_TRIES, CONFLICT_PAUSE_SECONDS = 5, 0.2
 # CopyObject refuses a larger source (S3 API reference, CopyObject), so larger ones are copied in parts.
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
-SUBJECT_MAX_CHARACTERS = 99
-MESSAGE_MAX_BYTES = 262_144
+SUBJECT_MAX_CHARACTERS, MESSAGE_MAX_BYTES = 99, 262_144
 
 log = logging.getLogger()
 # At INFO, botocore logs where it found its credentials and endpoints.
@@ -845,8 +841,7 @@ def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
 def unwrap(event: Mapping[str, Any], context: Any) -> tuple[Mapping[str, Any], str]:
     """The event proper, and the request id to work under. Raises EventError.
 
-    `make redrive` sends a failed event as {"redrive_of": <request id of the invocation that failed>, "event": {...}}.
-    Under that id it takes over the dead invocation's leases, as Lambda's own retries do.
+    `make redrive` wraps a failed event with the id of the invocation that failed, to take over its leases.
     """
     if "redrive_of" not in event:
         return event, context.aws_request_id
@@ -989,11 +984,8 @@ def human_bytes(size: int) -> str:
 def notify(
     topic_arn: str, email: Mapping[str, str], model: str, rows: Sequence[tuple[str, object]], **values: object
 ) -> None:
-    """Send one email: a wording filled with values.
-
-    email: "stage", "status" (people filter their subscription by these and by model), "subject", and "body", in which
-    {table} stands for the rows.
-    """
+    """Send an email: "subject" and "body" are filled with values, and {table} with rows. People filter their
+    subscription by "stage", "status" and model."""
     values |= {"model": model, "table": table(rows)}
     subject = "".join(c if c.isprintable() else " " for c in email["subject"].format_map(values))
     subject = " ".join(subject.encode("ascii", "replace").decode().split())

@@ -85,7 +85,7 @@ def test_second_upload_updates_the_endpoint_without_an_outage(pipeline: Pipeline
     assert failures == []
     assert set(answers[:3]) <= set(FIRST)
     first, second = (email["text"] for email in pipeline.emails_of(model) if "Model approved" in email["subject"])
-    assert "There was no live model to compare with" in first
+    assert "No model was live when this training began" in first
     assert "'ham', 'spam': this is a new task" in second
     after = pipeline.endpoint(model)
     assert after["CreationTime"] == before["CreationTime"]

@@ -247,9 +247,9 @@ def test_the_first_model_is_judged_by_its_thresholds_and_that_is_said(run: Run, 
     assert run() == "approved"
     assert world.record(DECISION)["champion"] is None
     body = world.only_email().body
-    assert "There was no live model to compare with when this training began" in body
+    assert "No model was live when this training began, so only the thresholds were checked" in body
     assert "Approved by now" not in body
-    assert "Deployment begins now" in body
+    assert "The pipeline deploys it now" in body
 
 
 def test_a_second_first_model_is_judged_by_its_thresholds_and_that_it_replaces_another_unseen_is_said(
@@ -262,7 +262,7 @@ def test_a_second_first_model_is_judged_by_its_thresholds_and_that_it_replaces_a
     body = world.only_email().body
     assert f"Approved by now, but not live when this training began, and so not compared with: {RIVAL}." in body
     assert "make rollback MODEL=default TO=<job>" in body
-    assert "Deployment begins now" in body
+    assert "The pipeline deploys it now" in body
 
 
 def test_an_older_upload_that_is_approved_after_a_newer_one_is_said_not_to_be_deployed(run: Run, world: World) -> None:
@@ -276,7 +276,7 @@ def test_a_live_model_that_could_not_be_compared_with_does_not_block_and_is_said
     end(world, block(note="The live model cannot be loaded (OSError: no weights)."))
     assert run() == "approved"
     body = world.only_email().body
-    assert f"Not compared with the live model {LIVE}: the thresholds alone count." in body
+    assert f"Not compared with the live model {LIVE}: only the thresholds were checked." in body
     assert "cannot be loaded (OSError: no weights)" in body
 
 

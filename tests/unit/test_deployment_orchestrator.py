@@ -397,7 +397,7 @@ def test_a_rollback_is_told_once_and_the_model_not_tried_again(
     email = world.emails()[-1]
     assert email.attributes["status"] == "rolled-back"
     assert (reason or "SageMaker gave no reason") in email.body
-    assert f"goes on serving {live}" in email.body
+    assert f"keeps serving {live}" in email.body
     assert f"make logs ENDPOINT={ENDPOINT}" in email.body
     assert record_of(world, SECOND)["state"] == "rolled back"
     assert run(request_id="later") == "in service"
@@ -520,8 +520,8 @@ def test_an_endpoint_that_somebody_deleted_after_it_was_live_is_told_once_and_no
     assert subjects(world)[2:] == ["Endpoint deleted by hand"]
     email = world.emails()[-1]
     assert email.attributes["status"] == "endpoint-deleted-by-hand"
-    assert "make resume MODEL=default brings it back" in email.body
-    assert "goes on serving" not in email.body
+    assert "run make resume MODEL=default. It recreates the endpoint" in email.body
+    assert "keeps serving" not in email.body
     before = world.final_state()
     assert sweep() == "1 models swept"
     assert world.final_state() == before
@@ -544,7 +544,7 @@ def test_an_endpoint_deleted_during_its_deployment_is_told_so_once(
     assert subjects(world) == ["Deployment started", "Endpoint deleted by hand"]
     body = world.emails()[-1].body
     assert "deleted while this model was being deployed" in body
-    assert "goes on serving" not in body
+    assert "keeps serving" not in body
 
 
 def test_a_new_endpoint_that_is_not_visible_yet_is_not_taken_for_deleted(
@@ -624,7 +624,7 @@ def test_an_endpoint_of_another_stack_is_left_alone_and_told_once(
     assert world.sagemaker.endpoints[ENDPOINT] == before
     email = world.only_email()
     assert email.subject == f"Deployment waiting: default ({ENDPOINT})"
-    assert "that this stack did not make: set endpoint_name" in email.body
+    assert "that this stack did not create. Find out who uses it" in email.body
 
 
 def test_a_failed_endpoint_of_another_stack_is_not_deleted(
@@ -865,7 +865,7 @@ def test_a_first_model_that_answers_wrongly_is_told_as_failed_and_its_endpoint_d
     assert run() == "failed endpoint deleted"
     assert world.sagemaker.endpoints == {}
     assert subjects(world) == ["Deployment started", "Deployment failed"]
-    assert "no confirmed model to go back to, so the endpoint is deleted" in world.emails()[-1].body
+    assert "no earlier model to restore, so the endpoint is deleted" in world.emails()[-1].body
     sweep()
     assert world.sagemaker.endpoints == {}
     assert len(world.emails()) == 2
@@ -1026,7 +1026,7 @@ def test_after_an_update_that_failed_for_good_the_model_before_comes_back(
     run(approve(SECOND))
     world.sagemaker.fail(ENDPOINT, PING_FAILED)
     assert run(world.endpoint_event(status="FAILED")) == "failed endpoint deleted"
-    assert f"deletes it and brings {live} back" in world.emails()[-1].body
+    assert f"deletes it and restores {live}" in world.emails()[-1].body
     sweep()
     world.sagemaker.come_up(ENDPOINT)
     sweep()
@@ -1119,7 +1119,7 @@ def test_a_model_approved_after_a_deletion_by_hand_waits_until_somebody_asks_for
     sweep()
     assert world.sagemaker.endpoints == {}
     assert subjects(world)[2:] == ["Endpoint deleted by hand", "Deployment waiting"]
-    assert "no upload undoes that" in world.emails()[-1].body
+    assert "does not recreate it until it is told to" in world.emails()[-1].body
     (key,) = world.keys(f"models/deployments/{SECOND}-")
     world.put(key, world.record(key) | {"state": "waiting", "reason": "asked for with make resume"})
     sweep()

@@ -389,7 +389,7 @@ def test_a_model_that_is_not_good_enough_is_rejected_with_the_reason_and_not_cop
     email = world.only_email()
     assert email.subject == "Model rejected: default (support.csv)"
     assert reason in email.body.partition("Why: ")[2]
-    assert "keeps serving what it serves now" in email.body
+    assert "The live model, if there is one, is not affected" in email.body
     assert world.record(DECISION)["verdict"] == "rejected"
     assert world.keys("models/approved/") == []
 
@@ -660,7 +660,7 @@ def test_a_job_that_somebody_deleted_is_decided_as_failed(sweep: Callable[..., s
     record_start(world)
     del world.sagemaker.jobs[JOB]
     assert sweep() == "failed"
-    assert "does not exist any more: somebody deleted it" in world.only_email().body
+    assert "the training job is gone: somebody deleted it in SageMaker" in world.only_email().body
 
 
 def test_a_job_that_is_not_seen_yet_is_not_taken_for_deleted(

@@ -148,7 +148,7 @@ def test_an_endpoint_that_cannot_come_back_is_named(shell: Shell, capsys: pytest
 
 
 def test_a_withdrawn_model_that_was_live_comes_back_withdrawn(shell: Shell) -> None:
-    """A rollback whose target did not come up: the endpoint goes on serving the withdrawn model."""
+    """A rollback whose target did not come up: the endpoint keeps serving the withdrawn model."""
     shell.go_live(FIRST, SECOND)
     shell.run("rollback", "--model", "default")
     shell.deploy(shell.functions.sent[0][1])

@@ -92,7 +92,12 @@ def test_one_email_says_what_a_crowd_waits_for(run: Callable[..., str], world: W
     (waiting,) = [email for email in world.emails() if email.attributes["status"] == "waiting"]
     assert waiting.subject == "Training waiting: default (3.csv)"
     taken = "every training slot is taken: max_concurrent_training_jobs is 2."
-    for fact in (taken, "in order of upload", "make status", "in the next 20 minutes get no separate email"):
+    for fact in (
+        taken,
+        "the oldest upload goes first",
+        "make status",
+        "in the next 20 minutes get no email of their own",
+    ):
         assert fact in waiting.body
 
 
@@ -226,7 +231,7 @@ def test_the_daily_limit_holds_until_midnight_utc_and_then_the_oldest_go_first(
 def test_the_email_on_the_daily_limit_says_when_and_in_which_order_it_goes_on(world: World) -> None:
     (waiting,) = [email for email in world.emails() if email.attributes["status"] == "waiting"]
     assert "no more jobs may start today (UTC): max_training_jobs_per_day is 2." in waiting.body
-    assert "after midnight UTC, in order of upload" in waiting.body
+    assert "after midnight UTC; the oldest upload goes first" in waiting.body
 
 
 @pytest.mark.usefixtures("full_day")
@@ -442,7 +447,9 @@ def test_what_cannot_be_started_is_tried_a_bounded_number_of_times_then_given_up
     email = world.emails()[-1]
     assert email.subject == "Training given up: default (1.csv)"
     assert f"make retrain JOB={refused_upload}" in email.body
-    assert f"AWS failed or refused {training.GIVE_UP_TRIES} times. Its last answer: Could not assume role" in email.body
+    assert (
+        f"AWS did not start it in {training.GIVE_UP_TRIES} tries. Its last answer: Could not assume role" in email.body
+    )
     assert len(world.emails()) == 2
     given_up = world.record(f"data/snapshots/{refused_upload}/given_up.json")
     assert (given_up["tries"], given_up["reason"]) == (training.GIVE_UP_TRIES, "Could not assume role")
