@@ -47,7 +47,7 @@ module "lambda_training_orchestrator" {
 
   environment = merge(local.common_environment, {
     BASE_MODEL                   = var.base_model
-    BASE_MODEL_REVISION          = var.base_model_revision == null ? "" : var.base_model_revision
+    BASE_MODEL_REVISION          = local.base_model_revision == null ? "" : local.base_model_revision
     HUB_TOKEN_SECRET_ARN         = var.hub_token_secret_arn == null ? "" : var.hub_token_secret_arn
     HYPERPARAMETERS              = jsonencode(local.hyperparameters)
     KMS_KEY_ARN                  = var.kms_key_arn == null ? "" : var.kms_key_arn

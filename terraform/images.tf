@@ -3,11 +3,12 @@
 # HuggingFace has training images for GPUs only, so a CPU instance trains in the PyTorch image, and
 # scripts/training/requirements.txt adds transformers. The release that serves a model must not be older than the one that
 # trained it, so both are the same: tests/contract/test_one_definition.py fails when these tags and the requirements differ.
+# PyTorch's tag is that of AWS's release notes and release configuration; 2.13.0-... stands in one table alone.
 # Tags and accounts: https://github.com/aws/deep-learning-containers and image_uri_config/ of aws/sagemaker-python-sdk.
 
 locals {
   training_images = {
-    cpu = "pytorch:2.13.0-cpu-amzn2023-sagemaker"
+    cpu = "pytorch:2.13-cpu-amzn2023-sagemaker"
     gpu = "huggingface-pytorch-training:2.9.0-transformers5.3.0-gpu-py312-cu130-ubuntu22.04"
   }
 
@@ -38,7 +39,18 @@ locals {
     me-central-1   = "914824155844"
     me-south-1     = "217643126080"
     mx-central-1   = "637423239942"
+    us-gov-east-1  = "446045086412"
     us-gov-west-1  = "442386744353"
+  }
+
+  # HuggingFace's images are not published in every region, PyTorch's are: huggingface.json of aws/sagemaker-python-sdk
+  # lists the regions of each release. A new release of an image can have others.
+  regions_without_image = {
+    inference = ["ap-east-2", "ap-southeast-5", "ap-southeast-6", "ap-southeast-7", "mx-central-1"]
+    training_gpu = [
+      "ap-east-2", "ap-south-2", "ap-southeast-4", "ap-southeast-5", "ap-southeast-6", "ap-southeast-7",
+      "eu-central-2", "eu-south-2", "mx-central-1",
+    ]
   }
 
   image_account  = lookup(local.image_accounts, local.region, "763104351884")

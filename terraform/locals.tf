@@ -71,6 +71,11 @@ locals {
     },
   ))
 
+  # Without a revision, a job would train whatever the Hub has on that day. The commit is the default model's alone.
+  default_model       = { name = "distilbert-base-uncased", revision = "12040accade4e8a0f71eabdb258fecc2e7e948be" }
+  default_revision    = var.base_model == local.default_model.name ? local.default_model.revision : null
+  base_model_revision = var.base_model_revision == null ? local.default_revision : var.base_model_revision
+
   # Merged, so that overriding one hyperparameter keeps the others.
   hyperparameters = merge({
     batch_size       = "16"

@@ -15,7 +15,7 @@ variable "base_model" {
 
 variable "base_model_revision" {
   type        = string
-  description = "Branch, tag or commit of the Hub model; a commit makes training reproducible. null: the latest. Only for Hub ids."
+  description = "Branch, tag or commit of the Hub model; a commit makes training reproducible. null: a fixed commit of the default model, the latest of any other. Only for Hub ids."
   default     = null
 
   validation {
@@ -235,6 +235,11 @@ variable "inference_image" {
     condition     = var.inference_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${local.region}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.inference_image))
     error_message = "inference_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker only pulls from its own region."
   }
+
+  validation {
+    condition     = var.inference_image != null || !contains(local.regions_without_image.inference, local.region)
+    error_message = "AWS does not publish HuggingFace's serving image in ${local.region}. Set inference_image to an image in an ECR repository of this region, such as a copy of AWS's, or choose another region."
+  }
 }
 
 variable "keep_models" {
@@ -436,8 +441,8 @@ variable "raw_model_retention_days" {
 
 variable "serverless_max_concurrency" {
   type        = number
-  description = "How many requests a serverless endpoint handles at once."
-  default     = 5
+  description = "How many requests a serverless endpoint handles at once. A young account may have 10 in total, for all its serverless endpoints."
+  default     = 2
 
   validation {
     condition     = floor(var.serverless_max_concurrency) == var.serverless_max_concurrency && var.serverless_max_concurrency >= 1 && var.serverless_max_concurrency <= 200
@@ -567,12 +572,17 @@ variable "training_instance_type" {
     condition     = var.training_image != null || !can(regex("^ml\\.(trn|inf|[a-z]+[0-9]+gd?n?\\.)", var.training_instance_type))
     error_message = "The training images only run on x86 CPUs and NVIDIA GPUs: set training_image for a Trainium, Inferentia or Graviton training_instance_type."
   }
+
+  validation {
+    condition     = var.training_image != null || !can(regex(local.gpu_instance, var.training_instance_type)) || !contains(local.regions_without_image.training_gpu, local.region)
+    error_message = "AWS does not publish HuggingFace's GPU training image in ${local.region}. Set training_image to an image in an ECR repository of this region, such as a copy of AWS's, or choose a CPU type as training_instance_type, or another region."
+  }
 }
 
 variable "training_max_runtime_seconds" {
   type        = number
   description = "SageMaker stops a training job after this many seconds, which caps the cost of one job."
-  default     = 7200
+  default     = 14400
 
   validation {
     condition     = floor(var.training_max_runtime_seconds) == var.training_max_runtime_seconds && var.training_max_runtime_seconds >= 60 && var.training_max_runtime_seconds <= 2419200

@@ -51,6 +51,12 @@ run "defaults" {
     error_message = "CPU instances must train and serve in the region's CPU images."
   }
 
+  # A young account has a concurrency of 10 over all its serverless endpoints, and four hours train a normal CSV on a CPU.
+  assert {
+    condition     = [var.serverless_max_concurrency, var.training_max_runtime_seconds] == [2, 14400]
+    error_message = "The defaults must do for a young account and a normal CSV."
+  }
+
   assert {
     condition     = local.timeouts == { deployment_orchestrator = 300, model_evaluator = 300, training_orchestrator = 900 }
     error_message = "The timeouts must be those of the design."
@@ -85,6 +91,41 @@ run "defaults" {
       ],
     ]
     error_message = "A key policy must allow the account and the three services that use the key on their own behalf."
+  }
+}
+
+run "the_default_model_is_pinned" {
+  command = plan
+
+  assert {
+    condition     = can(regex("^[0-9a-f]{40}$", local.base_model_revision))
+    error_message = "Without a setting, every job must train the same commit of the default model."
+  }
+}
+
+run "a_revision_of_your_own_wins" {
+  command = plan
+
+  variables {
+    base_model_revision = "main"
+  }
+
+  assert {
+    condition     = local.base_model_revision == "main"
+    error_message = "The default model must be trained at the revision that was set."
+  }
+}
+
+run "another_model_does_not_get_the_default_models_revision" {
+  command = plan
+
+  variables {
+    base_model = "org/name"
+  }
+
+  assert {
+    condition     = local.base_model_revision == null
+    error_message = "The default model's commit does not exist in another model's repository."
   }
 }
 
@@ -188,6 +229,120 @@ run "another_region_has_its_own_images" {
   assert {
     condition     = output.topic_arn == "arn:aws-cn:sns:cn-north-1:111122223333:mlops-notifications-atml-models-111122223333-cn-north-1"
     error_message = "ARNs must be of the region's partition."
+  }
+}
+
+run "govcloud_east_has_its_own_images" {
+  command = plan
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.us-gov-east-1.amazonaws.com" }
+  }
+
+  override_data {
+    target = data.aws_partition.current
+    values = { partition = "aws-us-gov", dns_suffix = "amazonaws.com" }
+  }
+
+  assert {
+    condition     = local.image_registry == "446045086412.dkr.ecr.us-gov-east-1.amazonaws.com"
+    error_message = "GovCloud (US-East) has an account of its own."
+  }
+}
+
+# --- regions that lack an image: refused in the plan, not when the first model is deployed ---
+
+run "a_region_without_the_serving_image_is_refused" {
+  command = plan
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.mx-central-1.amazonaws.com" }
+  }
+
+  expect_failures = [var.inference_image]
+}
+
+run "a_region_without_the_serving_image_takes_your_own" {
+  command = plan
+
+  variables {
+    inference_image = "111122223333.dkr.ecr.mx-central-1.amazonaws.com/serve:1"
+  }
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.mx-central-1.amazonaws.com" }
+  }
+
+  # PyTorch's image is there: only HuggingFace's are not.
+  assert {
+    condition = [local.training_image, local.inference_image] == [
+      "637423239942.dkr.ecr.mx-central-1.amazonaws.com/${local.training_images.cpu}",
+      "111122223333.dkr.ecr.mx-central-1.amazonaws.com/serve:1",
+    ]
+    error_message = "With a serving image of your own, the region must do."
+  }
+}
+
+run "a_region_without_the_gpu_training_image_is_refused_for_gpus" {
+  command = plan
+
+  variables {
+    training_instance_type = "ml.g5.xlarge"
+  }
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.eu-south-2.amazonaws.com" }
+  }
+
+  expect_failures = [var.training_instance_type]
+}
+
+run "a_region_without_the_gpu_training_image_trains_on_gpus_in_your_own" {
+  command = plan
+
+  variables {
+    training_image         = "111122223333.dkr.ecr.eu-south-2.amazonaws.com/train:1"
+    training_instance_type = "ml.g5.xlarge"
+  }
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.eu-south-2.amazonaws.com" }
+  }
+
+  assert {
+    condition     = local.training_image == "111122223333.dkr.ecr.eu-south-2.amazonaws.com/train:1"
+    error_message = "With a training image of your own, the region must do."
+  }
+}
+
+run "a_region_without_the_gpu_training_image_trains_on_cpus" {
+  command = plan
+
+  override_data {
+    target = data.aws_region.current
+    values = { endpoint = "ec2.eu-south-2.amazonaws.com" }
+  }
+
+  assert {
+    condition     = startswith(local.training_image, "503227376785.dkr.ecr.eu-south-2.amazonaws.com/pytorch:")
+    error_message = "CPU instances train in PyTorch's image, which is there."
+  }
+}
+
+run "the_regions_without_an_image_are_those_that_aws_does_not_list" {
+  command = plan
+
+  assert {
+    condition = local.regions_without_image == {
+      inference    = ["ap-east-2", "ap-southeast-5", "ap-southeast-6", "ap-southeast-7", "mx-central-1"]
+      training_gpu = ["ap-east-2", "ap-south-2", "ap-southeast-4", "ap-southeast-5", "ap-southeast-6", "ap-southeast-7", "eu-central-2", "eu-south-2", "mx-central-1"]
+    }
+    error_message = "Every region that AWS's list of images leaves out must be refused."
   }
 }
 

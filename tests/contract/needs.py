@@ -11,6 +11,7 @@ Sources, by the names used below:
   roles          https://docs.aws.amazon.com/sagemaker/latest/dg/sagemaker-roles.html
   logs           https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/iam-access-control-overview-cwl.html
   guardrails     https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-configuration.html
+  scaling        https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-delete-with-scaling.html
   output         https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_OutputDataConfig.html (KmsKeyId)
   sns-key        https://docs.aws.amazon.com/sns/latest/dg/sns-key-management.html
   sqs-key        https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-key-management.html
@@ -32,6 +33,8 @@ ACCOUNT = "123456789012"
 SAGEMAKER = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
 LOGS = f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group"
 QUEUE_ARN = f"arn:aws:sqs:{REGION}:{ACCOUNT}:mlops-failures-{BUCKET}"
+SCALABLE_TARGET = f"arn:aws:application-autoscaling:{REGION}:{ACCOUNT}:scalable-target/0a1b2c3d4e5f"
+SCALES = "application-autoscaling:scalable-dimension"
 KMS_KEY_ARN = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 SECRET_ARN = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:hub-token-AbCdEf"
 IMAGE = re.compile(r"(?P<account>[0-9]+)\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com/(?P<repository>[^:@]+)")
@@ -223,6 +226,11 @@ def look_or_invoke(call: Call) -> Iterator[Need]:
 def delete(call: Call) -> Iterator[Need]:
     # The function deletes only what it saw to carry its stack's tag, see remove() and is_ours() in the handler.
     yield call.need(f"sagemaker:{call.operation}", arn_of(call), **{"aws_resourcetag/stack": BUCKET})
+    if call.operation == "DeleteEndpoint":
+        # A person may have registered it for autoscaling, of its instances or of its provisioned concurrency.
+        for what in ("DesiredInstanceCount", "DesiredProvisionedConcurrency"):
+            scaled = {SCALES: f"sagemaker:variant:{what}"}
+            yield call.need("application-autoscaling:DeregisterScalableTarget", SCALABLE_TARGET, "scaling", **scaled)
 
 
 def list_tags(call: Call) -> Iterator[Need]:
@@ -377,6 +385,12 @@ def forbidden() -> Iterator[Need]:
         other = f"{SAGEMAKER}:endpoint/mlops-endpoint2"
         yield from refused(deployer, f"sagemaker:{action}", other, "another's endpoint", **ours)
     yield from refused(deployer, "sagemaker:DeleteModel", f"{SAGEMAKER}:model/theirs", "another's model", **ours)
+    deregister = "application-autoscaling:DeregisterScalableTarget"
+    for dimension in ("dynamodb:table:WriteCapacityUnits", "ecs:service:DesiredCount"):
+        yield from refused(deployer, deregister, SCALABLE_TARGET, "what others scale", **{SCALES: dimension})
+    others = ("model", "model_evaluator", "training", "training_orchestrator")
+    variant = {SCALES: "sagemaker:variant:DesiredInstanceCount"}
+    yield from refused(others, deregister, SCALABLE_TARGET, "by a role that deletes no endpoint", **variant)
     job = f"{SAGEMAKER}:training-job/theirs"
     yield from refused(FUNCTIONS, "sagemaker:CreateTrainingJob", job, "a job of another name")
     yield from refused(

@@ -147,6 +147,21 @@ def test_a_plan_without_packages_says_what_to_run(configuration: Path, tmp_path:
         assert f"{name} does not exist: run `make package`, or set package_dir" in " ".join(answer.stderr.split())
 
 
+def test_a_plan_in_a_region_without_the_images_says_what_to_set(configuration: Path, tmp_path: Path) -> None:
+    shutil.copytree(configuration.parent, tmp_path / "stack", symlinks=True)
+    provider = tmp_path / "stack" / "terraform" / "provider.tf"
+    provider.write_text(provider.read_text().replace('"us-east-1"', '"mx-central-1"'))
+    gpu = "-var=training_instance_type=ml.g5.xlarge"
+
+    answer = terraform("plan", "-input=false", "-no-color", gpu, folder=provider.parent)
+
+    assert answer.returncode == 1
+    # Terraform draws a line at the left of what it says.
+    words = " ".join(answer.stderr.replace("\u2502", " ").split())
+    for image in ("inference_image", "training_image"):
+        assert f"in mx-central-1. Set {image} to an image in an ECR repository of this region" in words
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_gets_exactly_its_variables(plan: dict[str, Any], name: str) -> None:
     variables = function_of(plan, name)["environment"][0]["variables"]
@@ -202,7 +217,8 @@ def test_settings_reach_the_functions_in_the_agreed_form(plan: dict[str, Any]) -
         "max_length": "128",
         "seed": "42",
     }
-    assert (training["BASE_MODEL_REVISION"], training["HUB_TOKEN_SECRET_ARN"]) == ("", "")
+    assert (training["BASE_MODEL"], training["HUB_TOKEN_SECRET_ARN"]) == ("distilbert-base-uncased", "")
+    assert training["BASE_MODEL_REVISION"] == "12040accade4e8a0f71eabdb258fecc2e7e948be"
     assert evaluator["CHAMPION_MARGIN"] == "0.005"
     assert json.loads(evaluator["THRESHOLDS"]) == {"accuracy": {"min": 0.8}, "macro_f1": {"min": 0.7}}
     assert json.loads(evaluator["MODEL_THRESHOLDS"]) == {"spam": {"accuracy": {"min": 0.95}, "eval_loss": {"max": 0.2}}}

@@ -147,7 +147,8 @@ def test_a_training_costs_what_its_defaults_make_it_cost(defaults: dict[str, str
     hours = int(defaults["training_max_runtime_seconds"] or 0) / 3600
     jobs = int(defaults["max_training_jobs_per_day"] or 0)
 
-    assert (hours, jobs) == (2, 20)
+    assert (hours, jobs) == (4, 20)
+    assert f"{hours:g} hours at most |" in row("one training")
     assert f"`{defaults['training_instance_type']}`, ${TRAINING_HOUR} an hour".replace('"', "") in row("one training")
     assert f"${TRAINING_HOUR / 3:.2f} for 20 minutes, ${hours * TRAINING_HOUR:.2f} at most" in row("one training")
     assert f"${jobs * hours * TRAINING_HOUR:.2f} |" in row("a day of training")

@@ -126,6 +126,20 @@ def test_terraform_is_checked_with_the_newest_provider_that_the_module_allows() 
     ]
 
 
+def test_the_local_suite_runs_on_macos_with_the_oldest_provider() -> None:
+    job = jobs("ci.yml")["macos"]
+    made = {step["name"]: step for step in job["steps"] if "run" in step}
+
+    assert job["runs-on"] == "macos-latest"
+    assert "continue-on-error" not in job
+    assert made["Test"]["run"].splitlines() == [
+        "make .venv/.training package",
+        ".venv/bin/python -m pytest tests/unit tests/local",
+    ]
+    versions = (ROOT / "terraform" / "versions.tf").read_text()
+    assert f">= {made['Keep the provider on macOS']['env']['PROVIDER'].removesuffix('.0')}," in versions
+
+
 def test_the_provider_is_kept_where_terraform_looks_for_it(tmp_path: Path) -> None:
     stand_in = tmp_path / "terraform"
     stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')

@@ -36,7 +36,10 @@ data "aws_iam_policy_document" "assume_function" {
       identifiers = ["lambda.amazonaws.com"]
     }
 
-    # https://docs.aws.amazon.com/lambda/latest/dg/permissions-managed-policies.html
+    # So that Lambda uses the role for functions of this account only. No guide says that Lambda sends the key; AWS's own
+    # templates rely on it: lambda-trust-policy.json in https://github.com/aws/agent-toolkit-for-aws
+    # If creating a function fails with "cannot be assumed by Lambda", it does not: remove this condition. It protects
+    # little, since a role can only be passed within its account.
     condition {
       test     = "StringEquals"
       variable = "aws:SourceAccount"
@@ -295,6 +298,21 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
         variable = "aws:ResourceTag/Stack"
         values   = [var.bucket_name]
       }
+    }
+  }
+
+  # Somebody may have registered an endpoint's variant for autoscaling. SageMaker then deletes the endpoint only for a
+  # caller who may deregister that: https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-delete-with-scaling.html
+  # The ids of scalable targets are random and nobody tags them with the stack, so the limit is what they scale.
+  statement {
+    sid       = "EndAutoscaling"
+    actions   = ["application-autoscaling:DeregisterScalableTarget"]
+    resources = ["arn:${var.partition}:application-autoscaling:${var.region}:${var.account_id}:scalable-target/*"]
+
+    condition {
+      test     = "StringEquals"
+      variable = "application-autoscaling:scalable-dimension"
+      values   = ["sagemaker:variant:DesiredInstanceCount", "sagemaker:variant:DesiredProvisionedConcurrency"]
     }
   }
 

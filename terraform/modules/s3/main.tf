@@ -180,8 +180,9 @@ resource "aws_s3_bucket_notification" "this" {
   eventbridge = true
 }
 
-# Always the same key, overwritten in place: with a key per release, an update would delete the source code of a job that
-# still waits for its instance.
+# Always the same key, overwritten in place. With a key per package, Terraform would delete the previous object in the same
+# apply, and the provider all its versions with it (tried: 5.100.0, create_before_destroy, a versioned bucket). A job that
+# still waits for its instance would then find no source; as it is, that job runs the new one.
 resource "aws_s3_object" "training_source" {
   bucket      = var.create_bucket ? aws_s3_bucket.this[0].id : var.bucket_name
   key         = "code/training.tar.gz"

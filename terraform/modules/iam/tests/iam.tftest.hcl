@@ -267,3 +267,20 @@ run "only_what_carries_the_stacks_tag_is_deleted" {
     error_message = "Endpoints, configs and models of other stacks must be out of reach."
   }
 }
+
+# With a scalable target, SageMaker deletes an endpoint only for a caller who may deregister that target.
+run "an_autoscaled_endpoint_can_be_deleted" {
+  command = plan
+
+  assert {
+    condition = [
+      for statement in jsondecode(aws_iam_role_policy.function["deployment_orchestrator"].policy).Statement :
+      [statement.Action, statement.Resource, jsonencode(statement.Condition)] if statement.Sid == "EndAutoscaling"
+      ] == [[
+        "application-autoscaling:DeregisterScalableTarget",
+        "arn:aws:application-autoscaling:eu-west-1:111122223333:scalable-target/*",
+        jsonencode({ StringEquals = { "application-autoscaling:scalable-dimension" = ["sagemaker:variant:DesiredInstanceCount", "sagemaker:variant:DesiredProvisionedConcurrency"] } }),
+    ]]
+    error_message = "The deployer must be able to end the autoscaling of a variant, and of nothing else."
+  }
+}
