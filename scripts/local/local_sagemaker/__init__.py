@@ -35,6 +35,7 @@ Different from AWS
       under the state folder, and programs find it through the SM_* variables.
     * Nothing is installed. A ``requirements.txt`` beside the program is compared with what the interpreter
       has; an unmet line fails the job as pip would.
+    * AWS's toolkit prints its whole environment before the program starts; here that is one line.
     * Hyperparameters reach the program through a shell without quoting, exactly as in SageMaker's framework
       containers: a value such as ``x; rm -r .`` runs. That hazard is kept so that it shows here first.
     * Training input that does not exist fails the job while it downloads; AWS may already refuse the call.

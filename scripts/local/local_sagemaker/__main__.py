@@ -49,7 +49,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, default=1, help="training jobs that run at once")
     parser.add_argument("--health-check-seconds", type=float, default=480.0, help="time for a model server to come up")
     parser.add_argument(
-        "--stop-grace-seconds", type=float, default=120.0, help="time between SIGTERM and SIGKILL of a training"
+        "--stop-grace-seconds", type=float, default=120.0, help="time from the stop of a training to its SIGKILL"
     )
     parser.add_argument(
         "--pass-env", action="append", default=[], metavar="NAME", help="variable handed on to every program"
