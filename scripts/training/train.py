@@ -176,8 +176,11 @@ class Progress(transformers.TrainerCallback):
 
 
 def say(line: str) -> None:
-    """Print a line at once: the job's log is read while it trains."""
-    print(line, flush=True)
+    """Print a line at once: the job's log is read while it trains.
+
+    In one piece: unbuffered, print writes a line's end by itself, which SageMaker's toolkit logs as a blank line.
+    """
+    print(line + "\n", end="", flush=True)
 
 
 def _require_finite(name: str, value: float, learning_rate: float) -> None:
