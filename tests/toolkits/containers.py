@@ -210,11 +210,6 @@ class ModelServer:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def ask(self, body: bytes, **headers: str) -> Answer:
-        """POST /invocations; a header's name is written with _ for -."""
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        return fetch(Request(f"{self.url}/invocations", data=body, headers=sent, method="POST"))
-
 
 def fetch(request: Request | str) -> Answer:
     try:

@@ -16,7 +16,7 @@ from containers import Trained, end_group, run_training, start_training, write_p
 
 from conftest import Account
 from sagemaker_fixtures import archive, wait_for
-from world import BUCKET
+from world import BUCKET, ROOT
 
 # Prints what a training program can see, as JSON into its model folder, and a little of everything.
 PROBE = """
@@ -121,6 +121,29 @@ def test_both_train_the_same_model(account: Account, job: dict[str, Any], traine
     assert sorted(members(account, job, "output.tar.gz")) == sorted(path.name for path in output.iterdir())
 
 
+def test_a_job_installs_what_is_pinned_and_nothing_else(trained: Trained, container: Path) -> None:
+    """What the image holds already is in tests/toolkits/requirements.txt, in the versions of its lock."""
+    lines = (ROOT / "scripts/training/requirements.txt").read_text().splitlines()
+    pinned = sorted(line for line in lines if line and not line.startswith("#"))
+    (own,) = container.parent.parent.glob("lib/python*/site-packages")
+    installed = [found.name.removesuffix(".dist-info").split("-") for found in own.glob("*.dist-info")]
+    assert sorted(f"{name.replace('_', '-').lower()}=={version}" for name, version in installed) == pinned
+
+
+def test_every_user_may_read_the_model(account: Account, job: dict[str, Any], trained: Trained) -> None:
+    """The containers of serverless endpoints do not run as root; a mode survives the archive."""
+    real = {str(path.relative_to(trained.root)): path for path in (trained.root / "model").rglob("*")}
+    assert {name: oct(path.stat().st_mode & 0o777) for name, path in real.items()} == {
+        name: "0o755" if path.is_dir() else "0o644" for name, path in real.items()
+    }
+    bucket, _, key = job["ModelArtifacts"]["S3ModelArtifacts"].removeprefix("s3://").partition("/")
+    body = account.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    with tarfile.open(fileobj=io.BytesIO(body)) as tar:
+        modes = {item.name: oct(item.mode) for item in tar}
+        assert modes == {item.name: "0o755" if item.isdir() else "0o644" for item in tar}
+    assert len(modes) > 5
+
+
 def test_metrics_are_read_from_the_program_and_not_from_the_toolkits_own_log(
     job: dict[str, Any], trained: Trained
 ) -> None:
@@ -213,10 +236,15 @@ def test_a_job_that_fails_has_the_same_reason(
 
 
 def comparable(reason: str) -> str:
-    """A reason without the interpreter's path, a job's folder and what lies between the ends of a traceback."""
+    """A reason without the interpreter's path, a job's folder and what follows the first line of a toolkit's traceback.
+
+    And without white space and colons: the toolkit strips them from the ends of each piece that it reads, and into how
+    many pieces a line falls depends on the moment.
+    """
     reason = re.sub(r"/\S+/(jobs|trained|test_)\S*?/opt/ml", "/opt/ml", reason)
     reason = re.sub(r"/\S+/bin/python[0-9.]*", "python", reason)
-    return re.sub(r"(?s)(Framework Error: \nTraceback \(most recent call last\):\n).*", r"\1", reason)
+    reason = re.sub(r"(?s)(Framework Error: \nTraceback \(most recent call last\):\n).*", r"\1", reason)
+    return re.sub(r"[\s:]+", " ", reason)
 
 
 def test_sigterm_does_not_reach_the_program(

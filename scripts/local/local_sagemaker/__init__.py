@@ -40,7 +40,7 @@ Different from AWS
       containers: a value such as ``x; rm -r .`` runs. That hazard is kept so that it shows here first.
     * Training input that does not exist fails the job while it downloads; AWS may already refuse the call.
     * VPC, KMS, roles and signatures are checked for shape only. Spot jobs run like any other.
-    * One process per variant serves all its instances, one prediction at a time.
+    * One server per variant plays all its instances, with one worker: one prediction at a time.
     * A rolling deployment switches all traffic at once. Blue/green ones take their steps and their time, and watch
       their alarms; no metrics are written, so an alarm goes off when somebody sets its state.
     * After a rollback FailureReason is empty, as it may be on AWS; the reason is in this server's log.
