@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from account import Account
 from containers import Answer, ModelServer, Trained, fetch, serving
 
-from conftest import Account
 from sagemaker_fixtures import archive, wait_for
 from world import BUCKET, ENDPOINT, event
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from account import Account
 from containers import Trained, end_group, run_training, start_training, write_platform_files
 
-from conftest import Account
 from sagemaker_fixtures import archive, wait_for
 from world import BUCKET, ROOT
 
