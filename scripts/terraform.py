@@ -3,9 +3,9 @@
     python scripts/terraform.py [--dir terraform] <init|validate|fmt|plan|apply|destroy|output|...> [its own options]
 
 `init` installs the AWS provider from a mirror on disk where there is one, else from the registry; every command that
-needs an initialised folder is preceded by it. A mirror is looked for in $TF_PLUGIN_MIRROR, then where Terraform looks
-by itself, then below /opt. Whoever has configured provider installation in Terraform's own file is left alone.
-`plan`, `apply` and `destroy` need a region, and refuse another one than that of the stack.
+needs an initialised folder is preceded by it. A mirror is looked for in $TF_PLUGIN_MIRROR, then where Terraform
+looks anyway, then below /opt. A Terraform configuration file of your own that says where providers come from wins.
+`plan`, `apply` and `destroy` need a region, and refuse one that is not the stack's.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def find_mirror(environment: Mapping[str, str], platform: str, opt: Path = Path(
 
 
 def configures_installation(environment: Mapping[str, str]) -> bool:
-    """Tell whether the user's Terraform configuration says by itself where providers come from."""
+    """Tell whether the user's own Terraform configuration says where providers come from."""
     path = Path(
         environment.get("TF_CLI_CONFIG_FILE") or Path(environment.get("HOME", "~")) / ".terraformrc"
     ).expanduser()
@@ -137,7 +137,7 @@ def init_arguments(environment: Mapping[str, str], platform: str) -> list[str]:
 
 
 def find_region(environment: Mapping[str, str]) -> str:
-    """Return the region that the AWS provider will take: AWS_REGION, AWS_DEFAULT_REGION or the profile's.
+    """Return the region that the AWS provider will use: AWS_REGION, AWS_DEFAULT_REGION or the profile's.
 
     Raises TerraformError when there is none.
     """
@@ -147,14 +147,14 @@ def find_region(environment: Mapping[str, str]) -> str:
         raise TerraformError(f"your AWS settings cannot be read: {error}") from error
     if not region:
         raise TerraformError(
-            "no AWS region is configured, and the stack is made where your AWS settings point. Set one, as in "
+            "no AWS region is configured, and the stack is created where your AWS settings point. Set one, as in "
             "`AWS_REGION=eu-west-1 make deploy`, or give your profile one: aws configure set region eu-west-1"
         )
     return str(region)
 
 
 def check_region(command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> None:
-    """Refuse to work without a region, or in another one than the stack's: that would make a second stack.
+    """Refuse to work without a region, or in one that is not the stack's: that would create a second stack.
 
     A folder with a provider block of its own is left alone: the region may be in it.
     """
@@ -175,8 +175,8 @@ def check_region(command: Sequence[str], directory: Path, environment: Mapping[s
 def recover_state(directory: Path) -> None:
     """Give a state file on disk that was emptied, and not written again, what it held before the last command.
 
-    Terraform empties the file for some milliseconds at each resource that it has changed: killed just then, it would
-    know of nothing that it has made. Its own backup is from before the command; what is gone meanwhile, it finds out.
+    Terraform empties the file for some milliseconds after each resource that it changes: killed just then, it would
+    have forgotten everything that it has created. Its own backup is from before the command; a plan finds what changed.
     """
     state, backup = directory / "terraform.tfstate", directory / "terraform.tfstate.backup"
     # A move to a backend empties the file, too; init keeps there which one.
@@ -184,11 +184,13 @@ def recover_state(directory: Path) -> None:
     if backend or not state.exists() or read_json(state) or not read_json(backup):
         return
     shutil.copy(backup, state)
-    print(f"{state} was cut off when Terraform was killed: it is again as before that command", file=sys.stderr)
+    print(
+        f"{state} was cut off when Terraform was killed: restored to what it was before that command", file=sys.stderr
+    )
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing when it is missing or cut off."""
+    """The content of a JSON file; {} when it is missing or cut off."""
     try:
         content: dict[str, Any] = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
@@ -196,10 +198,16 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def own_command(*arguments: str, directory: Path | None = None) -> list[str]:
+    """The command line of this program with these arguments. directory: by default terraform/."""
+    chosen = [] if directory is None else ["--dir", str(directory)]
+    return [sys.executable, str(Path(__file__).resolve()), *chosen, *arguments]
+
+
 def run(arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
     """Run one Terraform command in a folder, after `init` where it needs that, and return its exit code.
 
-    Raises TerraformError when terraform is missing or too old, `init` fails, or the region is missing or another.
+    Raises TerraformError when terraform is missing or too old, `init` fails, or the region is missing or wrong.
     """
     environment = clean_environment(environment)
     binary, platform = find_terraform(environment)
@@ -230,7 +238,7 @@ def finish(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command to its end and return its exit code.
 
     Ctrl-C reaches it, too; Terraform then completes the call that it is making and writes its state. Killed in the
-    middle, it would forget what it has made.
+    middle, it would forget what it has created.
     """
     process = subprocess.Popen(command, env=environment)
     while True:

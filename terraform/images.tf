@@ -1,8 +1,8 @@
 # The AWS Deep Learning Containers, chosen by instance type.
 #
-# HuggingFace's training images exist for GPUs only, so a CPU instance trains in the PyTorch image, and
-# scripts/training/requirements.txt adds the transformers release of the serving image. That release must not be older than
-# the one that trained: change the tags below and the requirements together.
+# HuggingFace has training images for GPUs only, so a CPU instance trains in the PyTorch image, and
+# scripts/training/requirements.txt adds transformers. The release that serves a model must not be older than the one that
+# trained it, so both are the same: tests/contract/test_one_definition.py fails when these tags and the requirements differ.
 # Tags and accounts: https://github.com/aws/deep-learning-containers and image_uri_config/ of aws/sagemaker-python-sdk.
 
 locals {
@@ -16,7 +16,7 @@ locals {
     gpu = "huggingface-pytorch-inference:2.6.0-transformers5.5.3-gpu-py312-cu124-ubuntu22.04"
   }
 
-  # Regions whose images live in an account of their own.
+  # Regions whose images are in an account of their own.
   image_accounts = {
     af-south-1     = "626614931356"
     ap-east-1      = "871362719292"

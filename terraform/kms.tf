@@ -1,10 +1,10 @@
-# What an own key (kms_key_arn) must allow the services that use it by themselves. The stack's roles are let in by the first
-# statement and their own policies. It is made from names alone, so the key can be made from it in the same apply.
+# What your own key (kms_key_arn) must allow the AWS services that use it on their own behalf. The stack's roles have access
+# through the first statement and their own policies. It is built from names only, so that one apply can create key and stack.
 
 data "aws_iam_policy_document" "kms_key" {
-  #checkov:skip=CKV_AWS_109: a key's policy must let its own account manage it; IAM then decides who
-  #checkov:skip=CKV_AWS_111: a key's policy must let its own account manage it; IAM then decides who
-  #checkov:skip=CKV_AWS_356: in a key's policy, * means that key
+  #checkov:skip=CKV_AWS_109: a key policy must let its own account manage the key; IAM then decides who may
+  #checkov:skip=CKV_AWS_111: a key policy must let its own account manage the key; IAM then decides who may
+  #checkov:skip=CKV_AWS_356: in a key policy, * means that key
   statement {
     sid       = "Account"
     actions   = ["kms:*"]
@@ -16,7 +16,7 @@ data "aws_iam_policy_document" "kms_key" {
     }
   }
 
-  # By encryption context, which both services always send. EventBridge does not support aws:SourceArn and
+  # Limited by encryption context, which both services always send. EventBridge does not support aws:SourceArn and
   # aws:SourceAccount everywhere: https://docs.aws.amazon.com/sns/latest/dg/sns-key-management.html
   statement {
     sid       = "UndeliveredEvents"

@@ -7,15 +7,15 @@ data "aws_region" "current" {}
 locals {
   account_id = data.aws_caller_identity.current.account_id
   partition  = data.aws_partition.current.partition
-  # From ec2.<region>.<suffix>: provider 6 deprecates id and name, and provider 5 lacks region.
+  # From ec2.<region>.<suffix>: provider 6 deprecates id and name, and provider 5 has no region attribute.
   region = split(".", data.aws_region.current.endpoint)[1]
 
-  # S3 names are global, so the default carries the account and the region.
+  # S3 names are global, so the default contains the account and the region.
   bucket_name = coalesce(var.bucket_name, "atml-models-${local.account_id}-${local.region}")
 
   package_dir = coalesce(var.package_dir, "${path.module}/../build")
 
-  # On everything that takes tags, whether or not the caller's provider has default tags.
+  # On everything that can have tags, whether or not the caller's provider sets default tags.
   tags = merge(var.tags, { Project = var.project, Stack = local.bucket_name })
 
   name_bases = {
@@ -33,19 +33,19 @@ locals {
     uploads_rule            = "mlops-uploads"
   }
 
-  # Every name carries the bucket, so that two stacks in one account never meet. Dots are legal in bucket names but not in
-  # function names. 64 characters is the limit of functions, roles and rules; 55 + "-" + 8 of a hash stays within it.
+  # Every name contains the bucket's, so that two stacks in one account never collide. Dots are allowed in bucket names but
+  # not in function names. Functions, roles and rules are limited to 64 characters: 55 + "-" + 8 of a hash.
   full_names = { for key, base in local.name_bases : key => "${base}-${replace(local.bucket_name, ".", "-")}" }
   names = {
     for key, name in local.full_names :
     key => length(name) <= 64 ? name : "${substr(name, 0, 55)}-${substr(md5(name), 0, 8)}"
   }
 
-  # By name: roles and the key's policy need not wait for the queue, which the provider takes half a minute to call ready.
+  # Built from names, so that roles and the key's policy don't wait for the queue, which takes the provider half a minute.
   queue_arn = "arn:${local.partition}:sqs:${local.region}:${local.account_id}:${local.names.failure_queue}"
   topic_arn = "arn:${local.partition}:sns:${local.region}:${local.account_id}:${local.names.topic}"
 
-  # Endpoints with alarms: {model: endpoint}. Serverless ones take no deployment settings.
+  # Endpoints with alarms: {model: endpoint}. Serverless endpoints have no deployment settings.
   alarmed_endpoints = {
     for model in toset(var.deployment_alarm_models) :
     model => model == "default" ? var.endpoint_name : "${var.endpoint_name}-${model}"
@@ -53,7 +53,7 @@ locals {
   }
   deployment_steps = var.deployment_strategy == "linear" ? ceil(100 / var.deployment_step_percent) : 2
   step_size        = { Type = "CAPACITY_PERCENT", Value = var.deployment_step_percent }
-  # UpdateEndpoint's DeploymentConfig, as JSON; the function picks each endpoint's own alarms by their names.
+  # DeploymentConfig of UpdateEndpoint, as JSON. The function picks each endpoint's own alarms by name.
   deployment_policy = var.endpoint_type != "instance" || (var.deployment_strategy == "all_at_once" && length(local.alarmed_endpoints) == 0) ? "{}" : jsonencode(merge(
     {
       BlueGreenUpdatePolicy = {
@@ -71,7 +71,7 @@ locals {
     },
   ))
 
-  # Merged, so that changing one hyperparameter keeps the others.
+  # Merged, so that overriding one hyperparameter keeps the others.
   hyperparameters = merge({
     batch_size       = "16"
     epochs           = "3"

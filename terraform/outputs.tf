@@ -1,5 +1,5 @@
 output "bucket_name" {
-  description = "The bucket. Upload to s3://<bucket>/data/train/."
+  description = "The stack's bucket. Upload CSVs to s3://<bucket>/data/train/."
   value       = local.bucket_name
 }
 
@@ -9,17 +9,17 @@ output "deployment_orchestrator_name" {
 }
 
 output "endpoint_name" {
-  description = "Endpoint of the model 'default'; the others are <endpoint_name>-<model>."
+  description = "Endpoint of the model 'default'; every other model has <endpoint_name>-<model>."
   value       = var.endpoint_name
 }
 
 output "failure_queue_url" {
-  description = "URL of the queue of events that could not be processed."
+  description = "URL of the queue with events that could not be processed."
   value       = module.monitoring.queue_url
 }
 
 output "kms_key_policy" {
-  description = "Policy for a KMS key that is given as kms_key_arn, as JSON."
+  description = "Policy that the KMS key in kms_key_arn needs, as JSON."
   value       = data.aws_iam_policy_document.kms_key.json
 }
 
@@ -29,7 +29,7 @@ output "model_evaluator_name" {
 }
 
 output "project_name" {
-  description = "Value of the tag Project."
+  description = "Value of the Project tag."
   value       = var.project
 }
 
@@ -54,6 +54,6 @@ output "training_orchestrator_name" {
 }
 
 output "training_source_uri" {
-  description = "S3 URI of the training source that new jobs get."
+  description = "S3 URI of the source code that new training jobs run."
   value       = module.s3.training_source_uri
 }

@@ -1,6 +1,6 @@
 variable "base_model" {
   type        = string
-  description = "The model that training starts from: a HuggingFace Hub id, an absolute path inside the training image, or s3://bucket/prefix in the same region."
+  description = "Base model that training fine-tunes: a HuggingFace Hub id, an absolute path in the training image, or s3://bucket/prefix in the stack's region."
   default     = "distilbert-base-uncased"
 
   validation {
@@ -9,29 +9,29 @@ variable "base_model" {
       can(regex("^/[^[:cntrl:]]+$", var.base_model)),
       can(regex("^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[A-Za-z0-9._/=-]+$", var.base_model)),
     ])
-    error_message = "base_model must be a Hub id (distilbert-base-uncased, org/name), an absolute path or s3://bucket/prefix, of at most 512 characters."
+    error_message = "base_model must be a Hub id (distilbert-base-uncased, org/name), an absolute path or s3://bucket/prefix, with at most 512 characters."
   }
 }
 
 variable "base_model_revision" {
   type        = string
-  description = "Branch, tag or commit of the Hub model. A commit makes training repeatable; null takes the newest. Only for Hub ids."
+  description = "Branch, tag or commit of the Hub model; a commit makes training reproducible. null: the latest. Only for Hub ids."
   default     = null
 
   validation {
     condition     = var.base_model_revision == null || can(regex("^[A-Za-z0-9._/-]{1,128}$", var.base_model_revision))
-    error_message = "base_model_revision must be a branch, tag or commit of letters, digits, dots, dashes, underscores and slashes."
+    error_message = "base_model_revision must be a branch, tag or commit: 1 to 128 letters, digits, dots, dashes, underscores and slashes."
   }
 
   validation {
     condition     = var.base_model_revision == null || !can(regex("^(/|s3://)", var.base_model))
-    error_message = "base_model_revision is for Hub ids: leave it unset when base_model is a path or an S3 prefix."
+    error_message = "base_model_revision is only for Hub ids: leave it unset when base_model is a path or an S3 prefix."
   }
 }
 
 variable "bucket_name" {
   type        = string
-  description = "The stack's S3 bucket, and the suffix of every other name. Unset: atml-models-<account id>-<region>."
+  description = "The stack's S3 bucket; every other name ends with it. null: atml-models-<account id>-<region>."
   default     = null
 
   # https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
@@ -43,13 +43,13 @@ variable "bucket_name" {
       !can(regex("^(xn--|sthree-|amzn-s3-demo-)", var.bucket_name)),
       !can(regex("(-s3alias|--ol-s3|\\.mrap|--x-s3|--table-s3)$", var.bucket_name)),
     ])
-    error_message = "bucket_name must follow S3's rules: 3 to 63 lower-case letters, digits, dots and dashes, beginning and ending with a letter or digit, no '..', no IP address, none of S3's reserved prefixes and suffixes."
+    error_message = "bucket_name must follow S3's naming rules: 3 to 63 lowercase letters, digits, dots and dashes, starting and ending with a letter or digit; no '..', no IP address, none of S3's reserved prefixes and suffixes."
   }
 }
 
 variable "champion_margin" {
   type        = number
-  description = "What a new model may be worse than the live one on the same rows, in each metric of its thresholds: 0.005 is half a point of accuracy. 1 lets any loss of such a metric pass."
+  description = "How much worse a new model may score than the live one on the same rows, in each metric of its thresholds: 0.005 is half a percentage point of accuracy. With 1, any loss of accuracy passes."
   default     = 0.005
 
   validation {
@@ -60,47 +60,47 @@ variable "champion_margin" {
 
 variable "create_bucket" {
   type        = bool
-  description = "false uses an existing bucket and manages none of its settings: it must be in the same region, versioned, and send its events to EventBridge (see manage_bucket_notification). `make deploy` checks that."
+  description = "false: use an existing bucket and manage none of its settings. It must be in the stack's region, be versioned, and send its events to EventBridge (see manage_bucket_notification); `make deploy` checks that."
   default     = true
 
   validation {
     condition     = var.create_bucket || var.bucket_name != null
-    error_message = "create_bucket = false needs bucket_name: the name of the existing bucket."
+    error_message = "create_bucket = false needs bucket_name, the name of the existing bucket."
   }
 }
 
 variable "deployment_alarm_models" {
   type        = list(string)
-  description = "Models whose endpoints on instances get alarms (5xx, 4xx, latency): they tell people, and roll an update back that sets them off. Uploads make models, so Terraform must be told of those beside 'default'."
+  description = "Models whose endpoints get alarms when they run on instances (5xx, 4xx, latency). An alarm sends an email and rolls back the update that set it off. Terraform cannot see which models the uploads create, so list them here."
   default     = ["default"]
 
-  # SageMaker takes 10 alarms per update, but a function's environment ends at 4096 bytes.
+  # SageMaker accepts 10 alarms per update, but they have to fit into a function's environment of 4096 bytes.
   validation {
     condition     = length(var.deployment_alarm_models) <= 8 && alltrue([for model in var.deployment_alarm_models : can(regex("^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$", model))])
-    error_message = "deployment_alarm_models: at most 8 names of 1 to 32 of a-z, 0-9 and dashes, beginning and ending with a letter or digit."
+    error_message = "deployment_alarm_models: at most 8 names, each 1 to 32 of a-z, 0-9 and dashes, starting and ending with a letter or digit."
   }
 }
 
 variable "deployment_step_percent" {
   type        = number
-  description = "Share of the instances in the canary, or in each step of a linear deployment, in percent."
+  description = "Percentage of the instances in the canary, or in each step of a linear deployment."
   default     = 50
 
   # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_TrafficRoutingConfig.html
   validation {
     condition     = floor(var.deployment_step_percent) == var.deployment_step_percent && var.deployment_step_percent >= (var.deployment_strategy == "linear" ? 10 : 1) && var.deployment_step_percent <= 50
-    error_message = "deployment_step_percent must be a whole number, at most 50; at least 1 for a canary and 10 for linear steps."
+    error_message = "deployment_step_percent must be a whole number of at most 50, and at least 1 for a canary or 10 for linear steps."
   }
 
   validation {
     condition     = var.deployment_strategy == "all_at_once" || var.endpoint_instance_count * var.deployment_step_percent >= 100
-    error_message = "deployment_step_percent of endpoint_instance_count is less than one instance: raise one of them."
+    error_message = "deployment_step_percent of endpoint_instance_count is less than one instance: raise either of them."
   }
 }
 
 variable "deployment_strategy" {
   type        = string
-  description = "How traffic moves to a new model on instances: all_at_once, canary (a part first, then all) or linear (in equal steps). An alarm during it rolls back."
+  description = "How traffic moves to a new model on instances: all_at_once, canary (a share first, then the rest) or linear (in equal steps). An alarm during the deployment rolls it back."
   default     = "all_at_once"
 
   validation {
@@ -110,21 +110,21 @@ variable "deployment_strategy" {
 
   validation {
     condition     = var.deployment_strategy == "all_at_once" || var.endpoint_type == "instance"
-    error_message = "deployment_strategy canary and linear need endpoint_type = \"instance\": serverless endpoints take no deployment settings."
+    error_message = "deployment_strategy canary and linear need endpoint_type = \"instance\": serverless endpoints have no deployment settings."
   }
 
   validation {
     condition     = var.deployment_strategy == "all_at_once" || var.endpoint_instance_count >= 2
-    error_message = "deployment_strategy canary and linear need an endpoint_instance_count of at least 2: a step is at most half of the instances."
+    error_message = "deployment_strategy canary and linear need endpoint_instance_count to be at least 2: a step is at most half of the instances."
   }
 }
 
 variable "deployment_wait_seconds" {
   type        = number
-  description = "Time for which the alarms are watched after each step, and after the last one before the old instances go."
+  description = "How long the alarms are watched after each step, and after the last step before the old instances are removed."
   default     = 300
 
-  # SageMaker gives a deployment at most 8 hours: steps, waits and starting the instances.
+  # SageMaker allows a deployment 8 hours for its steps, its waits and the start of the instances.
   validation {
     condition     = floor(var.deployment_wait_seconds) == var.deployment_wait_seconds && var.deployment_wait_seconds >= 0 && var.deployment_wait_seconds <= 2400
     error_message = "deployment_wait_seconds must be a whole number from 0 to 2400."
@@ -133,7 +133,7 @@ variable "deployment_wait_seconds" {
 
 variable "endpoint_instance_count" {
   type        = number
-  description = "Instances behind each endpoint, when endpoint_type is instance."
+  description = "Number of instances behind each endpoint when endpoint_type is instance."
   default     = 1
 
   validation {
@@ -144,7 +144,7 @@ variable "endpoint_instance_count" {
 
 variable "endpoint_instance_type" {
   type        = string
-  description = "Instance type of the endpoints, when endpoint_type is instance. The serving image (CPU or GPU) follows it."
+  description = "Instance type of the endpoints when endpoint_type is instance. It also selects the serving image (CPU or GPU)."
   default     = "ml.m5.large"
 
   validation {
@@ -154,26 +154,26 @@ variable "endpoint_instance_type" {
 
   validation {
     condition     = var.inference_image != null || !can(regex("^ml\\.(trn|inf|[a-z]+[0-9]+gd?n?\\.)", var.endpoint_instance_type))
-    error_message = "The HuggingFace serving images run on x86 CPUs and NVIDIA GPUs: a Trainium, Inferentia or Graviton endpoint_instance_type needs an inference_image of its own."
+    error_message = "The HuggingFace serving images only run on x86 CPUs and NVIDIA GPUs: set inference_image for a Trainium, Inferentia or Graviton endpoint_instance_type."
   }
 }
 
 variable "endpoint_name" {
   type        = string
-  description = "Endpoint of the model 'default'; the others get <endpoint_name>-<model>."
+  description = "Endpoint of the model 'default'; every other model has <endpoint_name>-<model>."
   default     = "mlops-endpoint"
 
-  # SageMaker allows 63 characters: 30 + "-" + 32 of the model's name. It lower-cases names in ARNs, which IAM compares
-  # exactly, so capitals would be denied.
+  # SageMaker allows 63 characters: 30 + "-" + 32 for the model's name. It lowercases names in ARNs and IAM compares ARNs
+  # case-sensitively, so calls to an endpoint with capitals would be denied.
   validation {
     condition     = can(regex("^[a-z0-9](-*[a-z0-9])*$", var.endpoint_name)) && length(var.endpoint_name) <= 30
-    error_message = "endpoint_name must be at most 30 lower-case letters, digits and dashes, beginning and ending with a letter or digit."
+    error_message = "endpoint_name must be at most 30 lowercase letters, digits and dashes, starting and ending with a letter or digit."
   }
 }
 
 variable "endpoint_type" {
   type        = string
-  description = "serverless (billed per request) or instance (billed by the hour). An instance endpoint that becomes serverless is replaced: it does not answer for some minutes."
+  description = "serverless (billed per request) or instance (billed by the hour). Changing from instance to serverless recreates the endpoint, which is down for some minutes."
   default     = "serverless"
 
   validation {
@@ -184,62 +184,62 @@ variable "endpoint_type" {
 
 variable "force_destroy" {
   type        = bool
-  description = "true lets terraform destroy delete the bucket with everything in it: data, models, records."
+  description = "true: terraform destroy deletes the bucket with everything in it: data, models, records."
   default     = false
 }
 
 variable "hub_token_secret_arn" {
   type        = string
-  description = "Secrets Manager secret whose text is a HuggingFace token, for private or gated base models. null: none."
+  description = "Secrets Manager secret that holds a HuggingFace token, for private or gated base models. null: no token."
   default     = null
 
   validation {
     condition     = var.hub_token_secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@!-]+$", var.hub_token_secret_arn))
-    error_message = "hub_token_secret_arn must be the ARN of a Secrets Manager secret (the secret's ARN, never the token itself)."
+    error_message = "hub_token_secret_arn must be the ARN of a Secrets Manager secret, never the token itself."
   }
 
   validation {
     condition     = var.hub_token_secret_arn == null || can(regex("^arn:[a-z-]+:secretsmanager:${local.region}:", var.hub_token_secret_arn))
-    error_message = "hub_token_secret_arn must be in the stack's region: the training job asks Secrets Manager there."
+    error_message = "hub_token_secret_arn must be in the stack's region, where the training job reads the secret."
   }
 }
 
 variable "hyperparameters" {
   type        = map(string)
-  description = "Changes to the training program's defaults: batch_size 16, epochs 3, holdout_fraction 0.2, learning_rate 5e-5, max_length 128, seed 42."
+  description = "Hyperparameters that override the training program's defaults: batch_size 16, epochs 3, holdout_fraction 0.2, learning_rate 5e-5, max_length 128, seed 42."
   default     = {}
 
-  # SageMaker's training toolkit hands them to the program through a shell, unquoted.
+  # SageMaker's training toolkit passes them to the program through a shell, unquoted.
   validation {
     condition     = alltrue([for key, value in var.hyperparameters : can(regex("^[A-Za-z0-9_.+-]{1,256}$", value))])
-    error_message = "hyperparameters: values are 1 to 256 letters, digits and _ . + - (they pass through a shell inside the training container)."
+    error_message = "hyperparameters: each value must be 1 to 256 letters, digits and _ . + - (values pass through a shell in the training container)."
   }
 
   validation {
     condition     = alltrue([for key in keys(var.hyperparameters) : can(regex("^[a-z][a-z0-9_]{1,63}$", key)) && !startswith(key, "sagemaker_")])
-    error_message = "hyperparameters: names are 2 to 64 lower-case letters, digits and underscores and do not begin with sagemaker_, which the platform uses."
+    error_message = "hyperparameters: each name must be 2 to 64 lowercase letters, digits and underscores, start with a letter, and not begin with sagemaker_, which SageMaker reserves."
   }
 
   validation {
     condition     = length(var.hyperparameters) <= 50
-    error_message = "hyperparameters: at most 50."
+    error_message = "hyperparameters: at most 50 are allowed."
   }
 }
 
 variable "inference_image" {
   type        = string
-  description = "Own serving image in ECR, in the same region. null: HuggingFace's for CPU or GPU, by endpoint_instance_type."
+  description = "Your own serving image in ECR, in the stack's region. null: HuggingFace's image for CPU or GPU, depending on endpoint_instance_type."
   default     = null
 
   validation {
     condition     = var.inference_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${local.region}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.inference_image))
-    error_message = "inference_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker pulls from its own region only."
+    error_message = "inference_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker only pulls from its own region."
   }
 }
 
 variable "keep_models" {
   type        = number
-  description = "Confirmed models that stay ready behind an endpoint, the served one included; older ones are deleted after a success. Their artifacts in S3 stay."
+  description = "How many confirmed models stay ready behind an endpoint, including the live one. Older ones are deleted after a successful deployment; their artifacts in S3 stay."
   default     = 3
 
   validation {
@@ -250,7 +250,7 @@ variable "keep_models" {
 
 variable "kms_key_arn" {
   type        = string
-  description = "Own KMS key for the bucket, the topic, the queue, the functions' logs and what training writes. Its policy must hold what the output kms_key_policy says. null: AWS's own keys."
+  description = "Your own KMS key for the bucket, the topic, the queue, the functions' logs and everything that training writes. Its policy must contain the output kms_key_policy. null: AWS's own keys."
   default     = null
 
   validation {
@@ -266,29 +266,29 @@ variable "kms_key_arn" {
 
 variable "label_column" {
   type        = string
-  description = "CSV column that holds the label."
+  description = "CSV column with the label."
   default     = "label"
 
   validation {
     condition     = can(regex("^[^[:cntrl:]]{1,256}$", var.label_column)) && trimspace(var.label_column) == var.label_column
-    error_message = "label_column must be 1 to 256 characters without line breaks or surrounding spaces."
+    error_message = "label_column must be 1 to 256 characters without line breaks or spaces at either end."
   }
 }
 
 variable "latency_alarm_milliseconds" {
   type        = number
-  description = "Average time a model on instances may take to answer before its alarm goes off."
+  description = "Average response time of a model on instances above which its alarm goes off."
   default     = 5000
 
   validation {
     condition     = var.latency_alarm_milliseconds >= 1 && var.latency_alarm_milliseconds <= 60000
-    error_message = "latency_alarm_milliseconds must be from 1 to 60000: SageMaker gives a model 60 seconds."
+    error_message = "latency_alarm_milliseconds must be from 1 to 60000: SageMaker waits 60 seconds for a model's response."
   }
 }
 
 variable "log_level" {
   type        = string
-  description = "Level of the functions' own log records."
+  description = "Level of the functions' own log messages."
   default     = "INFO"
 
   validation {
@@ -299,7 +299,7 @@ variable "log_level" {
 
 variable "log_retention_days" {
   type        = number
-  description = "Days for which the functions' logs are kept."
+  description = "How many days the functions' logs are kept."
   default     = 30
 
   # The values that CloudWatch Logs accepts.
@@ -314,34 +314,34 @@ variable "log_retention_days" {
 
 variable "manage_bucket_notification" {
   type        = bool
-  description = "With create_bucket = false: whether Terraform switches the existing bucket's EventBridge notification on. That replaces every other notification of the bucket, so `make deploy` refuses where there are any."
+  description = "With create_bucket = false: let Terraform turn on the existing bucket's EventBridge notification. That replaces all its other notifications, so `make deploy` refuses if there are any."
   default     = false
 
   validation {
     condition     = !var.manage_bucket_notification || !var.create_bucket
-    error_message = "manage_bucket_notification is for an existing bucket (create_bucket = false): a bucket of the stack's own always sends its events."
+    error_message = "manage_bucket_notification is only for an existing bucket (create_bucket = false): a bucket that the stack creates always sends its events."
   }
 }
 
 variable "max_concurrent_training_jobs" {
   type        = number
-  description = "Training jobs of the stack that may run at the same time. Further uploads wait, and are started as jobs end."
+  description = "How many training jobs of the stack may run at once. Further uploads wait and start as jobs end."
   default     = 2
 
   validation {
     condition     = floor(var.max_concurrent_training_jobs) == var.max_concurrent_training_jobs && var.max_concurrent_training_jobs >= 1 && var.max_concurrent_training_jobs <= 100
-    error_message = "max_concurrent_training_jobs must be a whole number from 1 to 100. To start none at all: make pause."
+    error_message = "max_concurrent_training_jobs must be a whole number from 1 to 100. To stop all training, run `make pause`."
   }
 }
 
 variable "max_training_jobs_per_day" {
   type        = number
-  description = "Training jobs that the stack may start on one day (UTC). Further uploads wait for the next day, the newest of each model first."
+  description = "How many training jobs the stack may start per day (UTC). Further uploads wait for the next day. Uploads always start oldest first."
   default     = 20
 
   validation {
     condition     = floor(var.max_training_jobs_per_day) == var.max_training_jobs_per_day && var.max_training_jobs_per_day >= 1 && var.max_training_jobs_per_day <= 1000
-    error_message = "max_training_jobs_per_day must be a whole number from 1 to 1000. To start none at all: make pause."
+    error_message = "max_training_jobs_per_day must be a whole number from 1 to 1000. To stop all training, run `make pause`."
   }
 }
 
@@ -350,43 +350,43 @@ variable "model_thresholds" {
     max = optional(number)
     min = optional(number)
   })))
-  description = "Thresholds of single models, by model name. A model named here is judged by its own set instead of thresholds."
+  description = "Thresholds for individual models, by model name. A model listed here is judged by these instead of thresholds."
   default     = {}
 
   validation {
     condition     = alltrue([for model in keys(var.model_thresholds) : can(regex("^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$", model))])
-    error_message = "model_thresholds: model names are 1 to 32 of a-z, 0-9 and dashes, beginning and ending with a letter or digit."
+    error_message = "model_thresholds: each model name must be 1 to 32 of a-z, 0-9 and dashes, starting and ending with a letter or digit."
   }
 
   validation {
     condition     = alltrue([for checks in values(var.model_thresholds) : length(checks) > 0])
-    error_message = "model_thresholds: every model needs at least one threshold; without one, anything would pass."
+    error_message = "model_thresholds: each model needs at least one threshold; otherwise anything would pass."
   }
 
   validation {
     condition = alltrue(flatten([for checks in values(var.model_thresholds) : [
       for metric, check in checks : can(regex("^[A-Za-z][A-Za-z0-9_]{0,63}$", metric)) && anytrue([check.min != null, check.max != null])
     ]]))
-    error_message = "model_thresholds: every metric is a name of letters, digits and underscores with min, max or both."
+    error_message = "model_thresholds: each metric must be a name of at most 64 letters, digits and underscores, starting with a letter, with min, max or both."
   }
 
   validation {
     condition = alltrue(flatten([for checks in values(var.model_thresholds) : [
       for check in values(checks) : check.min == null || check.max == null ? true : check.min <= check.max
     ]]))
-    error_message = "model_thresholds: a min above its max can never pass."
+    error_message = "model_thresholds: no value passes a min above its max."
   }
 
-  # A function's environment ends at 4096 bytes: https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
+  # A function's environment is limited to 4096 bytes: https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
   validation {
     condition     = length(jsonencode(var.thresholds)) + length(jsonencode(var.model_thresholds)) <= 3072
-    error_message = "thresholds and model_thresholds are too long together: they must fit a function's environment (3072 characters as JSON)."
+    error_message = "thresholds and model_thresholds are too long: together they must fit into a function's environment (3072 characters as JSON)."
   }
 }
 
 variable "noncurrent_version_retention_days" {
   type        = number
-  description = "Days for which overwritten and deleted versions of objects are kept."
+  description = "How many days overwritten and deleted object versions are kept."
   default     = 30
 
   validation {
@@ -397,7 +397,7 @@ variable "noncurrent_version_retention_days" {
 
 variable "notification_emails" {
   type        = list(string)
-  description = "Addresses that get an email at every step. Each one must confirm the message that AWS sends first."
+  description = "Addresses that get an email at every step. Each must first confirm the message that AWS sends."
   default     = []
 
   validation {
@@ -408,35 +408,35 @@ variable "notification_emails" {
 
 variable "package_dir" {
   type        = string
-  description = "Folder with the packages: those of a release, or what `make package` builds. null: build/ beside this folder."
+  description = "Folder with the packages: those of a release, or those that `make package` builds. null: build/ next to this folder."
   default     = null
 }
 
 variable "project" {
   type        = string
-  description = "Value of the tag Project, on everything that Terraform and the functions create."
+  description = "Value of the Project tag on everything that Terraform and the functions create."
   default     = "atml"
 
   validation {
     condition     = can(regex("^[A-Za-z0-9_.:/=+@-]{1,128}$", var.project)) && !startswith(lower(var.project), "aws:")
-    error_message = "project must be 1 to 128 letters, digits and _ . : / = + @ - and not begin with aws:."
+    error_message = "project must be 1 to 128 letters, digits and _ . : / = + @ -, and must not begin with aws:."
   }
 }
 
 variable "raw_model_retention_days" {
   type        = number
-  description = "Days for which what training jobs wrote (models/raw/) is kept. Approved models are copies and stay."
+  description = "How many days the output of training jobs (models/raw/) is kept. Approved models are copies and stay."
   default     = 30
 
   validation {
     condition     = floor(var.raw_model_retention_days) == var.raw_model_retention_days && var.raw_model_retention_days >= 7
-    error_message = "raw_model_retention_days must be a whole number of at least 7: an artifact must outlive its evaluation."
+    error_message = "raw_model_retention_days must be a whole number of at least 7: a model must still exist when it is evaluated."
   }
 }
 
 variable "serverless_max_concurrency" {
   type        = number
-  description = "Requests that a serverless endpoint answers at the same time."
+  description = "How many requests a serverless endpoint handles at once."
   default     = 5
 
   validation {
@@ -447,7 +447,7 @@ variable "serverless_max_concurrency" {
 
 variable "serverless_memory_mb" {
   type        = number
-  description = "Memory of a serverless endpoint, in MB. AWS refuses more than 3072 to new accounts."
+  description = "Memory of a serverless endpoint, in MB. AWS limits new accounts to 3072."
   default     = 3072
 
   validation {
@@ -458,56 +458,56 @@ variable "serverless_memory_mb" {
 
 variable "snapshot_retention_days" {
   type        = number
-  description = "Days for which the exact data of every training job (data/snapshots/) is kept."
+  description = "How many days the exact data of each training job (data/snapshots/) is kept."
   default     = 365
 
   validation {
     condition     = floor(var.snapshot_retention_days) == var.snapshot_retention_days && var.snapshot_retention_days >= 30
-    error_message = "snapshot_retention_days must be a whole number of at least 30: SageMaker may run a job for 28 days."
+    error_message = "snapshot_retention_days must be a whole number of at least 30: a SageMaker job can run for 28 days."
   }
 }
 
 variable "sweep_schedule" {
   type        = string
-  description = "How often the functions look for what an event that never came has left behind: an EventBridge rate() or cron() (UTC)."
+  description = "How often the functions catch up on events that never arrived: an EventBridge rate() or cron() expression (UTC)."
   default     = "rate(15 minutes)"
 
   # https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-scheduled-rule-pattern.html
   validation {
     condition     = can(regex("^(rate\\((1 (minute|hour|day)|([2-9]|[1-9][0-9]{1,4}) (minutes|hours|days))\\)|cron\\([0-9A-Za-z*/,?#L -]{11,200}\\))$", var.sweep_schedule))
-    error_message = "sweep_schedule must be such as rate(15 minutes), rate(1 hour) or cron(0/30 * * * ? *): singular for 1, plural above."
+    error_message = "sweep_schedule must be an expression such as rate(15 minutes), rate(1 hour) or cron(0/30 * * * ? *), with a singular unit for 1 and a plural unit above."
   }
 }
 
 variable "tags" {
   type        = map(string)
-  description = "More tags for everything that Terraform creates, beside Project and Stack."
+  description = "Additional tags for everything that Terraform creates, besides Project and Stack."
   default     = {}
 
   validation {
     condition     = alltrue([for key in keys(var.tags) : !startswith(lower(key), "aws:") && length(key) <= 128]) && alltrue([for value in values(var.tags) : length(value) <= 256])
-    error_message = "tags: keys have at most 128 characters and do not begin with aws:, values at most 256."
+    error_message = "tags: each key must have at most 128 characters and not begin with aws:, each value at most 256 characters."
   }
 
   validation {
     condition     = length(var.tags) <= 40
-    error_message = "tags: at most 40, since AWS ends at 50 with those that the stack sets."
+    error_message = "tags: at most 40 are allowed, because AWS allows 50 together with those that the stack sets."
   }
 }
 
 variable "text_column" {
   type        = string
-  description = "CSV column that holds the text."
+  description = "CSV column with the text."
   default     = "text"
 
   validation {
     condition     = can(regex("^[^[:cntrl:]]{1,256}$", var.text_column)) && trimspace(var.text_column) == var.text_column
-    error_message = "text_column must be 1 to 256 characters without line breaks or surrounding spaces."
+    error_message = "text_column must be 1 to 256 characters without line breaks or spaces at either end."
   }
 
   validation {
     condition     = var.text_column != var.label_column
-    error_message = "text_column and label_column must be two different columns."
+    error_message = "text_column and label_column must be different columns."
   }
 }
 
@@ -516,7 +516,7 @@ variable "thresholds" {
     max = optional(number)
     min = optional(number)
   }))
-  description = "What a model must reach on its hold-out to be approved: metrics of metrics.json, each with min, max or both."
+  description = "What a model must reach on its hold-out to be approved: metrics from metrics.json, each with min, max or both."
   default = {
     accuracy = { min = 0.8 }
     macro_f1 = { min = 0.7 }
@@ -524,38 +524,38 @@ variable "thresholds" {
 
   validation {
     condition     = length(var.thresholds) > 0
-    error_message = "thresholds needs at least one metric; without one, anything would pass."
+    error_message = "thresholds needs at least one metric; otherwise anything would pass."
   }
 
   validation {
     condition = alltrue([
       for metric, check in var.thresholds : can(regex("^[A-Za-z][A-Za-z0-9_]{0,63}$", metric)) && anytrue([check.min != null, check.max != null])
     ])
-    error_message = "thresholds: every metric is a name of letters, digits and underscores with min, max or both."
+    error_message = "thresholds: each metric must be a name of at most 64 letters, digits and underscores, starting with a letter, with min, max or both."
   }
 
   validation {
     condition = alltrue([
       for check in values(var.thresholds) : check.min == null || check.max == null ? true : check.min <= check.max
     ])
-    error_message = "thresholds: a min above its max can never pass."
+    error_message = "thresholds: no value passes a min above its max."
   }
 }
 
 variable "training_image" {
   type        = string
-  description = "Own training image in ECR, in the same region. null: AWS's for CPU or GPU, by training_instance_type."
+  description = "Your own training image in ECR, in the stack's region. null: AWS's image for CPU or GPU, depending on training_instance_type."
   default     = null
 
   validation {
     condition     = var.training_image == null || can(regex("^[0-9]{12}\\.dkr\\.ecr\\.${local.region}\\.[a-z.]+/[a-z0-9._/-]+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.training_image))
-    error_message = "training_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker pulls from its own region only."
+    error_message = "training_image must be <account>.dkr.ecr.<the stack's region>.amazonaws.com/<repository>:<tag> (or @sha256:...): SageMaker only pulls from its own region."
   }
 }
 
 variable "training_instance_type" {
   type        = string
-  description = "Instance type of the training jobs. The training image (CPU or GPU) follows it. New accounts have a GPU quota of 0."
+  description = "Instance type of the training jobs. It also selects the training image (CPU or GPU). New accounts have a GPU quota of 0."
   default     = "ml.m5.xlarge"
 
   validation {
@@ -565,13 +565,13 @@ variable "training_instance_type" {
 
   validation {
     condition     = var.training_image != null || !can(regex("^ml\\.(trn|inf|[a-z]+[0-9]+gd?n?\\.)", var.training_instance_type))
-    error_message = "The training images run on x86 CPUs and NVIDIA GPUs: a Trainium, Inferentia or Graviton training_instance_type needs a training_image of its own."
+    error_message = "The training images only run on x86 CPUs and NVIDIA GPUs: set training_image for a Trainium, Inferentia or Graviton training_instance_type."
   }
 }
 
 variable "training_max_runtime_seconds" {
   type        = number
-  description = "SageMaker stops a training job after this time, which bounds what one job can cost."
+  description = "SageMaker stops a training job after this many seconds, which caps the cost of one job."
   default     = 7200
 
   validation {
@@ -582,7 +582,7 @@ variable "training_max_runtime_seconds" {
 
 variable "training_volume_gb" {
   type        = number
-  description = "Disk of a training instance, in GB. Instance types with disks of their own refuse more than they have."
+  description = "Disk size of a training instance, in GB. Instance types with built-in disks allow no more than they have."
   default     = 30
 
   validation {

@@ -1,5 +1,5 @@
 terraform {
-  # Validation that looks at other variables came with 1.9.
+  # From 1.9 on, a validation can refer to other variables.
   required_version = ">= 1.9"
 
   required_providers {

@@ -26,6 +26,7 @@ def handlers() -> dict[str, ModuleType]:
     modules = {name: load_handler(name) for name in HANDLERS}
     for module in modules.values():
         module.CONFLICT_PAUSE_SECONDS = 0  # type: ignore[attr-defined]
+        module.COPY_THREADS = 1  # type: ignore[attr-defined]  # the calls of a copy in parts stay in order
     return modules
 
 
@@ -74,11 +75,10 @@ def make_world(
             for module in handlers.values():
                 module.settings.cache_clear()
                 monkeypatch.setattr(module, "client", world.client)
+                monkeypatch.setattr(module, "now", world.now)
             deployer = handlers["deployment_orchestrator"]
             monkeypatch.setattr(deployer, "runtime", lambda: world.sagemaker.runtime)
             monkeypatch.setattr(deployer, "CHECK_PAUSE_SECONDS", 0)
-            for name in ("training_orchestrator", "model_evaluator"):
-                monkeypatch.setattr(handlers[name], "now", world.now)
             return world
 
         yield fresh

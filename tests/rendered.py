@@ -32,6 +32,11 @@ CALLER_IDENTITY = """<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com
 </GetCallerIdentityResponse>"""
 
 
+def function_address(name: str, resource: str = "aws_lambda_function") -> str:
+    """Where Terraform keeps a function, or what belongs to it, by the name of its folder under lambda/."""
+    return f"module.lambda_{name}.module.function.{resource}.this"
+
+
 class Plan:
     """A plan as JSON: what it would create, by address, and how that was configured."""
 

@@ -1,23 +1,20 @@
 """Deployment orchestrator: brings a model's endpoint to the newest approved model, one step at a time.
 
-Triggers: EventBridge, S3 "Object Created" under models/approved/, SageMaker "Endpoint State Change", and a schedule
-({"source": "sweep"}: every model in turn). Whatever the event, it looks at the world: which model is the newest
-approved one, what the endpoint serves, what the deployment records say was asked for; then it takes the next step,
-tells people and returns. It never waits for an endpoint, never touches one that is not this stack's, never retries
-a model that was rolled back, and never undoes what a person did: an endpoint that somebody deleted stays deleted.
+Triggers, all through EventBridge: S3 "Object Created" under models/approved/, SageMaker "Endpoint State Change", and a
+schedule ({"source": "sweep"}: every model in turn).
 
-A deployment record goes through these states (they are its lock, too: every change is a conditional write):
+Whatever the event, it looks at the world: which model is the newest approved one, what the endpoint serves, what the
+deployment records say was asked for. Then it takes the next step, emails people and returns. It never waits for an
+endpoint, never touches one that is not this stack's, and never retries a model that was rolled back. It never undoes
+what a person did: an endpoint that somebody deleted stays deleted.
 
-  requested ─▶ started ─▶ settling ─▶ confirmed | rolled back | failed | superseded
-      └─▶ waiting (asked at a bad moment: the next event or sweep asks again)
-
-A person's command makes a record "withdrawn" (never again) or "waiting" (asked for). "removed" is one whose model
-and endpoint config were cleaned up. When the endpoint serves a model that is not to be served, or had to be deleted,
-the newest confirmed one is asked for again: its record begins anew, and says what it "restores".
+Every deployment has a record, models/deployments/<endpoint config>.json, which goes through STATES. Every change to it
+is a conditional write, so it is the lock as well.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -29,89 +26,75 @@ import re
 import tarfile
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-SNAPSHOT_PREFIX = "data/snapshots/"
-APPROVED_PREFIX = "models/approved/"
-DECISION_PREFIX = "models/decisions/"
-DEPLOYMENT_PREFIX = "models/deployments/"
-PAUSED_KEY = "control/paused.json"
-DEFAULT_MODEL = "default"
-MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
-APPROVED_KEY = re.compile(
-    rf"{APPROVED_PREFIX}(?P<model>{MODEL_NAME.pattern})/"
-    r"(?P<job>training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8})/model\.tar\.gz"
-)
-VARIANT_NAME = "AllTraffic"
+# State: (what it means; where this function may take a deployment from there). A person's command may take any record
+# to "withdrawn" (make rollback), and to "waiting" or "requested" (make rollback to that model, make resume).
+STATES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "new": ("approved; not recorded yet", ("requested", "held")),
+    "requested": ("SageMaker is being asked, by whoever wrote this", ("started", "waiting", "failed")),
+    "started": ("SageMaker works on it", ("confirmed", "rolled back", "failed", "superseded", "held")),
+    "waiting": ("it was refused for now, or the attempt failed: retried", ("requested", "started", "held")),
+    "held": ("somebody deleted the endpoint: waits for make resume", ("requested", "started")),
+    "confirmed": ("it was in service, and answered as in training", ("requested", "removed")),
+    "superseded": ("somebody else's update overtook it", ("requested", "removed")),
+    "rolled back": ("it did not come up, or gave other answers than in training: never again", ()),
+    "failed": ("it cannot be deployed: never again", ()),
+    "withdrawn": ("a person said no to the model: never again", ()),
+    "removed": ("it was live; its model and endpoint config were cleaned up", ()),
+}
+OPEN = ("requested", "started")
+UNSETTLED = (*OPEN, "waiting", "held")
+BAD = ("rolled back", "failed", "withdrawn")
+NOT_AGAIN = (*BAD, "removed")
+# The outcome of a step after which there may be more to do at once.
+AGAIN = "look again"
 
-SCHEMA = 1
 # Enough to see whether a gzip tar begins here and has a file in it.
 ARTIFACT_HEAD_BYTES = 64 * 1024
-TAR_BLOCK_BYTES = 512
-# Longer than the longest function timeout (900 s), so that whoever held an expired lease is dead.
-LEASE_SECONDS = 20 * 60
-# SageMaker's reads are eventually consistent (CreateEndpoint reference): a new endpoint may not be seen at once.
+ARTIFACT_HEAD_UNPACKED_BYTES = 1024 * 1024
+# SageMaker's reads are eventually consistent (CreateEndpoint reference): a new endpoint may not be visible at once.
 VISIBLE_SECONDS = 60
-# Conditional writes of one object that meet each other; a lasting conflict is an error.
-CONFLICT_TRIES = 5
-CONFLICT_PAUSE_SECONDS = 0.2
-# SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
-SUBJECT_MAX_CHARACTERS = 99
-MESSAGE_MAX_BYTES = 262_144
-
-# Approved models that are looked at, newest first: bounds what one invocation reads.
+# How many approved models are looked at, newest first: bounds what one invocation reads.
 LOOK_BACK_MODELS = 50
-# Steps that one invocation takes for one model; the sweep goes on from there.
+# How many steps one invocation takes for one model; the sweep continues from there.
 STEPS_MAX = 20
-# What is refused is asked again at each event and sweep: a week of them, at the default of one in 15 minutes.
-TRIES_MAX = 7 * 24 * 4
-
 # The same weights on another machine, with other kernels or another padding, move a score by 0.001, at half
-# precision by 0.01; other weights move most of them by much more.
+# precision by 0.01. Other weights move most scores by much more.
 SCORE_TOLERANCE = 0.05
-# Labels whose scores nearly tie may change places by that; with weights that are the right ones, hardly ever.
+# Labels whose scores nearly tie may swap places within that tolerance. With the right weights, few do.
 TIES_MAX_SHARE = 0.1
-CHECK_ASKS = 3
+CHECK_ATTEMPTS = 3
 CHECK_PAUSE_SECONDS = 2.0
-# A container has 60 seconds to answer (developer guide, inference code); three times that fits the function's 300.
+# A container has 60 seconds to answer (developer guide, inference code). Three attempts fit the function's 300.
 INVOKE_READ_SECONDS = 65
-# A model that answers with timeouts or server errors may be starting still, for this long after the endpoint settled.
-# As long, a denial to ask it fails the function (retries, alarm); then the deployment counts, and its email says so.
+# For this long after the endpoint settled, a timeout or server error may mean that the model is still starting, and a
+# denied call that a new policy has not spread yet: the function fails, and is retried.
 CHECK_PATIENCE_SECONDS = 10 * 60
 
-OPEN = ("requested", "started", "settling")
-SETTLED = ("InService", "UpdateRollbackFailed")
-NOT_AGAIN = ("rolled back", "failed", "withdrawn", "removed")
-AGAIN = "look again"
-HELD = "the endpoint was deleted by hand"
 
-log = logging.getLogger()
-# It logs where it found credentials and endpoints, at INFO.
-logging.getLogger("botocore").setLevel(logging.WARNING)
+class CannotDeploy(Exception):
+    """The model cannot be deployed now. The text, for people, says why.
 
+    state: "busy" while somebody else changes the endpoint, "waiting" when it is refused for now, "failed" for good.
+    """
 
-class ConfigError(ValueError):
-    """An environment variable is missing or malformed; the text names it."""
-
-
-class EventError(ValueError):
-    """The event lacks a field or has one of another type; the text names it."""
-
-
-class ArtifactError(Exception):
-    """The approved artifact cannot be deployed; the text is a reason that a person can read."""
+    def __init__(self, state: str, reason: str = "") -> None:
+        super().__init__(reason)
+        self.state = state
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the function reads from its environment, once. Memory in MB."""
+    """What the function reads from its environment, once: each field from the variable of its name. Memory in MB."""
 
     bucket: str
     project: str
@@ -130,24 +113,19 @@ class Settings:
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
         """Read the settings. Raises ConfigError naming the variable that is missing or malformed."""
-        endpoint_type = required(env, "ENDPOINT_TYPE")
-        if endpoint_type not in ("serverless", "instance"):
-            raise ConfigError(f"ENDPOINT_TYPE must be serverless or instance, not {endpoint_type!r}")
-        return cls(
-            bucket=required(env, "BUCKET"),
-            project=required(env, "PROJECT"),
-            topic_arn=required(env, "TOPIC_ARN"),
-            endpoint_name=required(env, "ENDPOINT_NAME"),
-            model_role_arn=required(env, "MODEL_ROLE_ARN"),
-            inference_image=required(env, "INFERENCE_IMAGE"),
-            endpoint_type=endpoint_type,
-            serverless_memory_mb=positive_int(env, "SERVERLESS_MEMORY_MB"),
-            serverless_max_concurrency=positive_int(env, "SERVERLESS_MAX_CONCURRENCY"),
-            endpoint_instance_type=required(env, "ENDPOINT_INSTANCE_TYPE"),
-            endpoint_instance_count=positive_int(env, "ENDPOINT_INSTANCE_COUNT"),
-            keep_models=positive_int(env, "KEEP_MODELS"),
-            deployment_policy=json_object(env, "DEPLOYMENT_POLICY"),
-        )
+        read: dict[Any, Any] = {"str": required, "int": positive_int, "dict[str, Any]": json_object}
+        config = cls(**{item.name: read[item.type](env, item.name.upper()) for item in dataclasses.fields(cls)})
+        if config.endpoint_type not in ("serverless", "instance"):
+            raise ConfigError(f"ENDPOINT_TYPE must be serverless or instance, not {config.endpoint_type!r}")
+        return config
+
+    @property
+    def capacity(self) -> str:
+        """What an endpoint runs on, in words."""
+        if self.endpoint_type == "serverless":
+            most = self.serverless_max_concurrency
+            return f"serverless, {self.serverless_memory_mb} MB, up to {most} concurrent requests"
+        return f"{self.endpoint_instance_count} x {self.endpoint_instance_type}"
 
     def endpoint_of(self, model: str) -> str:
         """The name of a model's endpoint."""
@@ -155,74 +133,1024 @@ class Settings:
 
     def model_of(self, endpoint: str) -> str | None:
         """The model that an endpoint's name stands for; None when it is no name of this stack's."""
-        if endpoint == self.endpoint_name:
-            return DEFAULT_MODEL
-        model = endpoint.removeprefix(f"{self.endpoint_name}-")
-        return model if model != endpoint and model != DEFAULT_MODEL and MODEL_NAME.fullmatch(model) else None
+        model = DEFAULT_MODEL if endpoint == self.endpoint_name else endpoint.removeprefix(f"{self.endpoint_name}-")
+        return model if MODEL_NAME.fullmatch(model) and self.endpoint_of(model) == endpoint else None
 
 
-@dataclass(frozen=True)
-class Approved:
-    """An approved model artifact as the listing shows it; size in bytes."""
+# --- what comes in ----------------------------------------------------------------------------------
 
+
+def model_of_event(event: Mapping[str, Any], config: Settings) -> str | None:
+    """The model whose endpoint the event concerns; None when it is not this stack's. Raises EventError."""
+    detail = field(event, "detail", dict)
+    if event.get("source") != "aws.s3":
+        return config.model_of(field(detail, "EndpointName", str))
+    if field(field(detail, "bucket", dict), "name", str) != config.bucket:
+        return None
+    match = APPROVED_KEY.fullmatch(field(field(detail, "object", dict), "key", str))
+    return match["model"] if match else None
+
+
+def approved_models(config: Settings, model: str) -> list[Record]:
+    """A new record for each approved artifact of a model, newest first; other names there are logged and ignored."""
+    found = []
+    pages = client("s3").get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=config.bucket, Prefix=f"{APPROVED_PREFIX}{model}/"):
+        for item in page.get("Contents", []):
+            if match := APPROVED_KEY.fullmatch(item["Key"]):
+                found.append(new_record(config, model, match["job"], item["ETag"].strip('"'), item["Size"]))
+            else:
+                log.warning("not the model artifact of a training job, ignored", extra={"key": item["Key"]})
+    return sorted(found, key=lambda record: record.job, reverse=True)[:LOOK_BACK_MODELS]
+
+
+def describe_endpoint(name: str) -> dict[str, Any] | None:
+    """The endpoint as it is now; None when there is none."""
+    try:
+        return dict(client("sagemaker").describe_endpoint(EndpointName=name))
+    except ClientError as error:
+        if is_missing(error):
+            return None
+        raise
+
+
+def is_missing(error: ClientError) -> bool:
+    """Whether SageMaker says that the thing does not exist: a ValidationException with a text of its own."""
+    return error_code(error) == "ValidationException" and error_message(error).startswith("Could not find")
+
+
+def last_modified(endpoint: Mapping[str, Any] | None) -> str | None:
+    return endpoint["LastModifiedTime"].astimezone(UTC).isoformat() if endpoint else None
+
+
+# --- deployment records -----------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Deployment:
+    """A deployment record: what was asked of an endpoint, and what became of it. Times are ISO 8601, UTC.
+
+    Written here; changed by make rollback and make resume; read by make status, and by the training orchestrator,
+    which looks for the live model.
+    """
+
+    config: str  # the endpoint config, which also names the record
+    endpoint: str
     model: str
+    model_name: str  # of the SageMaker model
     job: str
-    key: str
-    etag: str
-    size: int
+    artifact: dict[str, Any]  # key, etag, size in bytes
+    requests: dict[str, Any]  # model, config: the CreateModel and CreateEndpointConfig requests
+    schema: int
+    state: str = "new"  # one of STATES
+    by: str = ""  # who changed the record last: a request id, or the ARN of a person
+    at: str = ""  # when
+    reason: str = ""  # why it is in its state; of one that is requested or waiting, what the last attempt met
+    tries: int = 0  # attempts (events) that failed; those that were refused count up to EAGER_TRIES
+    endpoint_last_modified: str | None = None  # of the endpoint, before SageMaker was asked
+    previous_config: str | None = None  # what the endpoint served then
+    restores: str = ""  # of a model that comes back, after what: "the endpoint had failed"
+    started_at: str = ""  # when SageMaker began
+    ended: str | None = ""  # the endpoint's last-modified time when SageMaker had ended
+    checked: str = ""  # what the golden rows showed
+    cleaned: bool = True  # False: older models are still to be cleaned up
+    deleted_by: str = ""  # "pipeline" when the pipeline deleted the endpoint of this deployment
+    # What people were emailed: {what: {by, at, done}}; while done is False, the invocation `by` is sending it.
+    emails: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    gone: bool = False  # whether its model and endpoint config were deleted
+    withdrawn: dict[str, str] | None = None  # by make rollback: by, at, reason, to (the job to go back to)
 
 
-@dataclass
-class Record:
-    """A deployment record with the ETag under which it was read."""
+@dataclass(kw_only=True)
+class Record(Deployment):
+    """A deployment record with the ETag under which it was read; "" for one that is not written yet."""
 
-    data: dict[str, Any]
-    etag: str
+    etag: str = ""
+
+    def failed_with(self, endpoint: Mapping[str, Any]) -> bool:
+        """Whether the endpoint is as this deployment left it when it failed."""
+        return self.state == "failed" and self.ended == last_modified(endpoint)
+
+    def emailed(self, what: str) -> bool:
+        return what in self.emails and self.emails[what]["done"]
+
+    def leased_by_another(self, request_id: str) -> bool:
+        """Whether another invocation, which may still be alive, asks SageMaker or sends an email for this record."""
+        leases = [email for email in self.emails.values() if not email["done"]]
+        leases += [{"by": self.by, "at": self.at}] if self.state == "requested" else []
+        return any(leased_by_another(lease, request_id) for lease in leases)
+
+
+def read_record(bucket: str, key: str) -> Record | None:
+    """The deployment record under a key; None where there is none."""
+    data, etag = read_json(bucket, key)
+    return None if data is None or etag is None else Record(**up_to_date(data), etag=etag)
+
+
+def up_to_date(old: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record, whatever version wrote it. Schema 1 had more states, and a flag for each email."""
+    new = {name: value for name, value in old.items() if name in Deployment.__dataclass_fields__}
+    if old["schema"] == SCHEMA:
+        return new
+    state, reason, restores = old["state"], old.get("reason", ""), old.get("restores", "")
+    held = state == "waiting" and reason == DELETED_BY_HAND
+    deleted = held or (old.get("deleted") == "somebody" and state != "waiting")
+    outage = old.get("outage") or {"since": "", "told": False}
+    sent = {
+        "started": old.get("replaces") == "create",
+        "deleted by hand": deleted and old.get("told") != "telling",
+        f"waiting: {cause(reason)}": state == "waiting" and reason != "" and not held,
+        f"out of service since {outage['since']}": outage["told"],
+    }
+    emails = {what: {"by": old["by"], "at": old["at"], "done": True} for what, done in sent.items() if done}
+    deleted_by = "pipeline" if old.get("deleted") == "pipeline" else ""
+    new = {"emails": emails, "deleted_by": deleted_by} | new
+    if state == "settling":
+        # Whichever email is being sent.
+        new |= {"state": "started", "emails": {"settling": {"by": old["by"], "at": old["at"], "done": False}}}
+    elif held:
+        new["state"] = "held"
+    elif state == "requested" and old.get("replaces") == "delete":
+        new["state"] = "waiting"
+    elif state == "removed" and old.get("was") in BAD:
+        new["state"] = old["was"]
+    if restores and " " not in restores:
+        new["restores"] = back_after(restores, old["config"])
+    return new | {"schema": SCHEMA, "tries": min(old.get("tries", 0), EAGER_TRIES)}
+
+
+def newest_started(records: Iterable[Record]) -> Record | None:
+    """The record whose deployment SageMaker began last."""
+    return max((r for r in records if r.started_at), key=lambda record: record.started_at, default=None)
+
+
+# --- the steps --------------------------------------------------------------------------------------
+
+
+def reconcile_all(config: Settings, request_id: str) -> str:
+    """Reconcile every model that has approved artifacts, which finishes what a lost event left; returns how many.
+
+    One model's error does not keep the others waiting: the first error is raised after the last model.
+    """
+    pages = client("s3").get_paginator("list_objects_v2")
+    folders = [
+        item["Prefix"].removeprefix(APPROVED_PREFIX).rstrip("/")
+        for page in pages.paginate(Bucket=config.bucket, Prefix=APPROVED_PREFIX, Delimiter="/")
+        for item in page.get("CommonPrefixes", [])
+    ]
+    errors: list[Exception] = []
+    for model in filter(MODEL_NAME.fullmatch, folders):
+        try:
+            reconcile(config, model, request_id)
+        except (BotoCoreError, ClientError) as error:
+            log.exception("sweep: model not reconciled", extra={"model": model})
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return f"{len(folders)} models swept"
+
+
+def reconcile(config: Settings, model: str, request_id: str) -> str:
+    """Bring a model's endpoint as far towards the newest approved model as it goes now; returns that in a word."""
+    for _ in range(STEPS_MAX):
+        outcome = Step(config, model, request_id).take()
+        if outcome != AGAIN:
+            break
+    log.info("endpoint handled: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
+    return outcome
+
+
+class Step:
+    """One look at a model's endpoint, and the step that follows from it towards the newest approved model.
+
+    Its parts return the outcome in a word; AGAIN when there may be more to do at once.
+    """
+
+    def __init__(self, config: Settings, model: str, request_id: str) -> None:
+        self.config, self.request_id, self.name = config, request_id, config.endpoint_of(model)
+        self.approved = approved_models(config, model)
+        self.endpoint = describe_endpoint(self.name) if self.approved else None
+        # The approved models down to the newest that was confirmed, each with its records.
+        self.considered: list[tuple[Record, list[Record]]] = []
+
+    def take(self) -> str:
+        for new in self.approved:
+            found = self.records_of(new)
+            for record in found:
+                if record.state in UNSETTLED and self.settle(record):
+                    # Whatever arrived meanwhile found this deployment open and left: look again on its behalf.
+                    return AGAIN
+            self.considered.append((new, found))
+            if any(record.state == "confirmed" for record in found):
+                break
+        if not self.approved:
+            return "nothing approved"
+        outcome = self.without_endpoint() if self.endpoint is None else self.with_endpoint(self.endpoint)
+        if outcome in ("waiting", "busy"):
+            # What was approved while this one was in hand was left to us.
+            newest = approved_models(self.config, self.approved[0].model)[0]
+            return AGAIN if newest.job > self.approved[0].job else outcome
+        return outcome
+
+    def records_of(self, new: Record) -> list[Record]:
+        """The deployment records of an approved model on the endpoint: one for each set of settings."""
+        keys = list_keys(self.config.bucket, f"{DEPLOYMENT_PREFIX}{new.job}-")
+        found = (read_record(self.config.bucket, key) for key in keys)
+        return [record for record in found if record is not None and record.endpoint == self.name]
 
     @property
-    def state(self) -> str:
-        return str(self.data["state"])
+    def records(self) -> list[Record]:
+        return [record for _, found in self.considered for record in found]
 
-    @property
-    def config(self) -> str:
-        """The endpoint config whose deployment this is."""
-        return str(self.data["config"])
+    def with_endpoint(self, endpoint: Mapping[str, Any]) -> str:
+        """There is an endpoint: leave it, delete it, or bring it to a model."""
+        status, served, last = endpoint["EndpointStatus"], endpoint["EndpointConfigName"], newest_started(self.records)
+        if status == "OutOfService":
+            self.report_outage(endpoint, last)
+        if status not in ("InService", "UpdateRollbackFailed", "Failed"):
+            return f"busy: {status}"
+        if any(record.state in OPEN for record in self.records):
+            return "under way"
+        # A rollback that failed leaves a mix of both models. One after a person's update is theirs to fix.
+        if status == "Failed" or (status == "UpdateRollbackFailed" and last and last.failed_with(endpoint)):
+            return self.take_down(endpoint, last)
+        choice = self.choose()
+        if choice is not None and choice.config == served:
+            if choice.state == "confirmed" and not choice.cleaned:
+                self.clean_up(choice, endpoint)
+            return "in service"
+        known = next((record for record in self.records if record.config == served), None)
+        bad = known or read_record(self.config.bucket, f"{DEPLOYMENT_PREFIX}{served}.json")
+        if bad is not None and bad.state in BAD:
+            choice = self.choose(as_it_was=True)
+            if choice is None and bad.state != "withdrawn":
+                return self.take_down(endpoint, last or bad)
+        elif choice is not None and choice.state in ("confirmed", "superseded"):
+            # It was live, or on its way, and somebody switched the endpoint. That is theirs to undo.
+            return "left as somebody made it"
+        return self.deploy(choice) if choice else "nothing to deploy"
 
-    @property
-    def asked_for(self) -> bool:
-        """Whether it waits for its turn, and not for a person who deleted the endpoint."""
-        return self.state == "waiting" and self.data["reason"] != HELD
+    def without_endpoint(self) -> str:
+        """There is no endpoint: create one, unless a person deleted it."""
+        if any(record.state in OPEN for record in self.records):
+            return "under way"
+        last = newest_started(self.records)
+        by_us = last is None or last.deleted_by == "pipeline"
+        choice = self.choose(as_it_was=last is not None and by_us)
+        if choice is None and by_us:
+            return "nothing to deploy"
+        # It was asked for when there was no endpoint already.
+        asked = choice is not None and choice.state == "waiting" and choice.endpoint_last_modified is None
+        if choice is not None and (by_us or asked):
+            return self.deploy(choice)
+        if last is not None:
+            self.leave_deleted(choice, last)
+        return "deleted by hand"
 
-    @property
-    def is_withdrawn(self) -> bool:
-        """Whether a person said no to the model, even if it was cleaned up since."""
-        return "withdrawn" in (self.state, self.data.get("was"))
+    def leave_deleted(self, choice: Record | None, last: Record) -> None:
+        """A person deleted the endpoint: email that, once, and have the chosen model wait for them."""
+        is_news = not last.emailed("deleted by hand")
+        if choice is not None and choice.state in ("new", "waiting"):
+            # When the deletion is news, its email says enough.
+            lease = {"by": self.request_id, "at": now().isoformat(), "done": is_news}
+            self.begin(choice, "held", emails={"deleted by hand": lease}, reason=DELETED_BY_HAND)
+        if choice is not None and choice.state == "held":
+            self.email_once(choice, "deleted by hand", "held", alone=True)
+        if is_news:
+            live = next((record for record in self.records if record.state == "confirmed"), last)
+            self.email_once(last, "deleted by hand", about=live, alone=True)
 
-    @property
-    def age(self) -> float:
-        """Seconds since the record's last change."""
-        return (now() - datetime.fromisoformat(self.data["at"])).total_seconds()
+    def choose(self, *, as_it_was: bool = False) -> Record | None:
+        """The deployment of the newest approved model that may be deployed; None when there is none.
 
-    def in_hand(self, request_id: str) -> bool:
-        """Whether another invocation, which may still be alive, is working on this record."""
-        return self.data["by"] != request_id and self.age < LEASE_SECONDS
+        as_it_was: a model that was live comes back with the config that it had then, even if settings changed since.
+        """
+        for new, found in self.considered:
+            if any(record.state == "withdrawn" for record in found):
+                continue
+            record = next((record for record in found if record.config == new.config), new)
+            live = newest_started(record for record in found if record.state == "confirmed")
+            if live and (record.state in NOT_AGAIN or (as_it_was and record.state != "waiting")):
+                return live
+            if record.state not in NOT_AGAIN:
+                return record
+        return None
+
+    def deploy(self, record: Record) -> str:
+        """Ask SageMaker for a model on the endpoint.
+
+        The record is written before the call, with the endpoint as it was: after a crash it tells whether the call
+        was made.
+        """
+        if record.state == "waiting" and not due_again(record.tries, record.at):
+            return "waiting"
+        endpoint, last = self.endpoint, newest_started(other for other in self.records if other is not record)
+        more = {}
+        if record.state == "confirmed":
+            latest = newest_started(self.records) or record
+            more["restores"] = back_after(endpoint["EndpointConfigName"] if endpoint else latest.config, record.config)
+        if not self.begin(record, "requested", **more):
+            return "in hand"
+        try:
+            if endpoint is not None and not self.is_ours(endpoint["EndpointArn"]):
+                raise CannotDeploy("waiting", FOREIGN.format(endpoint=self.name))
+            if record.tries >= GIVE_UP_TRIES:
+                raise CannotDeploy("failed", f"{record.tries} attempts failed. The last error: {record.reason}")
+            check_artifact(self.config, record.artifact)
+            replaces = not ask_sagemaker(self.config, record, endpoint)
+        except CannotDeploy as obstacle:
+            return self.put_off(record, obstacle.state, str(obstacle))
+        except (BotoCoreError, ClientError) as error:
+            # It stays requested, as the call may have been made. The email on giving up quotes the reason.
+            self.move(record, "requested", reason=str(error))
+            raise
+        if endpoint is None or not replaces:
+            self.note_started(record)
+            return "started"
+        # It waits before the endpoint is deleted: whoever finds that gone, finds what is to follow.
+        self.email_once(record, "started", then=REPLACING)
+        is_gone = self.move(record, "waiting", tries=0) and self.delete(endpoint, last)
+        return "replacing" if is_gone else "in hand"
+
+    def begin(self, record: Record, state: str, **more: Any) -> bool:
+        """Begin a deployment, or begin it again; False when somebody else changed the record.
+
+        One that waited keeps what its attempts met and what people were emailed.
+        """
+        new: dict[str, Any] = {"started_at": "", "ended": "", "checked": "", "cleaned": True, "gone": False}
+        new |= {"deleted_by": "", "endpoint_last_modified": last_modified(self.endpoint)}
+        new["previous_config"] = self.endpoint["EndpointConfigName"] if self.endpoint else None
+        if record.state == "waiting":
+            new["emails"] = {what: email for what, email in record.emails.items() if email["done"]}
+        else:
+            new |= {"reason": "", "tries": 0, "restores": "", "emails": {}}
+        return self.move(record, state, **(new | more))
+
+    def put_off(self, record: Record, state: str, reason: str) -> str:
+        """Note why the model cannot be deployed (CannotDeploy), and email it once for each cause.
+
+        A refusal is not a failed attempt: it makes the next ones hourly, and is retried without end.
+        """
+        if state == "busy":
+            # The event that ends somebody else's change comes here.
+            self.move(record, "waiting", tries=0)
+            return state
+        what = f"waiting: {cause(reason)}" if state == "waiting" else state
+        self.email_once(record, what, state, reason=reason, then=endpoint_summary(self.endpoint))
+        self.move(record, state, reason=reason, tries=min(record.tries + 1, EAGER_TRIES))
+        return AGAIN if state == "failed" else state
+
+    def note_started(self, record: Record) -> bool:
+        """SageMaker was asked: email people, and note it; True when it was noted."""
+        # When a model comes back, people were emailed when that became necessary.
+        then = UPDATING if record.previous_config else CREATING
+        if not record.restores and not self.email_once(record, "started", then=then):
+            return False
+        return self.move(record, "started", started_at=now().isoformat(), reason="")
+
+    def settle(self, record: Record) -> bool:
+        """Take a record as far as the endpoint allows, and email people, once; True when that ended the deployment."""
+        if record.leased_by_another(self.request_id):
+            return False
+        if record.state != "started" and not self.take_up(record):
+            return False
+        if self.endpoint is None:
+            if age(record.started_at) < VISIBLE_SECONDS:
+                return False
+            reason = "it was deleted while this model was being deployed"
+            emailed = self.email_once(record, "deleted by hand", reason=reason)
+            return emailed and self.move(record, "held", reason=reason)
+        outcome = self.outcome_of(record, self.endpoint)
+        if outcome is None:
+            return False
+        state, reason, then, record.checked = outcome
+        email = "restored" if state == "confirmed" and record.restores else state
+        if state != "superseded" and not self.email_once(record, state, email, reason=reason, then=then):
+            return False
+        log.info("deployment settled: %s", state, extra={"training_job": record.job, "reason": reason})
+        ended = last_modified(self.endpoint)
+        return self.move(record, state, reason=reason, cleaned=state != "confirmed", ended=ended)
+
+    def take_up(self, record: Record) -> bool:
+        """Look at a record that SageMaker is not known to work on; True when it does after all."""
+        served = self.endpoint is not None and self.endpoint["EndpointConfigName"] == record.config
+        if served or (record.state == "requested" and was_made(record, self.endpoint)):
+            # The answer to the call was lost, or whoever made it died before people were emailed.
+            return self.note_started(record)
+        if record.state == "requested":
+            # Whoever was to make the call died before that. An event and its retries by Lambda are one attempt.
+            tries = record.tries + (record.by != self.request_id)
+            self.move(record, "waiting", tries=tries, reason=record.reason or CUT_OFF)
+        return False
+
+    def outcome_of(self, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
+        """What became of a deployment that was started; None while it is under way.
+
+        (state; why; what happens to the endpoint now; what the golden rows showed)
+        """
+        status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
+        reason = str(endpoint.get("FailureReason") or "")
+        if status == "InService" and served == record.config:
+            answers = check_answers(self.config, record, endpoint)
+            if answers is None:
+                return None
+            wrong, checked = answers
+            if not wrong:
+                return "confirmed", "", "", checked
+            before = self.confirmed_before(record)
+            then = PUT_BACK.format(before=before) if before else WRONG_AND_ALONE
+            return "rolled back" if before else "failed", wrong, then, ""
+        if not was_made(record, endpoint):
+            return None
+        if status == "InService" and served == record.previous_config:
+            return "rolled back", reason or why_rolled_back(endpoint), endpoint_summary(endpoint), ""
+        if status == "InService":
+            return "superseded", f"the endpoint serves {served}", "", ""
+        if status in ("Failed", "UpdateRollbackFailed"):
+            before = self.confirmed_before(record)
+            then = RECREATED.format(before=before) if before else FAILED_AND_ALONE
+            return "failed", reason or f"SageMaker gave no reason; the endpoint is {status}", then, ""
+        return None
+
+    def confirmed_before(self, record: Record) -> str:
+        """The endpoint config that the pipeline goes back to from a deployment that went wrong; "" for none."""
+        for new in self.approved:
+            found = self.records_of(new)
+            live = [other for other in found if other.state == "confirmed" and other.config != record.config]
+            if live and all(other.state != "withdrawn" for other in found):
+                return live[0].config
+        return ""
+
+    def is_ours(self, arn: str) -> bool:
+        """Whether this stack made a thing: another one may use the same names. Of a thing that is gone: True."""
+        try:
+            tags = client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
+        except ClientError as error:
+            if is_missing(error):
+                return True
+            raise
+        return {"Key": "Stack", "Value": self.config.bucket} in tags
+
+    def take_down(self, endpoint: Mapping[str, Any], last: Record | None) -> str:
+        """Delete an endpoint that failed or gives wrong answers."""
+        if not self.is_ours(endpoint["EndpointArn"]):
+            return "failed endpoint of somebody else"
+        return "failed endpoint deleted" if self.delete(endpoint, last) else "in hand"
+
+    def delete(self, endpoint: Mapping[str, Any], last: Record | None) -> bool:
+        """Delete an endpoint of ours, noting before that the pipeline does it; False: another invocation is at it.
+
+        Nothing else can be done with a failed one (DescribeEndpoint reference, EndpointStatus).
+        """
+        if last is not None and last.deleted_by != "pipeline":
+            # One that failed after it was live is news. A deployment that fails has its own email.
+            is_news = endpoint["EndpointStatus"] == "Failed" and last.state == "confirmed"
+            if is_news and not self.email_once(last, "endpoint failed"):
+                return False
+            if not self.move(last, last.state, deleted_by="pipeline"):
+                return False
+        try:
+            client("sagemaker").delete_endpoint(EndpointName=endpoint["EndpointName"])
+        except ClientError as error:
+            # A duplicate event's invocation was faster.
+            if not is_missing(error) and not error_message(error).startswith("Cannot update in-progress endpoint"):
+                raise
+        return True
+
+    def report_outage(self, endpoint: Mapping[str, Any], last: Record | None) -> None:
+        """Email people, once, that SageMaker took the endpoint out of service: no documentation says what helps."""
+        what = f"out of service since {last_modified(endpoint)}"
+        if last is not None and not last.emailed(what) and self.is_ours(endpoint["EndpointArn"]):
+            reason = str(endpoint.get("FailureReason") or "")
+            self.email_once(last, what, "out of service", alone=True, reason=reason)
+
+    def clean_up(self, record: Record, endpoint: Mapping[str, Any]) -> None:
+        """After a confirmed deployment: delete the models and configs of those before the last ones that are kept.
+
+        A record is marked before its model and config go, so that nothing asks for them meanwhile. Artifacts stay.
+        """
+        approved = approved_models(self.config, record.model)
+        found = [other for new in approved for other in self.records_of(new) if not other.gone]
+        confirmed = sorted(other.started_at for other in found if other.state == "confirmed")
+        if len(confirmed) >= self.config.keep_models:
+            in_use = {record.config, endpoint["EndpointConfigName"]}
+            for other in (other for other in found if other.state in UNSETTLED):
+                in_use |= {other.config, str(other.previous_config)}
+            oldest_kept = confirmed[-self.config.keep_models]
+            old = [o for o in found if o.started_at < oldest_kept and o.config not in in_use]
+            models_in_use = {other.model_name for other in found if other not in old}
+            for other in old:
+                state = "removed" if other.state in ("confirmed", "superseded") else other.state
+                if self.move(other, state):
+                    self.remove("endpoint_config", "EndpointConfig", other.config)
+                    if other.model_name not in models_in_use:
+                        self.remove("model", "Model", other.model_name)
+                    self.move(other, state, gone=True)
+        self.move(record, record.state, cleaned=True)
+
+    def remove(self, thing: str, member: str, name: str) -> None:
+        """Delete a model or an endpoint config of this stack, if it is there."""
+        sagemaker, request = client("sagemaker"), {f"{member}Name": name}
+        try:
+            arn = getattr(sagemaker, f"describe_{thing}")(**request)[f"{member}Arn"]
+            if self.is_ours(arn):
+                getattr(sagemaker, f"delete_{thing}")(**request)
+            else:
+                log.warning("not of this stack, left alone", extra={"arn": arn})
+        except ClientError as error:
+            if not is_missing(error):
+                raise
+
+    def move(self, record: Record, state: str, **more: Any) -> bool:
+        """Change a record, and take it to a state that may follow or stay; False when somebody else changed it.
+
+        Raises ValueError on a move that STATES does not have.
+        """
+        if state not in (record.state, *STATES[record.state][1]):
+            raise ValueError(f"{record.config}: STATES has no move from {record.state!r} to {state!r}")
+        changed = dataclasses.replace(record, **more, state=state, by=self.request_id, at=now().isoformat())
+        unset = ("etag",) if changed.withdrawn else ("etag", "withdrawn")
+        data = {name: value for name, value in vars(changed).items() if name not in unset}
+        condition = {"IfMatch": record.etag} if record.etag else {"IfNoneMatch": "*"}
+        etag = put_json(self.config.bucket, f"{DEPLOYMENT_PREFIX}{record.config}.json", data, **condition)
+        if etag is not None:
+            vars(record).update(vars(changed), etag=etag)
+        return etag is not None
+
+    def email_once(
+        self, record: Record, what: str, email: str = "", about: Record | None = None, alone: bool = False, **text: str
+    ) -> bool:
+        """Email people about a record, unless they were; False: leave it, another invocation is at it.
+
+        what: the key under which the record keeps it; email: its key in EMAILS, when that is another; about: the record
+        that it describes, when that is another. Before it is sent, the invocation takes a lease; a record that it
+        requested itself is one. The record's next move writes down that it was sent; alone: there is none, so that is
+        done here. It is sent again only after a crash in between.
+        """
+        if record.emailed(what):
+            return True
+        entry = record.emails.get(what)
+        if leased_by_another(entry, self.request_id):
+            return False
+        lease = {"by": self.request_id, "at": now().isoformat(), "done": False}
+        by = record.by if record.state == "requested" else (entry or {}).get("by")
+        if by != self.request_id and not self.move(record, record.state, emails=record.emails | {what: lease}):
+            return False
+        send_email(self.config, about or record, EMAILS[email or what], **text)
+        record.emails[what] = lease | {"done": True}
+        return self.move(record, record.state) if alone else True
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The model that the endpoint is to serve: its artifact, its requests, and the record of their deployment."""
-
-    artifact: Approved
-    model_request: dict[str, Any]
-    config_request: dict[str, Any]
-    record: Record | None
-
-    @property
-    def config(self) -> str:
-        return str(self.config_request["EndpointConfigName"])
+# --- parts of the steps -----------------------------------------------------------------------------
 
 
-# --- settings ---------------------------------------------------------------------------------------
+def new_record(config: Settings, model: str, job: str, etag: str, size: int) -> Record:
+    """The deployment of an approved artifact (size in bytes) under the present settings.
+
+    Neither the model nor the endpoint config can be changed once created, so each name ends in a hash of all that goes
+    into it: changed settings give a new name.
+    """
+    key = f"{APPROVED_PREFIX}{model}/{job}/model.tar.gz"
+    environment = {
+        "HF_TASK": "text-classification",
+        "SAGEMAKER_PROGRAM": "inference.py",
+        "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
+        "SAGEMAKER_CONTAINER_LOG_LEVEL": "20",
+    }
+    if config.endpoint_type == "serverless":
+        # One worker: each loads the whole model, and a serverless container has at most 6 GB.
+        environment["SAGEMAKER_MODEL_SERVER_WORKERS"] = "1"
+        memory = {"MemorySizeInMB": config.serverless_memory_mb, "MaxConcurrency": config.serverless_max_concurrency}
+        capacity: dict[str, Any] = {"ServerlessConfig": memory}
+    else:
+        capacity = {"InstanceType": config.endpoint_instance_type, "InitialVariantWeight": 1.0}
+        capacity["InitialInstanceCount"] = config.endpoint_instance_count
+    tags = {"Project": config.project, "Stack": config.bucket, "Model": model, "TrainingJob": job}
+    tag_list = [{"Key": name, "Value": value} for name, value in tags.items()]
+    parts = [key, etag, config.inference_image, config.model_role_arn, environment]
+    model_name, config_name = (
+        f"{job}-{hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]}"
+        for hashed in (parts, [*parts, capacity])
+    )
+    location = f"s3://{config.bucket}/{key}"
+    container = {"Image": config.inference_image, "ModelDataUrl": location, "Environment": environment}
+    variants = [{"VariantName": "AllTraffic", "ModelName": model_name, **capacity}]
+    requests: dict[str, dict[str, Any]] = {
+        "model": {"ModelName": model_name, "PrimaryContainer": container, "ExecutionRoleArn": config.model_role_arn},
+        "config": {"EndpointConfigName": config_name, "ProductionVariants": variants},
+    }
+    return Record(
+        schema=SCHEMA,
+        config=config_name,
+        endpoint=config.endpoint_of(model),
+        model=model,
+        model_name=model_name,
+        job=job,
+        artifact={"key": key, "etag": etag, "size": size},
+        requests={what: request | {"Tags": tag_list} for what, request in requests.items()},
+    )
+
+
+def check_artifact(config: Settings, artifact: Mapping[str, Any]) -> None:
+    """Raises CannotDeploy unless the artifact is there, begins a gzip tar and has a file in it."""
+    if artifact["size"] == 0:
+        raise CannotDeploy("failed", "the artifact is empty (0 bytes)")
+    head = {"Range": f"bytes=0-{ARTIFACT_HEAD_BYTES - 1}", "IfMatch": f'"{artifact["etag"]}"'}
+    try:
+        packed = client("s3").get_object(Bucket=config.bucket, Key=artifact["key"], **head)["Body"].read()
+    except ClientError as error:
+        if not is_gone(error) and error_code(error) not in ("PreconditionFailed", "412"):
+            raise
+        raise CannotDeploy("failed", "the artifact was deleted or replaced after it was approved") from error
+    try:
+        data = zlib.decompressobj(wbits=31).decompress(packed, ARTIFACT_HEAD_UNPACKED_BYTES)
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            for member in archive:
+                if member.size < 0:
+                    raise CannotDeploy("failed", "the artifact has a member of negative size")
+                if member.isreg():
+                    return
+    except (zlib.error, tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        text = f"the artifact is not a gzip-compressed tar, or it is cut off: {error}"
+        raise CannotDeploy("failed", text) from error
+    text = f"the artifact is an archive without any file: it has no file in its first {ARTIFACT_HEAD_BYTES} bytes"
+    raise CannotDeploy("failed", text)
+
+
+def ask_sagemaker(config: Settings, record: Record, endpoint: Mapping[str, Any] | None) -> bool:
+    """Create the model, its config and the endpoint, or update that; False: the endpoint must be replaced.
+
+    Raises CannotDeploy, ClientError.
+    """
+    sagemaker, model, new = client("sagemaker"), record.requests["model"], record.requests["config"]
+    for create, request in ((sagemaker.create_model, model), (sagemaker.create_endpoint_config, new)):
+        try:
+            create(**request)
+        except ClientError as error:
+            # What exists under this name is the same. (The text for a config is seen, that for a model unconfirmed.)
+            if error_code(error) != "ValidationException" or "already exist" not in error_message(error):
+                raise
+    # CreateEndpoint may not see a new config yet; AWS advises to describe it first (CreateEndpoint reference).
+    sagemaker.describe_endpoint_config(EndpointConfigName=record.config)
+    variants = endpoint.get("ProductionVariants", []) if endpoint else []
+    was_serverless = all("CurrentServerlessConfig" in variant for variant in variants)
+    if "ServerlessConfig" in new["ProductionVariants"][0] and not was_serverless:
+        # A serverless endpoint can become one on instances, not the reverse (developer guide, Serverless Inference).
+        return False
+    try:
+        if endpoint is None:
+            sagemaker.create_endpoint(EndpointName=record.endpoint, EndpointConfigName=record.config, Tags=new["Tags"])
+        else:
+            sagemaker.update_endpoint(**update_request(config, record, endpoint))
+    except ClientError as error:
+        if error_code(error) == "ResourceLimitExceeded":
+            text = f"a quota of the account is used up. SageMaker said: {error_message(error)}"
+            raise CannotDeploy("waiting", text) from error
+        busy = ("Cannot update in-progress", "Cannot create already existing endpoint", 'Could not find endpoint "')
+        if error_code(error) != "ValidationException" or not error_message(error).startswith(busy):
+            raise
+        found = describe_endpoint(record.endpoint) or {}
+        # Unless our own call was faster: its answer was lost, so the SDK repeated it.
+        if found.get("PendingDeploymentSummary", found).get("EndpointConfigName") != record.config:
+            raise CannotDeploy("busy") from error
+    return True
+
+
+def update_request(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The UpdateEndpoint request that brings an endpoint to the chosen config.
+
+    On instances, the deployment settings go with every update: SageMaker forgets them otherwise (UpdateEndpoint,
+    RetainDeploymentConfig). The number of instances that autoscaling arrived at is kept, unless the setting for it
+    changed: then that counts.
+    """
+    request: dict[str, Any] = {"EndpointName": endpoint["EndpointName"], "EndpointConfigName": record.config}
+    new = record.requests["config"]["ProductionVariants"][0]
+    if "ServerlessConfig" in new:
+        return request
+    served = client("sagemaker").describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
+    old = served["ProductionVariants"][0]
+    keep = all(old.get(name) == new[name] for name in ("VariantName", "InstanceType", "InitialInstanceCount"))
+    running = [variant.get("CurrentInstanceCount", 1) for variant in endpoint.get("ProductionVariants", [])]
+    instances = min(running, default=1) if keep else new["InitialInstanceCount"]
+    policy = deployment_policy(config.deployment_policy, endpoint["EndpointName"], instances)
+    return request | {"RetainAllVariantProperties": keep} | ({"DeploymentConfig": policy} if policy else {})
+
+
+def deployment_policy(policy: Mapping[str, Any], endpoint_name: str, instances: int) -> dict[str, Any]:
+    """The DeploymentConfig for one endpoint: the stack's policy with the endpoint's own alarms, {} for none.
+
+    Alarms are named <endpoint>/<what>. Steps are a share of the fleet; one that autoscaling left too small for them
+    gets its traffic all at once.
+    """
+    own: dict[str, Any] = json.loads(json.dumps(policy))
+    alarms = own.pop("AutoRollbackConfiguration", {}).get("Alarms", [])
+    alarms = [alarm for alarm in alarms if alarm["AlarmName"].startswith(f"{endpoint_name}/")]
+    if alarms:
+        own["AutoRollbackConfiguration"] = {"Alarms": alarms}
+    routing = own.get("BlueGreenUpdatePolicy", {}).get("TrafficRoutingConfiguration", {})
+    size = routing.get("CanarySize") or routing.get("LinearStepSize")
+    if size and instances * size["Value"] < 100:
+        at_once = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": routing["WaitIntervalInSeconds"]}
+        own["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"] = at_once
+    return own
+
+
+def was_made(record: Record, endpoint: Mapping[str, Any] | None) -> bool:
+    """Whether the endpoint shows that the call of a record was made.
+
+    The record holds the endpoint's last-modified time as it was before the call: an unchanged time means that the call
+    was never made, or is not visible yet. A pending deployment of another config is somebody else's.
+    """
+    if endpoint is None or last_modified(endpoint) == record.endpoint_last_modified:
+        return False
+    pending = endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName", record.config)
+    return bool(pending == record.config)
+
+
+def back_after(last: str, config: str) -> str:
+    """After what a model comes back, for its email; last: the config that was deployed last, config: its own."""
+    return "the endpoint had failed" if last == config else f"{last} was taken back"
+
+
+def why_rolled_back(endpoint: Mapping[str, Any]) -> str:
+    """What may have led to a rollback for which SageMaker gives no reason, which is common."""
+    rollback = (endpoint.get("LastDeploymentConfig") or {}).get("AutoRollbackConfiguration", {})
+    alarms = ", ".join(alarm["AlarmName"] for alarm in rollback.get("Alarms", []))
+    why = "SageMaker gave no reason: the new model's server did not come up (see its log)"
+    return f"{why}, or an alarm went off while traffic moved to it ({alarms})" if alarms else why
+
+
+def cause(reason: str) -> str:
+    """A reason without its numbers: the utilisation in a quota's text changes, the cause does not."""
+    return re.sub(r"[0-9]+", "#", reason)
+
+
+# --- does the right model answer? -------------------------------------------------------------------
+
+
+@functools.cache
+def runtime() -> Any:
+    """The client that asks endpoints. An attempt may take as long as a model may, so there are few."""
+    config = Config(read_timeout=INVOKE_READ_SECONDS, retries={"mode": "standard", "total_max_attempts": 3})
+    return boto3.client("sagemaker-runtime", config=config)
+
+
+def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Ask the endpoint the golden rows of the model's decision: (what is wrong, or ""; what was checked, in words).
+
+    None when the endpoint cannot be asked: it was deleted since it was looked at, or is not visible yet.
+    Raises what AWS raises on a failure that may pass (throttling, a slow cold start, no capacity): Lambda's retry or
+    the sweep asks again. A model whose own code answers with errors does not pass: the HuggingFace server turns every
+    exception in it into a 400 (handler_service.py). 5xx and timeouts that last count as well.
+    """
+    decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.job}.json")
+    golden = (decision or {}).get("golden") or []
+    if not golden:
+        return "", "none, so the answers were not checked against training"
+    body = json.dumps({"inputs": [row["text"] for row in golden]}).encode()
+    request = {"EndpointName": record.endpoint, "ContentType": "application/json", "Body": body}
+    for attempt in range(CHECK_ATTEMPTS):
+        time.sleep(CHECK_PAUSE_SECONDS if attempt else 0)
+        try:
+            wrong = difference(golden, json.loads(runtime().invoke_endpoint(**request)["Body"].read()))
+        except ValueError as error:
+            wrong = f"the endpoint does not answer with JSON: {error}"
+        except ClientError as error:
+            code, text = error_code(error), f"{error_message(error):.500}"
+            if code == "ValidationError" and "not found" in text:
+                return None
+            lasts = (now() - endpoint["LastModifiedTime"]).total_seconds() >= CHECK_PATIENCE_SECONDS
+            if code == "AccessDeniedException" and lasts:
+                # It says nothing about the model.
+                return "", f"NOT CHECKED: this function may not ask the endpoint. AWS said: {text}"
+            status: Any = error.response.get("OriginalStatusCode", 0)
+            if code != "ModelError" or (not 400 <= status < 500 and not lasts):
+                raise
+            wrong = f"the new model does not answer. SageMaker said: {text}"
+        if not wrong:
+            return "", f"{len(golden)} of {len(golden)} answered as in training"
+    return wrong, ""
+
+
+def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
+    """How an endpoint's answers differ from the golden rows, {"text", "label", "score"}, in words; "" when they agree.
+
+    Labels and scores agree within SCORE_TOLERANCE. A label that nearly tied with another one in training may give way
+    to it, in few rows. The words hold no text of the rows: they go into an email.
+    """
+    if not isinstance(answers, list) or len(answers) != len(golden):
+        return f"the endpoint does not answer {len(golden)} texts with as many labels, but with {answers!r:.100}"
+    wrong, ties = [], 0
+    for row, answer in zip(golden, answers, strict=True):
+        label, score = (answer.get("label"), answer.get("score")) if isinstance(answer, Mapping) else (None, None)
+        if not isinstance(score, int | float) or isinstance(score, bool):
+            return f"the endpoint answers in another form than label and score: {answer!r:.100}"
+        close = abs(score - row["score"]) <= SCORE_TOLERANCE
+        if close and label == row["label"]:
+            continue
+        # The second best label has at most what the best one leaves.
+        tied = close and row["score"] <= 0.5 + SCORE_TOLERANCE
+        ties += tied
+        if not tied or ties > TIES_MAX_SHARE * len(golden):
+            wrong.append(f"{label} {score:.3f} instead of {row['label']} {row['score']:.3f}")
+    text = f"{len(wrong)} of {len(golden)} golden rows get other answers than in training"
+    serves = "the endpoint serves other weights, or a broken copy"
+    return f"{text} (for instance {wrong[0]}): {serves}" if wrong else ""
+
+
+# --- emails -----------------------------------------------------------------------------------------
+
+
+def email_text(subject: str, news: str, what_next: str) -> dict[str, str]:
+    """An email: its subject up to the colon, what happened, and what to do next."""
+    status = subject.removeprefix("Deployment ").lower().replace(" ", "-")
+    body = f"{news}\n\n{{table}}\n\n{{why}}What next: {what_next}\n"
+    return {"stage": "deployment", "status": status, "subject": f"{subject}: {{model}} ({{endpoint}})", "body": body}
+
+
+PREDICT = 'make predict MODEL={model} TEXT="some text"'
+INVOKE = (
+    "aws sagemaker-runtime invoke-endpoint --endpoint-name {endpoint} --content-type application/json "
+    '--cli-binary-format raw-in-base64-out --body \'{{"inputs": "some text"}}\' answer.json'
+)
+NOT_TRIED_AGAIN = (
+    "find out why the new model failed (make logs ENDPOINT={endpoint}), fix it, and upload again. The pipeline does "
+    "not try this model again."
+)
+COMES_BACK = (
+    "run make resume MODEL={model}. It recreates the endpoint with the model that was live; a newer approved model "
+    "follows."
+)
+EMAILS = {
+    "started": email_text(
+        "Deployment started",
+        "The approved model is being deployed to the endpoint ({capacity}).\n{then}",
+        "nothing to do. The next email, usually 5 to 10 minutes from now, tells you the result.",
+    ),
+    "confirmed": email_text(
+        "Deployment successful",
+        "The endpoint is in service with the new model.",
+        f"try it:\n\n  {PREDICT}\n\nor, with the AWS CLI:\n\n  {INVOKE}",
+    ),
+    "restored": email_text(
+        "Deployment restored",
+        "The endpoint is in service and serves this model again, after {restores}.",
+        f"nothing to do. Try it:\n\n  {PREDICT}",
+    ),
+    "rolled back": email_text(
+        "Deployment rolled back", "The endpoint does not keep the new model. {then}", NOT_TRIED_AGAIN
+    ),
+    "failed": email_text("Deployment failed", "The new model could not be deployed. {then}", NOT_TRIED_AGAIN),
+    "waiting": email_text(
+        "Deployment waiting",
+        "The new model cannot be deployed at the moment. {then}",
+        "fix the cause. The pipeline tries again at least once an hour, so there is nothing to rerun.",
+    ),
+    "held": email_text(
+        "Deployment waiting",
+        "The new model is approved but not deployed: somebody deleted the endpoint, and the pipeline does not recreate "
+        "it until it is told to.",
+        f"if the endpoint is wanted, {COMES_BACK}",
+    ),
+    "deleted by hand": email_text(
+        "Endpoint deleted by hand",
+        "Somebody deleted the endpoint. It stays deleted, whatever is uploaded, and costs nothing. Calls to it fail.",
+        f"nothing to do if that was intended. If it was a mistake, {COMES_BACK}",
+    ),
+    "endpoint failed": email_text(
+        "Endpoint failed",
+        "The endpoint was in service and has failed. Calls to it fail until it is recreated.",
+        "nothing to do. SageMaker cannot repair a failed endpoint, so the pipeline deletes it and recreates it with "
+        'the last confirmed model. "Deployment restored" tells you when it answers again.\n'
+        "To find the cause, see the model server's log: make logs ENDPOINT={endpoint}",
+    ),
+    "out of service": email_text(
+        "Endpoint out of service",
+        "SageMaker took the endpoint out of service: it does not answer. The pipeline leaves it alone.",
+        "look at the endpoint in the SageMaker console and at its log: make logs ENDPOINT={endpoint}\n"
+        "If it does not come back, delete it. Then make resume MODEL={model} recreates it.",
+    ),
+}
+
+# {then}: what happens to the endpoint.
+CREATING = "The endpoint is new: it answers once it is in service."
+UPDATING = "It keeps serving the previous model until the new one is up."
+REPLACING = (
+    "An endpoint on instances cannot become serverless in place, so it is replaced: it is deleted now, and the next "
+    "sweep creates the new one. IT DOES NOT ANSWER UNTIL THEN, usually for 10 to 30 minutes."
+)
+PUT_BACK = "The pipeline puts {before} back; the next email says when it is in service."
+WRONG_AND_ALONE = (
+    "It gives wrong answers, and there is no earlier model to restore, so the endpoint is deleted. Calls to it "
+    "fail now."
+)
+RECREATED = (
+    "SageMaker cannot repair a failed endpoint, so the pipeline deletes it and restores {before}. Calls fail until "
+    "then."
+)
+FAILED_AND_ALONE = (
+    "The failed endpoint is deleted, and there is no earlier model to restore: calls fail until a new model is "
+    "deployed."
+)
+# {why}: why a model cannot be deployed.
+FOREIGN = (
+    "an endpoint {endpoint} exists that this stack did not create. Find out who uses it. If nobody does, delete it; if "
+    "somebody does, destroy this stack, which keeps its data, and deploy it with another endpoint_name"
+)
+CUT_OFF = "the function was cut off; see make logs"
+DELETED_BY_HAND = "the endpoint was deleted by hand"
+
+
+def send_email(config: Settings, record: Record, email: Mapping[str, str], reason: str = "", then: str = "") -> None:
+    """Fill an email of EMAILS with what a record says, and send it."""
+    source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{record.job}/source.json")
+    size = human_bytes(record.artifact["size"])
+    rows = {
+        "model": record.model,
+        "endpoint": record.endpoint,
+        "data": f"s3://{source['bucket']}/{source['key']}" if source else "not recorded",
+        "training job": record.job,
+        "endpoint config": record.config,
+        "artifact": f"s3://{config.bucket}/{record.artifact['key']} ({size})",
+        "previous config": record.previous_config,
+        "golden rows": record.checked,
+    }
+    values = {"endpoint": record.endpoint, "capacity": config.capacity, "restores": record.restores, "then": then}
+    values["why"] = f"Why: {reason}\n\n" if reason else ""
+    notify(config.topic_arn, email, record.model, [(name, value) for name, value in rows.items() if value], **values)
+
+
+def endpoint_summary(endpoint: Mapping[str, Any] | None) -> str:
+    """What callers of the endpoint get now, in a sentence."""
+    if endpoint is not None and endpoint["EndpointStatus"] in ("InService", "UpdateRollbackFailed"):
+        return f"The endpoint keeps serving {endpoint['EndpointConfigName']}."
+    return "There is no endpoint for this model now."
+
+
+# --- the function -----------------------------------------------------------------------------------
+
+
+def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
+    """Entry point. Returns the model and the step taken; raises when AWS fails, so that Lambda retries."""
+    config = settings()
+    event, request_id = unwrap(event, context)
+    model = "" if event.get("source") == "sweep" else model_of_event(event, config)
+    if model is None:
+        log.info("event of nothing that this stack deploys, ignored", extra={"resources": event.get("resources")})
+        return {"model": "", "outcome": "ignored"}
+    if read_json(config.bucket, PAUSED_KEY)[0] is not None:
+        log.info("paused: nothing is done until make resume", extra={"model": model or "all"})
+        return {"model": model, "outcome": "paused"}
+    outcome = reconcile(config, model, request_id) if model else reconcile_all(config, request_id)
+    return {"model": model, "outcome": outcome}
+
+
+# --- shared: from here on the three handlers are the same, byte for byte (tests/unit/test_handlers.py) --------------
+
+UPLOAD_PREFIX = "data/train/"
+SNAPSHOT_PREFIX = "data/snapshots/"
+REJECTED_PREFIX = "data/rejected/"
+RAW_MODEL_PREFIX = "models/raw/"
+DECISION_PREFIX = "models/decisions/"
+APPROVED_PREFIX = "models/approved/"
+DEPLOYMENT_PREFIX = "models/deployments/"
+PAUSED_KEY = "control/paused.json"
+DEFAULT_MODEL = "default"
+MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+APPROVED_KEY = re.compile(
+    rf"{APPROVED_PREFIX}(?P<model>{MODEL_NAME.pattern})/(?P<job>{JOB_NAME.pattern})/model\.tar\.gz"
+)
+TERMINAL = ("Completed", "Failed", "Stopped")
+
+# The shape of the records that this version writes (scripts/mlops/records.py).
+SCHEMA = 2
+# Longer than the longest function timeout (900 s): whoever holds an expired lease is dead.
+LEASE_SECONDS = 20 * 60
+# How far back a sweep looks, by the time in the jobs' names.
+LOOK_BACK_DAYS = 7
+# What fails is tried again at every event at first, then once an hour, then given up: about a day in all.
+EAGER_TRIES, LATER_TRIES_SECONDS, GIVE_UP_TRIES = 5, 60 * 60, 24
+# A conditional write may meet another one on its way. A conflict that lasts is an error.
+CONFLICT_TRIES, CONFLICT_PAUSE_SECONDS = 5, 0.2
+# CopyObject refuses a larger source (S3 API reference, CopyObject), so larger ones are copied in parts.
+COPY_OBJECT_MAX_BYTES = 5 * 1024**3
+COPY_PART_BYTES = 512 * 1024**2
+COPY_THREADS = 8
+# SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
+SUBJECT_MAX_CHARACTERS, MESSAGE_MAX_BYTES = 99, 262_144
+
+log = logging.getLogger()
+# At INFO, botocore logs where it found its credentials and endpoints.
+logging.getLogger("botocore").setLevel(logging.WARNING)
+
+
+class ConfigError(ValueError):
+    """An environment variable is missing or malformed; the text names it."""
+
+
+class EventError(ValueError):
+    """The event lacks a field or has one of the wrong type; the text names it."""
 
 
 def required(env: Mapping[str, str], name: str) -> str:
@@ -263,15 +1191,8 @@ def client(service: str) -> Any:
     return boto3.client(service, config=Config(retries={"mode": "standard", "max_attempts": 5}))
 
 
-@functools.cache
-def runtime() -> Any:
-    """The client that asks endpoints: an attempt may take as long as a model may, so there are few."""
-    config = Config(read_timeout=INVOKE_READ_SECONDS, retries={"mode": "standard", "total_max_attempts": 3})
-    return boto3.client("sagemaker-runtime", config=config)
-
-
 def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
-    """One field of an event. Raises EventError when it is missing, empty or not of that type."""
+    """One field of an event. Raises EventError when it is missing, empty or of another type."""
     value = holder.get(name) if isinstance(holder, Mapping) else None
     if not isinstance(value, kind) or not value:
         raise EventError(f"the event's field {name!r} must be a non-empty {kind.__name__}, not {value!r:.100}")
@@ -279,36 +1200,68 @@ def field(holder: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def unwrap(event: Mapping[str, Any], context: Any) -> tuple[Mapping[str, Any], str]:
-    """The event proper, and the request id under which to work on it.
+    """The event proper, and the request id to work under. Raises EventError.
 
-    A failed event that is sent again comes as {"redrive_of": <request id of the invocation that failed>, "event":
-    {...}}: under that id it takes up what the dead invocation holds, as Lambda's own retries do. Raises EventError.
+    `make redrive` wraps a failed event with the id of the invocation that failed, to take over its leases.
     """
     if "redrive_of" not in event:
         return event, context.aws_request_id
     return field(event, "event", dict), field(event, "redrive_of", str)
 
 
-# --- records and notifications (the same in each handler) ------------------------------------------
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def age(at: str) -> float:
+    """Seconds since a time in a record."""
+    return (now() - datetime.fromisoformat(at)).total_seconds()
 
 
 def error_code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def now() -> datetime:
-    return datetime.now(UTC)
+def error_message(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Message", ""))
 
 
-def read_json(bucket: str, key: str) -> tuple[dict[str, Any], str] | tuple[None, None]:
-    """A record and its ETag, or (None, None) where there is none.
+def is_gone(error: ClientError) -> bool:
+    """Whether S3 says that the object does not exist.
 
-    A missing key answers 404 only to a role with s3:ListBucket on the bucket (S3 API reference, GetObject).
+    It says so only to a role with s3:ListBucket on the bucket; to others it is 403 (S3 API reference, GetObject).
     """
+    return error_code(error) in ("NoSuchKey", "NoSuchVersion", "404")
+
+
+def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
+    """The keys under a prefix that sort after prefix + start_after."""
+    pages = client("s3").get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=prefix + start_after):
+        yield from (item["Key"] for item in page.get("Contents", []))
+
+
+def look_back() -> str:
+    """A job's name as of LOOK_BACK_DAYS ago: names sort by time."""
+    return f"training-job-{now() - timedelta(days=LOOK_BACK_DAYS):%Y%m%d-%H%M%S}"
+
+
+def exists(bucket: str, key: str) -> bool:
+    try:
+        client("s3").head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if is_gone(error):
+            return False
+        raise
+    return True
+
+
+def read_json(bucket: str, key: str) -> tuple[Any, str] | tuple[None, None]:
+    """A record and its ETag, or (None, None) where there is none."""
     try:
         answer = client("s3").get_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if error_code(error) in ("NoSuchKey", "404"):
+        if is_gone(error):
             return None, None
         raise
     return json.loads(answer["Body"].read()), answer["ETag"]
@@ -322,30 +1275,57 @@ def put_json(bucket: str, key: str, record: Mapping[str, Any], **condition: str)
         try:
             return str(client("s3").put_object(**request)["ETag"])
         except ClientError as error:
-            # Another write of it is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
+            # Another write is under way and may come to nothing: S3 asks to try again (PutObject, If-None-Match).
             if error_code(error) == "ConditionalRequestConflict" and tries_left:
                 time.sleep(random.uniform(0, CONFLICT_PAUSE_SECONDS))
                 continue
             if error_code(error) != "PreconditionFailed":
                 raise
             break
-    # Or it held, and its answer was lost: the SDK then makes the call again, and finds our own record in its way.
+    # Or it held and the answer was lost: the SDK repeated the call and met our own record.
     present, etag = read_json(bucket, key)
     return etag if present == json.loads(body) else None
 
 
-def publish(topic_arn: str, subject: str, body: str, *, stage: str, status: str, model: str) -> None:
-    """Send one notification; people filter their subscription by the attributes stage, status and model."""
-    printable = "".join(character if character.isprintable() else " " for character in subject)
-    line = " ".join(printable.encode("ascii", "replace").decode().split())
-    text = body.encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore")
-    attributes = {"stage": stage, "status": status, "model": model}
-    client("sns").publish(
-        TopicArn=topic_arn,
-        Subject=line[:SUBJECT_MAX_CHARACTERS],
-        Message=text,
-        MessageAttributes={name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()},
+def leased_by_another(entry: Mapping[str, Any] | None, request_id: str) -> bool:
+    """Whether another invocation, which may still be alive, holds an entry with "by" (request id) and "at" (time).
+
+    Lambda keeps the request id through its retries, so a retry finds its own lease. Schema 1 has "request_id" for "by".
+    """
+    by_another = entry and request_id not in (entry.get("by"), entry.get("request_id"))
+    return bool(entry and by_another and age(entry["at"]) < LEASE_SECONDS)
+
+
+def take_lease(bucket: str, step: str, job: str, request_id: str) -> bool:
+    """Take the lease on one step of a job. False: another invocation holds it; leave the step to that one."""
+    key = f"claims/{step}/{job}.json"
+    mine = {"schema": SCHEMA, "by": request_id, "at": now().isoformat()}
+    if put_json(bucket, key, mine, IfNoneMatch="*"):
+        return True
+    held, etag = read_json(bucket, key)
+    if held is None or etag is None or leased_by_another(held, request_id):
+        return False
+    return put_json(bucket, key, mine, IfMatch=etag) is not None
+
+
+def due_again(tries: int, at: str) -> bool:
+    """Whether what failed that many times, the last time at a moment, is to be tried again now."""
+    return tries < EAGER_TRIES or age(at) > LATER_TRIES_SECONDS
+
+
+def copy_object(bucket: str, key: str, source: Mapping[str, str], etag: str, metadata: dict[str, str]) -> None:
+    """Copy an object of any size inside S3, pinned to its ETag, without its tags.
+
+    Raises ClientError PreconditionFailed when the source is no longer the one with that ETag.
+    """
+    replaced = {"MetadataDirective": "REPLACE", "Metadata": metadata, "TaggingDirective": "REPLACE"}
+    transfer = TransferConfig(
+        multipart_threshold=COPY_OBJECT_MAX_BYTES + 1,
+        multipart_chunksize=COPY_PART_BYTES,
+        max_concurrency=COPY_THREADS,
+        use_threads=COPY_THREADS > 1,
     )
+    client("s3").copy(dict(source), bucket, key, ExtraArgs={"CopySourceIfMatch": etag, **replaced}, Config=transfer)
 
 
 def table(rows: Sequence[tuple[str, object]]) -> str:
@@ -362,1014 +1342,19 @@ def human_bytes(size: int) -> str:
     return f"{size / scale:.1f} {unit}"
 
 
-# --- what is approved, what is served ---------------------------------------------------------------
-
-
-def approved_models(bucket: str, model: str) -> list[Approved]:
-    """A model's approved artifacts, newest first; other names under the prefix are reported and ignored."""
-    found = []
-    pages = client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{APPROVED_PREFIX}{model}/")
-    for item in (item for page in pages for item in page.get("Contents", [])):
-        match = APPROVED_KEY.fullmatch(item["Key"])
-        if match is None:
-            log.warning("no model artifact of a training job, ignored", extra={"key": item["Key"]})
-            continue
-        found.append(Approved(model, match["job"], item["Key"], item["ETag"].strip('"'), item["Size"]))
-    return sorted(found, key=lambda artifact: artifact.job, reverse=True)
-
-
-def digest(parts: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def requests(config: Settings, artifact: Approved) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The CreateModel and CreateEndpointConfig requests for an artifact under the present settings.
-
-    Both kinds cannot be changed once made, so each name ends in a hash of all that goes into it:
-    changed settings are a new name.
-    """
-    environment = {
-        "HF_TASK": "text-classification",
-        "SAGEMAKER_PROGRAM": "inference.py",
-        "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
-        "SAGEMAKER_CONTAINER_LOG_LEVEL": "20",
-    }
-    if config.endpoint_type == "serverless":
-        # One worker: each loads the whole model, and a serverless container has at most 6 GB.
-        environment["SAGEMAKER_MODEL_SERVER_WORKERS"] = "1"
-        capacity: dict[str, Any] = {
-            "ServerlessConfig": {
-                "MemorySizeInMB": config.serverless_memory_mb,
-                "MaxConcurrency": config.serverless_max_concurrency,
-            }
-        }
-    else:
-        capacity = {
-            "InstanceType": config.endpoint_instance_type,
-            "InitialInstanceCount": config.endpoint_instance_count,
-            "InitialVariantWeight": 1.0,
-        }
-    tags = [
-        {"Key": "Project", "Value": config.project},
-        {"Key": "Stack", "Value": config.bucket},
-        {"Key": "Model", "Value": artifact.model},
-        {"Key": "TrainingJob", "Value": artifact.job},
-    ]
-    model_parts = [artifact.key, artifact.etag, config.inference_image, config.model_role_arn, environment]
-    model_name = f"{artifact.job}-{digest(model_parts)}"
-    model_request = {
-        "ModelName": model_name,
-        "PrimaryContainer": {
-            "Image": config.inference_image,
-            "ModelDataUrl": f"s3://{config.bucket}/{artifact.key}",
-            "Environment": environment,
-        },
-        "ExecutionRoleArn": config.model_role_arn,
-        "Tags": tags,
-    }
-    config_request = {
-        "EndpointConfigName": f"{artifact.job}-{digest([*model_parts, capacity])}",
-        "ProductionVariants": [{"VariantName": VARIANT_NAME, "ModelName": model_name, **capacity}],
-        "Tags": tags,
-    }
-    return model_request, config_request
-
-
-def is_missing(error: ClientError) -> bool:
-    """Whether SageMaker says that the thing does not exist: a ValidationException, told by its text alone."""
-    return error_code(error) == "ValidationException" and message(error).startswith("Could not find")
-
-
-def message(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Message", ""))
-
-
-def describe_endpoint(name: str) -> dict[str, Any] | None:
-    """The endpoint as it is now; None when there is none."""
-    try:
-        answer: dict[str, Any] = client("sagemaker").describe_endpoint(EndpointName=name)
-    except ClientError as error:
-        if is_missing(error):
-            return None
-        raise
-    return answer
-
-
-def last_modified(endpoint: Mapping[str, Any] | None) -> str | None:
-    return endpoint["LastModifiedTime"].astimezone(UTC).isoformat() if endpoint else None
-
-
-def is_ours(config: Settings, endpoint: Mapping[str, Any]) -> bool:
-    """Whether this stack made the endpoint: another stack in the account may use the same name."""
-    tags = client("sagemaker").list_tags(ResourceArn=endpoint["EndpointArn"])["Tags"]
-    return {"Key": "Stack", "Value": config.bucket} in tags
-
-
-def check_artifact(config: Settings, artifact: Approved) -> None:
-    """Raises ArtifactError unless the artifact is there, begins a gzip tar and has a file in it."""
-    if artifact.size == 0:
-        raise ArtifactError("the artifact is empty (0 bytes)")
-    try:
-        answer = client("s3").get_object(
-            Bucket=config.bucket,
-            Key=artifact.key,
-            IfMatch=f'"{artifact.etag}"',
-            Range=f"bytes=0-{ARTIFACT_HEAD_BYTES - 1}",
-        )
-    except ClientError as error:
-        if error_code(error) in ("NoSuchKey", "404", "PreconditionFailed", "412"):
-            raise ArtifactError("the artifact was deleted or replaced after it was approved") from error
-        raise
-    try:
-        data = io.BytesIO(zlib.decompressobj(wbits=31).decompress(answer["Body"].read(), 1024 * 1024))
-        while block := data.read(TAR_BLOCK_BYTES):
-            if not block.strip(b"\0"):
-                raise ArtifactError("the artifact is an archive without any file")
-            if len(block) < TAR_BLOCK_BYTES:
-                raise ArtifactError("the artifact is cut off")
-            member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            if member.size < 0:
-                raise ArtifactError("the artifact has a member of negative size")
-            if member.isreg():
-                return
-            data.seek(-(-member.size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES, io.SEEK_CUR)
-    except (zlib.error, tarfile.HeaderError, ValueError) as error:
-        raise ArtifactError(f"the artifact is no gzip-compressed tar: {error}") from error
-    raise ArtifactError(f"the artifact has no file in its first {ARTIFACT_HEAD_BYTES} bytes")
-
-
-# --- deployment records -----------------------------------------------------------------------------
-
-
-def record_key(config_name: str) -> str:
-    return f"{DEPLOYMENT_PREFIX}{config_name}.json"
-
-
-def records_of(bucket: str, job: str, endpoint: str) -> list[Record]:
-    """The deployment records of a training job's model on an endpoint: one for each set of settings."""
-    found = []
-    prefix = f"{DEPLOYMENT_PREFIX}{job}-"
-    pages = client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    for item in (item for page in pages for item in page.get("Contents", [])):
-        data, etag = read_json(bucket, item["Key"])
-        if data is not None and etag is not None and data["endpoint"] == endpoint:
-            found.append(Record(data, etag))
-    return found
-
-
-def read_record(bucket: str, config_name: str) -> Record | None:
-    """The deployment record of an endpoint config; None where the pipeline has none."""
-    data, etag = read_json(bucket, record_key(config_name))
-    return None if data is None or etag is None else Record(data, etag)
-
-
-def move(config: Settings, record: Record, request_id: str, state: str, **more: Any) -> bool:
-    """Take a record to a state, unless somebody else changed it since it was read; True when it was taken."""
-    data = record.data | more | {"state": state, "by": request_id, "at": now().isoformat()}
-    etag = put_json(config.bucket, record_key(data["config"]), data, IfMatch=record.etag)
-    if etag is None:
-        return False
-    record.data, record.etag = data, etag
-    return True
-
-
-def started_at(record: Record) -> str:
-    """When SageMaker began with a deployment, as text that sorts by time; "" when it did not."""
-    return str(record.data.get("started_at") or "")
-
-
-def newest_started(records: Iterable[Record]) -> Record | None:
-    """The record whose deployment SageMaker began last."""
-    return max((record for record in records if started_at(record)), key=started_at, default=None)
-
-
-# --- notifications ----------------------------------------------------------------------------------
-
-
-def capacity_text(config: Settings) -> str:
-    if config.endpoint_type == "serverless":
-        return f"serverless, {config.serverless_memory_mb} MB, up to {config.serverless_max_concurrency} at a time"
-    return f"{config.endpoint_instance_count} x {config.endpoint_instance_type}"
-
-
-def standing(endpoint: Mapping[str, Any] | None) -> str:
-    """What people's calls meet now, in a sentence."""
-    if endpoint is not None and endpoint["EndpointStatus"] in SETTLED:
-        return f"The endpoint goes on serving {endpoint['EndpointConfigName']}."
-    return "There is no endpoint for this model now."
-
-
-def tell(config: Settings, record: Mapping[str, Any], outcome: str, reason: str = "", then: str = "") -> None:
-    """The notification on what became of a deployment or its endpoint; then: what the endpoint does now."""
-    model, endpoint, previous = record["model"], record["endpoint"], record["previous_config"]
-    source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{record['job']}/source.json")
-    rows: list[tuple[str, object]] = [
-        ("model", model),
-        ("endpoint", endpoint),
-        ("data", f"s3://{source['bucket']}/{source['key']}" if source else "unknown"),
-        ("training job", record["job"]),
-        ("endpoint config", record["config"]),
-        ("artifact", f"s3://{config.bucket}/{record['artifact']['key']} ({human_bytes(record['artifact']['size'])})"),
-    ]
-    if previous:
-        rows.append(("before", previous))
-    if record.get("checked"):
-        rows.append(("golden rows", record["checked"]))
-    predict = f'make predict MODEL={model} TEXT="some text"'
-    cli = (
-        f"aws sagemaker-runtime invoke-endpoint --endpoint-name {endpoint} --content-type application/json "
-        f'--cli-binary-format raw-in-base64-out --body \'{{"inputs": "some text"}}\' answer.json'
+def notify(
+    topic_arn: str, email: Mapping[str, str], model: str, rows: Sequence[tuple[str, object]], **values: object
+) -> None:
+    """Send an email: "subject" and "body" are filled with values, and {table} with rows. People filter their
+    subscription by "stage", "status" and model."""
+    values |= {"model": model, "table": table(rows)}
+    subject = "".join(c if c.isprintable() else " " for c in email["subject"].format_map(values))
+    subject = " ".join(subject.encode("ascii", "replace").decode().split())
+    body = email["body"].format_map(values)
+    attributes = {"stage": email["stage"], "status": email["status"], "model": model}
+    client("sns").publish(
+        TopicArn=topic_arn,
+        Subject=subject[:SUBJECT_MAX_CHARACTERS],
+        Message=body.encode()[:MESSAGE_MAX_BYTES].decode(errors="ignore"),
+        MessageAttributes={name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()},
     )
-    meanwhile = "It is new: it answers as soon as it is up."
-    if record.get("replaces"):
-        meanwhile = (
-            "An endpoint on instances cannot become serverless in place, so it is replaced: it is deleted now and made "
-            "anew by the next sweep. IT DOES NOT ANSWER UNTIL THEN, commonly for 10 to 30 minutes."
-        )
-    elif previous:
-        meanwhile = "It keeps answering with the model before until the new one is up."
-    logs = f"See the model server's log: make logs ENDPOINT={endpoint}"
-    after = f"{record.get('restores')} was taken back"
-    if record.get("restores") == record["config"]:
-        after = "the endpoint had failed"
-    again = f"This model is not tried again. {logs}; mend the cause, then upload again."
-    come_back = f"make resume MODEL={model} brings it back, with the newest approved model."
-    subject, opening, following = {
-        "started": (
-            "Deployment started",
-            f"The approved model is on its way to the endpoint ({capacity_text(config)}).\n{meanwhile}",
-            "nothing to do. The next email says how it ended, commonly in 5 to 10 minutes.",
-        ),
-        "confirmed": (
-            "Deployment successful",
-            "The endpoint is in service and serves the new model.",
-            f"try it:\n\n  {predict}\n\nor, with the AWS CLI:\n\n  {cli}",
-        ),
-        "restored": (
-            "Deployment restored",
-            f"The endpoint is in service and serves this model again, after {after}.",
-            f"nothing to do. Try it:\n\n  {predict}",
-        ),
-        "rolled back": ("Deployment rolled back", "The new model was taken back.", f"{then} {again}"),
-        "failed": ("Deployment failed", "The new model could not be deployed.", f"{then} {again}"),
-        "waiting": (
-            "Deployment waiting",
-            "The new model cannot be deployed just now.",
-            f"{then} Remove the cause; the pipeline tries again by itself, with every sweep.",
-        ),
-        "held": (
-            "Deployment waiting",
-            "The new model is approved, but not deployed: somebody deleted the endpoint, and no upload undoes that.",
-            come_back,
-        ),
-        "deleted by hand": (
-            "Endpoint deleted by hand",
-            "Somebody deleted the endpoint. It stays deleted, and costs nothing: no upload brings it back.",
-            f"nothing, if that is meant. {come_back}",
-        ),
-        "endpoint failed": (
-            "Endpoint failed",
-            "The endpoint was in service, and has failed since. It is deleted: nothing else can be done with it.",
-            f"nothing to do: the pipeline makes it anew, with the last confirmed model. {logs}",
-        ),
-        "out of service": (
-            "Endpoint out of service",
-            "SageMaker took the endpoint out of service: it does not answer. The pipeline leaves it as it is.",
-            f"look at the endpoint in the SageMaker console, and at {logs[:1].lower() + logs[1:]}\nIf it does not come "
-            f"back: delete it, then make resume MODEL={model} makes it anew.",
-        ),
-    }[outcome]
-    why = f"Why: {reason}\n\n" if reason else ""
-    publish(
-        config.topic_arn,
-        f"{subject}: {model} ({endpoint})",
-        f"{opening}\n\n{table(rows)}\n\n{why}What next: {following}\n",
-        stage="deployment",
-        status=subject.removeprefix("Deployment ").lower().replace(" ", "-"),
-        model=model,
-    )
-
-
-# --- does the right model answer? -------------------------------------------------------------------
-
-
-def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
-    """How an endpoint's answers differ from the golden rows, {"text", "label", "score"}, in words; "" when they agree.
-
-    Labels and scores agree within SCORE_TOLERANCE. A label that nearly tied with another one in training may give
-    way to it, in few rows. The words hold no text of the rows: they go into an email.
-    """
-    if not isinstance(answers, list) or len(answers) != len(golden):
-        return f"the endpoint does not answer {len(golden)} texts with as many labels, but with {answers!r:.100}"
-    wrong, ties = [], 0
-    for row, answer in zip(golden, answers, strict=True):
-        label, score = (answer.get("label"), answer.get("score")) if isinstance(answer, Mapping) else (None, None)
-        if not isinstance(score, int | float) or isinstance(score, bool):
-            return f"the endpoint answers in another form than label and score: {answer!r:.100}"
-        close = abs(score - row["score"]) <= SCORE_TOLERANCE
-        if close and label == row["label"]:
-            continue
-        # The second best label has at most what the best one leaves.
-        ties += close and row["score"] <= 0.5 + SCORE_TOLERANCE
-        if not close or row["score"] > 0.5 + SCORE_TOLERANCE or ties > TIES_MAX_SHARE * len(golden):
-            wrong.append(f"{label} {score:.3f} instead of {row['label']} {row['score']:.3f}")
-    if not wrong:
-        return ""
-    return (
-        f"{len(wrong)} of {len(golden)} golden rows are answered otherwise than by the model that was trained "
-        f"(for instance {wrong[0]}): the endpoint serves other weights, or a broken copy"
-    )
-
-
-def ask(endpoint_name: str, texts: Sequence[str]) -> object:
-    """The endpoint's decoded answer to texts. Raises ClientError; ValueError when the answer is no JSON."""
-    answer = runtime().invoke_endpoint(
-        EndpointName=endpoint_name, ContentType="application/json", Body=json.dumps({"inputs": texts}).encode()
-    )
-    return json.loads(answer["Body"].read())
-
-
-def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Ask the endpoint the golden rows of the model's decision: (what is wrong, or ""; what was checked, in words).
-
-    None when the endpoint cannot be asked: it was deleted since it was looked at, or is not to be seen yet.
-    Raises what AWS raises on a failure that may pass (throttling, a cold start that takes too long, no capacity):
-    Lambda's retry or the sweep asks again. A model whose own code answers with errors does not pass: the HuggingFace
-    server turns every exception in it into a 400 (handler_service.py), and 5xx and timeouts that last count as well.
-    """
-    decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.data['job']}.json")
-    golden = (decision or {}).get("golden") or []
-    if not golden:
-        return "", "not checked: the training job gave none"
-    for attempt in range(CHECK_ASKS):
-        if attempt:
-            time.sleep(CHECK_PAUSE_SECONDS)
-        try:
-            wrong = difference(golden, ask(record.data["endpoint"], [row["text"] for row in golden]))
-        except ValueError as error:
-            wrong = f"the endpoint does not answer with JSON: {error}"
-        except ClientError as error:
-            if error_code(error) == "ValidationError" and "not found" in message(error):
-                return None
-            settled_for = (now() - endpoint["LastModifiedTime"]).total_seconds()
-            if error_code(error) == "AccessDeniedException" and settled_for >= CHECK_PATIENCE_SECONDS:
-                # A new policy may take minutes to hold. A denial that lasts says nothing about the model.
-                return "", f"NOT CHECKED: this function may not ask the endpoint. AWS said: {message(error):.500}"
-            if error_code(error) != "ModelError":
-                raise
-            answer: Mapping[str, Any] = error.response
-            by_the_model = 400 <= answer.get("OriginalStatusCode", 0) < 500
-            if not by_the_model and settled_for < CHECK_PATIENCE_SECONDS:
-                raise
-            wrong = f"the new model does not answer. SageMaker said: {message(error):.500}"
-        if not wrong:
-            return "", f"{len(golden)} of {len(golden)} answered as in training"
-    return wrong, ""
-
-
-# --- what became of a deployment --------------------------------------------------------------------
-
-
-def was_made(record: Record, endpoint: Mapping[str, Any] | None) -> bool:
-    """Whether the endpoint shows that the call of a record was made.
-
-    The record holds the endpoint's last-modified time as it was before the call: an unchanged time means
-    that the call was never made, or is not visible yet. A pending deployment of another config was asked
-    for by somebody else.
-    """
-    if endpoint is None or last_modified(endpoint) == record.data["endpoint_last_modified"]:
-        return False
-    pending = endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName", record.data["config"])
-    return bool(pending == record.data["config"])
-
-
-def why_rolled_back(endpoint: Mapping[str, Any]) -> str:
-    """What may have led to a rollback of which SageMaker gives no reason, which is common."""
-    rollback = (endpoint.get("LastDeploymentConfig") or {}).get("AutoRollbackConfiguration", {})
-    alarms = ", ".join(alarm["AlarmName"] for alarm in rollback.get("Alarms", []))
-    if not alarms:
-        return "SageMaker gave no reason; the model server's log tells more"
-    return (
-        "SageMaker gave no reason: either the new model's server did not come up, which its log tells, or an alarm "
-        f"went off while traffic moved to it ({alarms})"
-    )
-
-
-def outcome_of(record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What became of a deployment that was started: (state, reason); None while it is under way."""
-    status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
-    reason = str(endpoint.get("FailureReason") or "")
-    if status == "InService" and served == record.config:
-        return "confirmed", ""
-    if not was_made(record, endpoint):
-        return None
-    if status == "InService" and served == record.data["previous_config"]:
-        return "rolled back", reason or why_rolled_back(endpoint)
-    if status == "InService":
-        return "superseded", f"the endpoint serves {served}"
-    if status in ("Failed", "UpdateRollbackFailed"):
-        return "failed", reason or f"SageMaker gave no reason; the endpoint is {status}"
-    return None
-
-
-def confirmed_before(config: Settings, record: Record) -> str:
-    """The endpoint config that the pipeline goes back to from a deployment that went wrong; "" when there is none."""
-    for artifact in approved_models(config.bucket, record.data["model"])[:LOOK_BACK_MODELS]:
-        found = records_of(config.bucket, artifact.job, record.data["endpoint"])
-        if any(other.is_withdrawn for other in found):
-            continue
-        for other in found:
-            if other.state == "confirmed" and other.config != record.config:
-                return other.config
-    return ""
-
-
-def vanished(config: Settings, record: Record, request_id: str) -> bool:
-    """The endpoint of an open deployment is gone: told once, and held; True when that ended it."""
-    if record.state == "started" and record.age < VISIBLE_SECONDS:
-        return False
-    if not move(config, record, request_id, "settling"):
-        return False
-    tell(config, record.data, "deleted by hand", "it was deleted while this model was being deployed")
-    return move(config, record, request_id, "waiting", reason=HELD, deleted="somebody")
-
-
-def settle(config: Settings, record: Record, endpoint: Mapping[str, Any] | None, request_id: str) -> bool:
-    """Take an open record as far as the endpoint allows, and tell people, once; True when that ended it."""
-    if record.state in ("requested", "settling") and record.in_hand(request_id):
-        return False
-    if record.state in ("requested", "waiting"):
-        # Served, though nobody knows that it was asked for: the answer to the call was lost.
-        served = endpoint is not None and endpoint["EndpointConfigName"] == record.config
-        if record.state == "waiting" and not served:
-            return False
-        if not served and record.data.get("replaces") == "delete":
-            deleted = endpoint is None or endpoint["EndpointStatus"] == "Deleting"
-            if deleted:
-                tell(config, record.data, "started")
-            move(config, record, request_id, "waiting", replaces="create" if deleted else "")
-            return False
-        if not served and not was_made(record, endpoint):
-            move(config, record, request_id, "waiting")
-            return False
-        # Whoever asked died before people were told.
-        if not start(config, record, request_id):
-            return False
-    if endpoint is None:
-        return vanished(config, record, request_id)
-    ended = outcome_of(record, endpoint)
-    if ended is None:
-        return False
-    state, reason = ended
-    then, more = standing(endpoint), {"checked": "", "ended": last_modified(endpoint)}
-    if state == "confirmed":
-        answered = check_answers(config, record, endpoint)
-        if answered is None:
-            return False
-        reason, more["checked"] = answered
-        if reason:
-            before = confirmed_before(config, record)
-            state = "rolled back" if before else "failed"
-            then = f"The pipeline puts {before} back; an email says when it serves."
-            if not before:
-                then = "There is no confirmed model to go back to, so the endpoint is deleted: it answers wrongly."
-    elif state == "failed":
-        before = confirmed_before(config, record)
-        then = "A failed endpoint can only be deleted, so the pipeline deletes it"
-        then += f" and brings {before} back." if before else ". There is no confirmed model to bring back."
-    if not move(config, record, request_id, "settling"):
-        return False
-    if state != "superseded":
-        told = "restored" if state == "confirmed" and record.data.get("restores") else state
-        tell(config, record.data | more, told, reason, then)
-    log.info("deployment settled: %s", state, extra={"training_job": record.data["job"], "reason": reason})
-    return move(config, record, request_id, state, reason=reason, cleaned=state != "confirmed", **more)
-
-
-def start(config: Settings, record: Record, request_id: str) -> bool:
-    """SageMaker was asked: tell people, and note it; True when it was noted."""
-    # What is restored was told when it became necessary, what is replaced when the old endpoint was deleted.
-    if not record.data.get("restores") and record.data.get("replaces") != "create":
-        tell(config, record.data, "started")
-    return move(config, record, request_id, "started", started_at=now().isoformat())
-
-
-# --- asking SageMaker -------------------------------------------------------------------------------
-
-
-def create_once(call: Any, request: Mapping[str, Any]) -> None:
-    """Create a model or an endpoint config; one that exists under this name is the same, by its name.
-
-    AWS answers "Cannot create already existing ..." to a second config; the text for a model is unconfirmed.
-    """
-    try:
-        call(**request)
-    except ClientError as error:
-        if error_code(error) != "ValidationException" or "already exist" not in message(error):
-            raise
-
-
-def variant_of(config_request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The one production variant of a CreateEndpointConfig request or a DescribeEndpointConfig answer."""
-    variant: Mapping[str, Any] = config_request["ProductionVariants"][0]
-    return variant
-
-
-def is_replacement(choice: Choice, endpoint: Mapping[str, Any] | None) -> bool:
-    """Whether the endpoint must be made anew: AWS refuses to turn instances into serverless in place.
-
-    (Developer guide, Serverless Inference: a serverless endpoint can become one on instances, not the reverse.)
-    """
-    if endpoint is None or "ServerlessConfig" not in variant_of(choice.config_request):
-        return False
-    return any("CurrentServerlessConfig" not in variant for variant in endpoint.get("ProductionVariants", []))
-
-
-def deployment_policy(policy: Mapping[str, Any], endpoint_name: str, instances: int) -> dict[str, Any]:
-    """The DeploymentConfig for one endpoint: the stack's policy with the endpoint's own alarms, {} for none.
-
-    Alarms are named <endpoint>/<what>. Steps are a share of the fleet; one that is too small for them, as
-    autoscaling may leave it, takes its traffic all at once.
-    """
-    own: dict[str, Any] = json.loads(json.dumps(policy))
-    alarms = own.get("AutoRollbackConfiguration", {}).get("Alarms", [])
-    alarms = [alarm for alarm in alarms if alarm["AlarmName"].startswith(f"{endpoint_name}/")]
-    own.pop("AutoRollbackConfiguration", None)
-    if alarms:
-        own["AutoRollbackConfiguration"] = {"Alarms": alarms}
-    routing = own.get("BlueGreenUpdatePolicy", {}).get("TrafficRoutingConfiguration", {})
-    size = routing.get("CanarySize") or routing.get("LinearStepSize")
-    if size and instances * size["Value"] < 100:
-        wait = routing["WaitIntervalInSeconds"]
-        own["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"] = {
-            "Type": "ALL_AT_ONCE",
-            "WaitIntervalInSeconds": wait,
-        }
-    return own
-
-
-def update(config: Settings, choice: Choice, endpoint: Mapping[str, Any]) -> None:
-    """Ask SageMaker to bring the endpoint to the chosen config. Raises ClientError.
-
-    On instances, the deployment settings go with every update: SageMaker forgets them otherwise (UpdateEndpoint,
-    RetainDeploymentConfig). The number of instances that autoscaling arrived at is kept, unless the setting for it
-    changed: then that counts.
-    """
-    sagemaker, name = client("sagemaker"), endpoint["EndpointName"]
-    request: dict[str, Any] = {"EndpointName": name, "EndpointConfigName": choice.config}
-    new = variant_of(choice.config_request)
-    if "ServerlessConfig" not in new:
-        served = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
-        same = ("VariantName", "InstanceType", "InitialInstanceCount")
-        keep = all(variant_of(served).get(member) == new[member] for member in same)
-        running = [variant.get("CurrentInstanceCount", 1) for variant in endpoint.get("ProductionVariants", [])]
-        instances = min(running, default=1) if keep else new["InitialInstanceCount"]
-        request["RetainAllVariantProperties"] = keep
-        policy = deployment_policy(config.deployment_policy, name, instances)
-        if policy:
-            request["DeploymentConfig"] = policy
-    sagemaker.update_endpoint(**request)
-
-
-def cause(reason: str) -> str:
-    """A reason without its numbers: the utilisation in a quota's text changes, the cause does not."""
-    return re.sub(r"[0-9]+", "#", reason)
-
-
-def blank_record(config: Settings, choice: Choice, endpoint: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The record of a deployment that begins, all but its state."""
-    waiting = choice.record.data if choice.record and choice.record.state == "waiting" else {}
-    return {
-        "schema": SCHEMA,
-        "config": choice.config,
-        "endpoint": config.endpoint_of(choice.artifact.model),
-        "model": choice.artifact.model,
-        "model_name": choice.model_request["ModelName"],
-        "job": choice.artifact.job,
-        "artifact": {"key": choice.artifact.key, "etag": choice.artifact.etag, "size": choice.artifact.size},
-        "requests": {"model": choice.model_request, "config": choice.config_request},
-        "endpoint_last_modified": last_modified(endpoint),
-        "previous_config": endpoint["EndpointConfigName"] if endpoint else None,
-        "reason": waiting.get("reason", ""),
-        "tries": waiting.get("tries", 0) + 1,
-        "restores": waiting.get("restores", ""),
-        "replaces": waiting.get("replaces", "") if endpoint is None else "",
-        "started_at": "",
-        "deleted": "",
-    }
-
-
-def deploy(
-    config: Settings,
-    choice: Choice,
-    endpoint: Mapping[str, Any] | None,
-    last: Record | None,
-    request_id: str,
-    restores: str = "",
-) -> str:
-    """Ask for the chosen model on its endpoint; returns the outcome in a word.
-
-    The record is written before the call, with the endpoint as it was seen: after a crash it tells
-    whether the call was made. last: the deployment before, whose endpoint it is.
-    """
-    data = blank_record(config, choice, endpoint)
-    data["restores"] = restores or data["restores"]
-    if is_replacement(choice, endpoint):
-        data["replaces"] = "delete"
-    data |= {"state": "requested", "by": request_id, "at": now().isoformat()}
-    condition = {"IfMatch": choice.record.etag} if choice.record else {"IfNoneMatch": "*"}
-    etag = put_json(config.bucket, record_key(choice.config), data, **condition)
-    if etag is None:
-        return "in hand"
-    record = Record(data, etag)
-
-    def give_up(state: str, reason: str) -> str:
-        # A cause that lasts is told once, not at every event that finds it still there.
-        if cause(data["reason"]) != cause(reason):
-            tell(config, data, state, reason, standing(endpoint))
-        move(config, record, request_id, state, reason=reason)
-        return AGAIN if state == "failed" else state
-
-    try:
-        foreign = endpoint is not None and not is_ours(config, endpoint)
-    except ClientError as error:
-        if not is_missing(error):
-            raise
-        # It was deleted since it was looked at.
-        before = choice.record.data.get("replaces", "") if choice.record else ""
-        move(config, record, request_id, "waiting", replaces=before)
-        return "busy"
-    if foreign:
-        return give_up(
-            "waiting",
-            f"an endpoint {data['endpoint']} exists that this stack did not make: "
-            "set endpoint_name in Terraform to another name and apply, or delete that endpoint",
-        )
-    if data["tries"] > TRIES_MAX:
-        return give_up("failed", f"it was asked for {TRIES_MAX} times in vain; at last: {data['reason'] or 'an error'}")
-    try:
-        check_artifact(config, choice.artifact)
-    except ArtifactError as error:
-        return give_up("failed", str(error))
-    sagemaker = client("sagemaker")
-    try:
-        create_once(sagemaker.create_model, choice.model_request)
-        create_once(sagemaker.create_endpoint_config, choice.config_request)
-        # CreateEndpoint may not see a new config yet; AWS advises to describe it first (CreateEndpoint reference).
-        sagemaker.describe_endpoint_config(EndpointConfigName=choice.config)
-        if endpoint is None:
-            tags = choice.config_request["Tags"]
-            sagemaker.create_endpoint(EndpointName=data["endpoint"], EndpointConfigName=choice.config, Tags=tags)
-        elif data["replaces"]:
-            if last is None or move(config, last, request_id, last.state, deleted="pipeline"):
-                sagemaker.delete_endpoint(EndpointName=data["endpoint"])
-                tell(config, data, "started")
-                move(config, record, request_id, "waiting", replaces="create")
-                return "replacing"
-            move(config, record, request_id, "waiting", replaces="")
-            return "in hand"
-        else:
-            update(config, choice, endpoint)
-    except ClientError as error:
-        if error_code(error) == "ResourceLimitExceeded":
-            return give_up("waiting", f"a quota of the account is used up. SageMaker said: {message(error)}")
-        busy = ("Cannot update in-progress endpoint", "Cannot create already existing endpoint")
-        if error_code(error) == "ValidationException" and message(error).startswith(busy):
-            found = describe_endpoint(data["endpoint"]) or {}
-            if found.get("PendingDeploymentSummary", found).get("EndpointConfigName") == choice.config:
-                # Our own call was faster: its answer was lost, so the SDK made it again.
-                start(config, record, request_id)
-                return "started"
-            # Somebody was faster; the event that ends their change brings this one's turn.
-            move(config, record, request_id, "waiting")
-            return "busy"
-        raise
-    start(config, record, request_id)
-    return "started"
-
-
-# --- an endpoint that goes, or is gone --------------------------------------------------------------
-
-
-def note_deletion(
-    config: Settings, record: Record, request_id: str, by: str, *, told: str = "", about: Record | None = None
-) -> bool:
-    """Note in a record who deleted its endpoint ("pipeline" or "somebody") and tell people, once; True when noted."""
-    deleted = record.data.get("deleted")
-    if deleted == by:
-        return True
-    if told:
-        if deleted == "telling" and record.in_hand(request_id):
-            return False
-        if not move(config, record, request_id, record.state, deleted="telling"):
-            return False
-        tell(config, (about or record).data, told)
-    return move(config, record, request_id, record.state, deleted=by)
-
-
-def take_down(config: Settings, endpoint: Mapping[str, Any], last: Record | None, request_id: str) -> str:
-    """Delete an endpoint that failed or answers wrongly, noting before that it is the pipeline's own doing.
-
-    Nothing else can be done with a failed one (DescribeEndpoint reference, EndpointStatus).
-    """
-    try:
-        if not is_ours(config, endpoint):
-            return "failed endpoint of somebody else"
-        if last is not None:
-            # It was live and fine, and nobody was told: only a deployment that fails tells so itself.
-            told = "endpoint failed" if last.state == "confirmed" else ""
-            if not note_deletion(config, last, request_id, "pipeline", told=told):
-                return "in hand"
-        client("sagemaker").delete_endpoint(EndpointName=endpoint["EndpointName"])
-    except ClientError as error:
-        # A duplicate event's invocation was faster.
-        if not is_missing(error) and not message(error).startswith("Cannot update in-progress endpoint"):
-            raise
-    return "failed endpoint deleted"
-
-
-def report_outage(config: Settings, last: Record, endpoint: Mapping[str, Any], request_id: str) -> None:
-    """Tell, once, that SageMaker took the endpoint out of service; what may be done then, no documentation says."""
-    since, noted = last_modified(endpoint), last.data.get("outage") or {}
-    if noted.get("since") == since and (noted["told"] or last.in_hand(request_id)):
-        return
-    if not is_ours(config, endpoint):
-        return
-    if move(config, last, request_id, last.state, outage={"since": since, "told": False}):
-        tell(config, last.data, "out of service", str(endpoint.get("FailureReason") or ""))
-        move(config, last, request_id, last.state, outage={"since": since, "told": True})
-
-
-def hold(config: Settings, choice: Choice, request_id: str, quietly: bool) -> None:
-    """Note that a model waits for the person who deleted the endpoint, and tell, once."""
-    record = choice.record
-    if record is not None and record.state != "waiting":
-        return
-    if record is not None and record.data["reason"] == HELD:
-        untold = record.data.get("told") == "telling" and not record.in_hand(request_id)
-        if not untold or not move(config, record, request_id, "waiting"):
-            return
-    else:
-        data = blank_record(config, choice, None)
-        data |= {"state": "waiting", "reason": HELD, "by": request_id, "at": now().isoformat()}
-        data["told"] = "quietly" if quietly else "telling"
-        condition = {"IfMatch": record.etag} if record else {"IfNoneMatch": "*"}
-        etag = put_json(config.bucket, record_key(choice.config), data, **condition)
-        if etag is None or quietly:
-            return
-        record = Record(data, etag)
-    tell(config, record.data, "held")
-    move(config, record, request_id, "waiting", told="yes")
-
-
-def without_endpoint(
-    config: Settings, considered: Sequence[tuple[Approved, list[Record]]], last: Record | None, request_id: str
-) -> str:
-    """There is no endpoint: make one, unless a person deleted it. Returns the outcome in a word."""
-    ours = last is not None and last.data.get("deleted") == "pipeline"
-    choice = choose(config, considered, as_it_was=ours)
-    known = choice.record if choice else None
-    # Asked for when there was no endpoint already, or by a person after it was deleted.
-    asked = known is not None and known.asked_for
-    wanted = known is not None and asked and known.data["endpoint_last_modified"] is None
-    wanted = wanted or (asked and last is not None and last.data.get("deleted") == "somebody")
-    if last is None or ours or wanted:
-        if choice is None:
-            return "nothing to deploy"
-        back = known is not None and known.state == "confirmed" and last is not None
-        return deploy(config, choice, None, last, request_id, restores=last.config if last and back else "")
-    news = last.data.get("deleted") != "somebody"
-    if choice is not None:
-        hold(config, choice, request_id, quietly=news)
-    if news:
-        live = next((record for _, found in considered for record in found if record.state == "confirmed"), last)
-        note_deletion(config, last, request_id, "somebody", told="deleted by hand", about=live)
-    return "deleted by hand"
-
-
-# --- cleaning up ------------------------------------------------------------------------------------
-
-
-def remove(config: Settings, kind: str, name: str) -> None:
-    """Delete a model ("Model") or an endpoint config ("EndpointConfig") that this stack made; gone is fine, too."""
-    sagemaker, snake = client("sagemaker"), "model" if kind == "Model" else "endpoint_config"
-    try:
-        described = getattr(sagemaker, f"describe_{snake}")(**{f"{kind}Name": name})
-        tags = sagemaker.list_tags(ResourceArn=described[f"{kind}Arn"])["Tags"]
-        if {"Key": "Stack", "Value": config.bucket} not in tags:
-            log.warning("not of this stack, left alone", extra={"name_of_it": name, "kind": kind})
-            return
-        getattr(sagemaker, f"delete_{snake}")(**{f"{kind}Name": name})
-    except ClientError as error:
-        if not is_missing(error):
-            raise
-
-
-def clean_up(config: Settings, record: Record, endpoint: Mapping[str, Any], request_id: str) -> None:
-    """After a confirmed deployment: delete the models and configs of deployments before the last ones that are kept.
-
-    A record is marked before its model and config go, so that nothing asks for them meanwhile. Artifacts stay.
-    """
-    artifacts = approved_models(config.bucket, record.data["model"])[:LOOK_BACK_MODELS]
-    found = [
-        other
-        for artifact in artifacts
-        for other in records_of(config.bucket, artifact.job, record.data["endpoint"])
-        if not other.data.get("gone")
-    ]
-    confirmed = sorted((other for other in found if other.state == "confirmed"), key=started_at, reverse=True)
-    kept = confirmed[: config.keep_models]
-    if len(kept) == config.keep_models:
-        in_use = {other.config for other in kept} | {record.config, endpoint["EndpointConfigName"]}
-        in_use.add(endpoint.get("PendingDeploymentSummary", {}).get("EndpointConfigName", ""))
-        for other in found:
-            if other.state in (*OPEN, "waiting"):
-                in_use |= {other.config, other.data["previous_config"]}
-
-        def outlived(other: Record) -> bool:
-            ended_before = other.state == "removed" or str(other.data["at"]) < started_at(kept[-1])
-            return other.config not in in_use and (other.state == "confirmed" or ended_before)
-
-        models_in_use = {other.data["model_name"] for other in found if not outlived(other)}
-        for other in [other for other in found if outlived(other)]:
-            if other.state != "removed" and not move(config, other, request_id, "removed", was=other.state):
-                continue
-            remove(config, "EndpointConfig", other.config)
-            if other.data["model_name"] not in models_in_use:
-                remove(config, "Model", other.data["model_name"])
-            move(config, other, request_id, "removed", gone=True)
-    move(config, record, request_id, record.state, cleaned=True)
-
-
-# --- one model, one step ----------------------------------------------------------------------------
-
-
-def choose(
-    config: Settings, considered: Sequence[tuple[Approved, list[Record]]], *, as_it_was: bool = False
-) -> Choice | None:
-    """The newest approved model that may be deployed; None when there is none.
-
-    as_it_was: a model that was live comes back with the config that it had then, even if settings changed since.
-    """
-    for artifact, found in considered:
-        if any(record.is_withdrawn for record in found):
-            continue
-        present = requests(config, artifact)
-        known = next((record for record in found if record.config == present[1]["EndpointConfigName"]), None)
-        live = [record for record in found if record.state == "confirmed"]
-        usable = known is None or known.state not in NOT_AGAIN
-        if live and (not usable or (as_it_was and (known is None or known.state != "waiting"))):
-            record = max(live, key=started_at)
-            asked = record.data["requests"]
-            job = Approved(artifact.model, artifact.job, **record.data["artifact"])
-            return Choice(job, asked["model"], asked["config"], record)
-        if usable:
-            return Choice(artifact, *present, known)
-    return None
-
-
-def step(config: Settings, model: str, request_id: str) -> str:
-    """Take one step towards the newest approved model on the model's endpoint; returns it in a word, or AGAIN."""
-    artifacts = approved_models(config.bucket, model)
-    if not artifacts:
-        return "nothing approved"
-    name = config.endpoint_of(model)
-    endpoint = describe_endpoint(name)
-    considered = []
-    for artifact in artifacts[:LOOK_BACK_MODELS]:
-        found = records_of(config.bucket, artifact.job, name)
-        for record in found:
-            if record.state in (*OPEN, "waiting") and settle(config, record, endpoint, request_id):
-                # Whatever arrived meanwhile found this deployment open and left: look again for it.
-                return AGAIN
-        considered.append((artifact, found))
-        if any(record.state == "confirmed" for record in found):
-            break
-    records = {record.config: record for _, found in considered for record in found}
-    last = newest_started(records.values())
-    status = endpoint["EndpointStatus"] if endpoint is not None else ""
-
-    if endpoint is not None and status == "OutOfService" and last is not None:
-        report_outage(config, last, endpoint, request_id)
-    if endpoint is not None and status not in (*SETTLED, "Failed"):
-        return f"busy: {status}"
-    if any(record.state in OPEN for record in records.values()):
-        return "under way"
-    if endpoint is None:
-        outcome = without_endpoint(config, considered, last, request_id)
-    elif status == "Failed" or (
-        # By a deployment of ours; one that a person made is theirs to mend.
-        status == "UpdateRollbackFailed"
-        and last is not None
-        and last.state == "failed"
-        and last.data.get("ended") == last_modified(endpoint)
-    ):
-        return take_down(config, endpoint, last, request_id)
-    else:
-        outcome = with_endpoint(config, considered, records, endpoint, request_id)
-    if outcome in ("waiting", "busy") and approved_models(config.bucket, model)[0].job > artifacts[0].job:
-        # It was approved while this one was in hand, and left to us.
-        return AGAIN
-    return outcome
-
-
-def with_endpoint(
-    config: Settings,
-    considered: Sequence[tuple[Approved, list[Record]]],
-    records: Mapping[str, Record],
-    endpoint: Mapping[str, Any],
-    request_id: str,
-) -> str:
-    """The endpoint has settled: leave it, update it, or put it back. Returns the outcome in a word, or AGAIN."""
-    served = endpoint["EndpointConfigName"]
-    choice = choose(config, considered)
-    bad = None
-    if choice is None or choice.config != served:
-        bad = records.get(served) or read_record(config.bucket, served)
-        if bad is not None and bad.state not in ("rolled back", "failed", "withdrawn"):
-            bad = None
-        if bad is not None:
-            choice = choose(config, considered, as_it_was=True)
-    if choice is None:
-        if bad is not None and bad.state != "withdrawn":
-            return take_down(config, endpoint, newest_started(records.values()) or bad, request_id)
-        return "nothing to deploy"
-    known = choice.record
-    if choice.config == served:
-        if known is not None and known.state == "confirmed" and not known.data.get("cleaned", True):
-            clean_up(config, known, endpoint, request_id)
-        return "in service"
-    if bad is None and known is not None and known.state in ("confirmed", "superseded"):
-        # It was live, or on its way, and somebody switched the endpoint. That is theirs to undo.
-        return "left as somebody made it"
-    last = newest_started(record for record in records.values() if record is not known)
-    restores = bad.config if bad is not None and known is not None and known.state == "confirmed" else ""
-    return deploy(config, choice, endpoint, last, request_id, restores)
-
-
-def reconcile(config: Settings, model: str, request_id: str) -> str:
-    """Bring a model's endpoint as far towards the newest approved model as it goes now; returns that in a word."""
-    for _ in range(STEPS_MAX):
-        outcome = step(config, model, request_id)
-        if outcome != AGAIN:
-            return outcome
-    return "more to do: left to the next event or sweep"
-
-
-# --- events -----------------------------------------------------------------------------------------
-
-
-def model_of_event(event: Mapping[str, Any], config: Settings) -> str | None:
-    """The model whose endpoint the event concerns; None when it is not this stack's. Raises EventError."""
-    detail = field(event, "detail", dict)
-    if event.get("source") == "aws.s3":
-        if field(field(detail, "bucket", dict), "name", str) != config.bucket:
-            return None
-        match = APPROVED_KEY.fullmatch(field(field(detail, "object", dict), "key", str))
-        return match["model"] if match else None
-    return config.model_of(field(detail, "EndpointName", str))
-
-
-def sweep(config: Settings, request_id: str) -> str:
-    """Reconcile every model that has approved artifacts, which finishes what a lost event left; returns how many.
-
-    One model's error does not keep the others waiting: the first error is raised after the last model.
-    """
-    pages = client("s3").get_paginator("list_objects_v2")
-    prefixes = [
-        str(item["Prefix"])
-        for page in pages.paginate(Bucket=config.bucket, Prefix=APPROVED_PREFIX, Delimiter="/")
-        for item in page.get("CommonPrefixes", [])
-    ]
-    models = [prefix.removeprefix(APPROVED_PREFIX).rstrip("/") for prefix in prefixes]
-    errors: list[Exception] = []
-    for model in (model for model in models if MODEL_NAME.fullmatch(model)):
-        try:
-            outcome = reconcile(config, model, request_id)
-        except (BotoCoreError, ClientError) as error:
-            log.exception("sweep: model not reconciled", extra={"model": model})
-            errors.append(error)
-        else:
-            log.info("endpoint swept: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
-    if errors:
-        raise errors[0]
-    return f"{len(models)} models swept"
-
-
-def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
-    """Entry point. Returns the model and the step taken; raises when AWS fails, so that Lambda retries."""
-    config = settings()
-    event, request_id = unwrap(event, context)
-    swept = event.get("source") == "sweep"
-    model = None if swept else model_of_event(event, config)
-    if model is None and not swept:
-        log.info("event of nothing that this stack deploys, ignored", extra={"resources": event.get("resources")})
-        return {"model": "", "outcome": "ignored"}
-    if read_json(config.bucket, PAUSED_KEY)[0] is not None:
-        log.info("paused: nothing is done until make resume", extra={"model": model or "all"})
-        return {"model": model or "", "outcome": "paused"}
-    if model is None:
-        return {"model": "", "outcome": sweep(config, request_id)}
-    outcome = reconcile(config, model, request_id)
-    log.info("endpoint handled: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
-    return {"model": model, "outcome": outcome}

@@ -1,15 +1,15 @@
-"""Runs MiniStack, a local AWS, on a loopback port, with its gaps against AWS closed.
+"""Runs MiniStack, a local AWS, on a loopback port, and fixes where it differs from AWS.
 
-    python scripts/local/aws.py --port 4566 --state .local/aws
+    python -m local.aws --port 4566 --state .local/aws
 
-MiniStack 1.5.33 delivers an EventBridge event to a function once and forgets it, leaves the version-id out of S3
+MiniStack 1.5.33 delivers an EventBridge event to a function once and never retries it, leaves the version-id out of S3
 events, and runs functions without Lambda's logging. This launcher replaces those parts inside the running
-emulator; each `mend_*` function below closes one gap and says what AWS does. What it replaces or calls is checked
-first: with another MiniStack it refuses to start instead of pretending.
+emulator; each `patch_*` function below fixes one difference and says what AWS does. What it replaces or calls is
+checked first: with another version of MiniStack it refuses to start.
 
 Settings from the environment (all optional): LAMBDA_ASYNC_RETRY_BASE_SECONDS, LAMBDA_ASYNC_WORKERS,
 S3_MAX_COPY_BYTES, MINISTACK_ACCOUNT_ID, MINISTACK_REGION, and RECORD_FUNCTION_CALLS, a folder in which the functions
-note their calls to AWS. Variables named AWS_ENDPOINT_URL_<SERVICE> reach the functions. All state is in memory and
+record their calls to AWS. Variables named AWS_ENDPOINT_URL_<SERVICE> reach the functions. All state is in memory and
 ends with the process.
 """
 
@@ -42,7 +42,7 @@ from xml.sax.saxutils import escape, unescape
 
 import boto3
 
-from invocations import DEFAULT_MAX_AGE_SECONDS, DEFAULT_RETRIES, Attempt, Invocation, InvocationQueue
+from local.invocations import DEFAULT_MAX_AGE_SECONDS, DEFAULT_RETRIES, Attempt, Invocation, InvocationQueue
 
 MINISTACK_VERSION = "1.5.33"
 HOST = "127.0.0.1"
@@ -50,19 +50,19 @@ ACCOUNT = "123456789012"
 REGION = "us-east-1"
 
 ASYNC_WORKERS = 8
-RETRY_BASE_SECONDS = 1.0  # AWS: 60 s. Local runs should not wait minutes to see a failure arrive in its queue.
+RETRY_BASE_SECONDS = 1.0  # AWS: 60 s. A local run should not take minutes until a failure is in its queue.
 MAX_COPY_BYTES = 5 * 1024**3  # CopyObject ends here; larger objects need UploadPartCopy.
 LOG_DRAIN_SECONDS = 5.0
 SHUTDOWN_SECONDS = 1.0
-# Clients end idle connections, Go's after 90 s. Hypercorn, when its own time for one is over, still carries a request
-# out that arrives at that moment, and closes without the answer: Terraform then meets its own work as a conflict.
+# Clients end idle connections, Go's after 90 s. Hypercorn, when its own timeout for one ends, still executes a request
+# that arrives at that moment, and closes without an answer: Terraform's retry then conflicts with its own first try.
 KEEP_ALIVE_SECONDS = 24 * 60 * 60
 S3_EVENT_VERSION = "1.1"
 EVENTS_PATH = "/_local/events"
 END_OF_INVOCATION = "<end of invocation>"
 RUNTIME_PROGRAM = Path(__file__).resolve().parent / "lambda_runtime.py"
 
-# What a function may see of this process's environment, beside AWS_*: on AWS it sees nothing of anybody's shell.
+# What a function gets of this process's environment, besides AWS_*: on AWS it gets nothing of anybody's shell.
 INHERITED = {"HOME", "LANG", "LC_ALL", "PATH", "RECORD_FUNCTION_CALLS", "TMPDIR", "TZ"}
 
 Scope = dict[str, Any]
@@ -74,7 +74,7 @@ log = logging.getLogger("local.aws")
 
 
 class IncompatibleMiniStack(RuntimeError):
-    """The installed MiniStack is not built as this launcher expects."""
+    """The installed MiniStack does not have the functions that this launcher expects."""
 
 
 def ministack(module: str, **parameters: tuple[str, ...]) -> ModuleType:
@@ -100,7 +100,7 @@ def ministack(module: str, **parameters: tuple[str, ...]) -> ModuleType:
 class Sender:
     """Sends records to queues, topics and functions of this local AWS, through its public API.
 
-    Never called on the server's own thread: the request has to be answered by it.
+    Never called on the server's own thread, which has to answer the request.
     """
 
     def __init__(self, gateway: str) -> None:
@@ -131,11 +131,11 @@ class Sender:
             raise ValueError(f"cannot deliver to {arn}: the local AWS knows SQS, SNS and Lambda as destinations")
 
 
-def mend_asynchronous_invocation(gateway: str) -> None:
+def patch_asynchronous_invocation(gateway: str) -> None:
     """Functions behind EventBridge, and Invoke with InvocationType Event, share one bounded queue.
 
     MiniStack starts a thread per EventBridge event: no retry, no failure destination, and what meets a concurrency
-    limit is lost. Here as on AWS: function errors are tried again (MaximumRetryAttempts), throttles until
+    limit is lost. Here as on AWS: function errors are retried (MaximumRetryAttempts), throttles until
     MaximumEventAgeInSeconds, all attempts with one request id, then the on-failure destination gets the record
     documented in "Capturing records of Lambda asynchronous invocations" and a dead-letter queue the bare event.
     """
@@ -163,7 +163,7 @@ def mend_asynchronous_invocation(gateway: str) -> None:
     def run(invocation: Invocation) -> Attempt:
         arn = invocation.function_arn
         with scopes.request_scope(*account_and_region(arn)):
-            # Looked up for every attempt: a retry runs the code and the settings of its own time.
+            # Looked up for every attempt: a retry runs with the code and the settings that are current by then.
             func, config, name = functions._get_func_record_for_ref(arn)
             if func is None:
                 log.warning("asynchronous invocation %s: %s no longer exists", invocation.request_id, arn)
@@ -236,7 +236,7 @@ def qualifier(function_arn: str) -> str | None:
 
 
 def failure_record(invocation: Invocation, attempt: Attempt, condition: str, version: str) -> dict[str, Any]:
-    """The record that an on-failure destination gets. Without an attempt that ran, it has no response."""
+    """The record that an on-failure destination gets. If no attempt ran, it has no response."""
     arn = invocation.function_arn
     record = {
         "version": "1.0",
@@ -259,11 +259,11 @@ def failure_record(invocation: Invocation, attempt: Attempt, condition: str, ver
     return record
 
 
-def mend_invoke_permission(gateway: str) -> None:
+def patch_invoke_permission(gateway: str) -> None:
     """EventBridge may call a function only when the function's policy lets this rule do so.
 
-    MiniStack calls any function that exists and drops the event for one that does not. On AWS both end at once in
-    the target's dead-letter queue, where there is one (EventBridge user guide, "Using dead-letter queues to
+    MiniStack calls any function that exists and drops the event for one that does not. On AWS both go straight to
+    the target's dead-letter queue, if there is one (EventBridge user guide, "Using dead-letter queues to
     process undelivered events"; the error codes are from there).
     """
     events = ministack(
@@ -327,36 +327,10 @@ def mend_invoke_permission(gateway: str) -> None:
     events._invoke_target = invoke_target  # type: ignore[attr-defined]
 
 
-def mend_function_runtime() -> None:
-    """Python functions run under AWS's runtime interface client, see lambda_runtime.py.
+def python_environment_class(runtime: ModuleType) -> type:
+    """MiniStack's worker for custom runtimes, as the execution environment of a Python function."""
 
-    MiniStack's own worker has no log handler, so INFO records and `extra` vanish, and knows no error types. It
-    serves the Lambda Runtime API to custom runtimes, which is all that AWS's client needs. It also passes on the
-    whole environment of the launcher, so that a variable missing in Terraform could come from somebody's shell.
-    The log of an invocation that ends after its function was deleted would bring a deleted log group back; on AWS
-    that takes a role which may create log groups. Functions with layers stay with MiniStack's worker, which unpacks
-    them.
-    """
-    runtime = ministack("core.lambda_runtime", _worker_class_for=("config",))
-    functions = ministack(
-        "services.lambda_svc",
-        _emit_lambda_logs=("func", "request_id", "log_text", "error", "duration_ms", "log_source"),
-        _execute_function_warm=("func", "event", "request_id"),
-        _execute_function_provided_warm=("func", "event", "request_id"),
-        _provided_runtime_code_dir=("code_zip",),
-        _provided_worker_env=("config", "code_dir", "port"),
-        _runtime_env_vars=("config",),
-    )
-    worker_class_for = runtime._worker_class_for
-    execute_with_worker_script = functions._execute_function_warm
-    emit_logs = functions._emit_lambda_logs
-    unpack = functions._provided_runtime_code_dir
-    worker_environment = functions._provided_worker_env
-
-    def is_ours(config: dict[str, Any]) -> bool:
-        return config.get("Runtime", "").startswith("python") and not config.get("Layers")
-
-    class PythonEnvironment(runtime.ProvidedWorker):  # type: ignore[name-defined]
+    class PythonEnvironment(runtime.ProvidedWorker):  # type: ignore[misc, name-defined]
         """An execution environment of a Python function."""
 
         def invoke(self, event: Any, request_id: str, **context: Any) -> dict[str, Any]:
@@ -367,7 +341,7 @@ def mend_function_runtime() -> None:
                 return {"status": "error", "error_payload": error, "log": self._drain_stderr()}
             error = result.get("error_payload")
             if isinstance(error, dict) and error.get("errorType") in ("Sandbox.Timedout", "Runtime.ExitError"):
-                # The process could not say it itself any more; on AWS the platform writes this line.
+                # The process is gone and cannot say so; on AWS the platform writes this line.
                 now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
                 result["log"] = f"{result['log']}\n{now} {request_id} {error['errorMessage']}".lstrip("\n")
             return result
@@ -387,14 +361,47 @@ def mend_function_runtime() -> None:
             return "\n".join(line for line in lines if line)
 
         def _init_log_suffix(self) -> str:
-            return ""  # the log goes into the result as a whole, see invoke
+            return ""  # the result gets the whole log, see invoke
+
+    return PythonEnvironment
+
+
+def patch_function_runtime() -> None:
+    """Python functions run under AWS's runtime interface client, see lambda_runtime.py.
+
+    MiniStack's own worker has no log handler, so INFO records and `extra` are lost, and it knows no error types. It
+    serves the Lambda Runtime API to custom runtimes, which is all that AWS's client needs. It also passes on the
+    whole environment of the launcher, so that a variable missing in Terraform could come from somebody's shell.
+    The log of an invocation that ends after its function was deleted would recreate a deleted log group; on AWS
+    that needs a role that may create log groups. Functions with layers keep MiniStack's worker, which unpacks them.
+    """
+    runtime = ministack("core.lambda_runtime", _worker_class_for=("config",))
+    functions = ministack(
+        "services.lambda_svc",
+        _emit_lambda_logs=("func", "request_id", "log_text", "error", "duration_ms", "log_source"),
+        _execute_function_warm=("func", "event", "request_id"),
+        _execute_function_provided_warm=("func", "event", "request_id"),
+        _provided_runtime_code_dir=("code_zip",),
+        _provided_worker_env=("config", "code_dir", "port"),
+        _runtime_env_vars=("config",),
+    )
+    worker_class_for = runtime._worker_class_for
+    execute_with_worker_script = functions._execute_function_warm
+    emit_logs = functions._emit_lambda_logs
+    unpack = functions._provided_runtime_code_dir
+    worker_environment = functions._provided_worker_env
+
+    python_environment = python_environment_class(runtime)
+
+    def is_ours(config: dict[str, Any]) -> bool:
+        return config.get("Runtime", "").startswith("python") and not config.get("Layers")
 
     def emit_logs_of_existing(func: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         if (func.get("config") or func)["FunctionName"] in functions._functions:
             emit_logs(func, *args, **kwargs)
 
     def environment_class(config: dict[str, Any]) -> type:
-        chosen: type = PythonEnvironment if is_ours(config) else worker_class_for(config)
+        chosen: type = python_environment if is_ours(config) else worker_class_for(config)
         return chosen
 
     def execute_warm(func: dict[str, Any], event: Any, request_id: str) -> dict[str, Any]:
@@ -406,7 +413,7 @@ def mend_function_runtime() -> None:
     def code_dir(code_zip: bytes) -> str:
         folder: str = unpack(code_zip)
         bootstrap = Path(folder, "bootstrap")
-        # Under the lock that MiniStack holds while it starts a process: see its own note on ETXTBSY.
+        # Under the lock that MiniStack holds while it starts a process, for the reason in its comment on ETXTBSY.
         with functions._provided_code_lock:
             if not bootstrap.exists():
                 bootstrap.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "{RUNTIME_PROGRAM}"\n')
@@ -440,7 +447,7 @@ def mend_function_runtime() -> None:
     functions._provided_worker_env = environment  # type: ignore[attr-defined]
 
 
-def mend_s3_events() -> None:
+def patch_s3_events() -> None:
     """S3's EventBridge events carry the version-id on versioned buckets, and a time in whole seconds.
 
     Source: Amazon S3 user guide, "EventBridge event message structure".
@@ -466,7 +473,7 @@ def mend_s3_events() -> None:
     version_of_this_event: contextvars.ContextVar[str | None] = contextvars.ContextVar("version", default=None)
 
     def fire_s3_event(*args: Any, version_id: str | None = None, **kwargs: Any) -> None:
-        # MiniStack builds the event and dispatches it in one call: the version takes the way around.
+        # MiniStack builds the event and dispatches it in one call, so the version is passed around it.
         token = version_of_this_event.set(version_id)
         try:
             fire(*args, version_id=version_id, **kwargs)
@@ -488,7 +495,7 @@ def mend_s3_events() -> None:
     events._dispatch_event = dispatch_event  # type: ignore[attr-defined]
 
 
-def mend_copy_object() -> None:
+def patch_copy_object() -> None:
     """CopyObject respects IfMatch and IfNoneMatch on its destination, and refuses a source above 5 GB.
 
     Source: S3 API reference, CopyObject; the error text is the one that S3 answers.
@@ -524,8 +531,8 @@ def mend_copy_object() -> None:
     s3._copy_object = copy_object  # type: ignore[attr-defined]
 
 
-def mend_described_alarms() -> None:
-    """DescribeAlarms answers Terraform's provider, which speaks the Query protocol, with all that was put.
+def patch_described_alarms() -> None:
+    """DescribeAlarms returns everything that was put to Terraform's provider, which speaks the Query protocol.
 
     MiniStack leaves most members out of the XML, so every plan would change every alarm.
     Source: CloudWatch API reference, MetricAlarm.
@@ -563,10 +570,10 @@ def mend_described_alarms() -> None:
 
 
 def with_service_events(app: App) -> App:
-    """Adds `POST /_local/events`: one event as a service of AWS would send it, onto the default bus.
+    """Adds `POST /_local/events`: puts an event of an AWS service on the default bus.
 
-    PutEvents refuses sources that begin with "aws.", as it does on AWS; a local service has to come in by another
-    door. The body is the whole envelope in JSON; the answer 200 {"delivered": true}, or 400 with a message.
+    PutEvents refuses sources that begin with "aws.", as it does on AWS; so a local service needs another
+    way in. The body is the whole envelope in JSON; the answer 200 {"delivered": true}, or 400 with a message.
     """
     events = ministack(
         "services.eventbridge",
@@ -625,7 +632,7 @@ def with_service_events(app: App) -> App:
 def prepare_environment(port: int, state: Path) -> str:
     """Sets the variables that MiniStack reads when it is imported; returns the gateway's URL.
 
-    The credentials become those of the local account: nobody's real ones reach a function.
+    The credentials are set to those of the local account, so no real ones reach a function.
     """
     gateway = f"http://{HOST}:{port}"
     scratch = state / "tmp"
@@ -647,30 +654,30 @@ def prepare_environment(port: int, state: Path) -> str:
             "BIND_HOST": HOST,
             "GATEWAY_PORT": str(port),
             "TMPDIR": str(scratch),
-            # Listeners on fixed ports, of services that nobody asked for.
+            # Services that listen on fixed ports, and that nobody needs here.
             "SFTP_ENABLED": "0",
             "IOT_MTLS_ENABLED": "0",
-            # No containers: without this MiniStack would tidy up in a Docker daemon that runs here by chance.
+            # No containers: otherwise MiniStack would clean up in a Docker daemon that happens to run here.
             "DOCKER_HOST": f"unix://{scratch}/no-docker.sock",
         }
     )
     return gateway
 
 
-def mended_app(gateway: str) -> App:
-    """MiniStack's application with every gap closed. Raises IncompatibleMiniStack."""
-    mend_asynchronous_invocation(gateway)
-    mend_invoke_permission(gateway)
-    mend_function_runtime()
-    mend_s3_events()
-    mend_copy_object()
-    mend_described_alarms()
+def patched_app(gateway: str) -> App:
+    """MiniStack's application with every patch applied. Raises IncompatibleMiniStack."""
+    patch_asynchronous_invocation(gateway)
+    patch_invoke_permission(gateway)
+    patch_function_runtime()
+    patch_s3_events()
+    patch_copy_object()
+    patch_described_alarms()
     app: App = ministack("app", app=("scope", "receive", "send")).app
     return with_repeated_requests_logged(with_service_events(app))
 
 
 def with_repeated_requests_logged(app: App) -> App:
-    """Logs what an SDK sends again, after an error or a lost answer: a client can then conflict with itself."""
+    """Logs what an SDK retries after an error or a lost answer: a retry can conflict with its first try."""
 
     async def logged(scope: Scope, receive: Receive, send: Send) -> None:
         sent = dict(scope.get("headers", [])).get(b"amz-sdk-request", b"").decode("latin-1")
@@ -715,7 +722,7 @@ def main() -> None:
         sys.exit(f"aws.py: cannot listen on {HOST}:{arguments.port}: {error.strerror}")
     gateway = prepare_environment(listener.getsockname()[1], arguments.state.resolve())
     try:
-        app = mended_app(gateway)
+        app = patched_app(gateway)
     except IncompatibleMiniStack as error:
         sys.exit(f"aws.py: {error}")
     print(f"local AWS on {gateway}", flush=True)
@@ -723,7 +730,7 @@ def main() -> None:
         asyncio.run(serve(app, listener))
     finally:
         ministack("core.lambda_runtime", reset=()).reset()
-    # Threads of MiniStack may still wait for functions that have just been stopped; nothing is left to save.
+    # Threads of MiniStack may still be waiting for functions that were just stopped; there is nothing to save.
     os._exit(0)
 
 

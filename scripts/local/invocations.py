@@ -1,8 +1,8 @@
 """The queue of asynchronous invocations: what Lambda does between "202 Accepted" and the function's code.
 
-A bounded number of workers run the invocations that are due. A function error is tried again after a delay, a
-throttle until the event is too old; an invocation that waits for its next attempt occupies no worker. Knows
-neither AWS nor MiniStack: what running an invocation means, and where a failed one goes, is passed in.
+A bounded number of workers run the invocations that are due. A function error is retried after a delay, a
+throttle until the event is too old; an invocation that waits for its next attempt occupies no worker. This module
+knows neither AWS nor MiniStack: how to run an invocation, and where a failed one goes, is passed in.
 
 Source: Lambda developer guide, "How Lambda handles errors and retries with asynchronous invocation".
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-# On AWS the second attempt comes after 60 s and the third 120 s later; a throttled event is tried again after
+# On AWS the second attempt comes after 60 s and the third 120 s later; a throttled event is retried after
 # 1 s, doubling up to 300 s. Both scale with the one setting, the delay before the second attempt.
 AWS_RETRY_BASE_SECONDS = 60.0
 AWS_FIRST_THROTTLE_SECONDS = 1.0
@@ -48,10 +48,10 @@ class Invocation:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of one attempt, and the function's settings at that moment.
+    """The result of one attempt, and the function's settings at that moment.
 
     `error` is the error document of a function error (None: it returned), `throttled` that the function never
-    ran. Retries are counted without the first attempt; the age is in seconds since the event was accepted.
+    ran. The first attempt is not counted as a retry; the age is in seconds since the event was accepted.
     """
 
     throttled: bool = False
@@ -93,7 +93,7 @@ class InvocationQueue:
         self._put(invocation, delay=0.0)
 
     def run_due(self) -> bool:
-        """Makes one attempt of the first invocation that is due; False when none is."""
+        """Makes one attempt at the first invocation that is due; False when none is."""
         with self._changed:
             if not self._waiting or self._waiting[0][0] > self._clock():
                 return False
@@ -112,7 +112,7 @@ class InvocationQueue:
                 if not self.run_due():
                     self._wait()
             except Exception:
-                # Giving up failed too, for example for want of the destination. AWS drops the event as well.
+                # Giving up failed as well, for example because the destination is missing. AWS, too, drops the event.
                 log.exception("asynchronous invocation: a failed event could not be delivered")
 
     def _wait(self) -> None:

@@ -1,7 +1,7 @@
 """The process in which a function runs on the laptop: AWS's own runtime interface client for Python.
 
 MiniStack starts it once per execution environment and serves the Lambda Runtime API to it, so a function is
-imported, called, timed, logged (JSON or text, level, request id) and failed by the code that does it on AWS.
+imported, called, timed and logged (JSON or text, level, request id) by the code that does it on AWS, errors included.
 Never imported: the launcher runs it with the interpreter of the local AWS, whatever Runtime the function names.
 
 Source of the interface: Lambda developer guide, "Using the Lambda runtime API for custom runtimes".
@@ -21,12 +21,12 @@ from awslambdaric.lambda_runtime_client import InvocationRequest, LambdaRuntimeC
 
 API = "/2018-06-01/runtime/invocation"
 PARENT_CHECK_SECONDS = 0.5
-# What is sent, as opposed to what is touched: no permission depends on it.
+# Content, on which no permission depends; everything else says what a call touches.
 CONTENT = {"Body", "Message", "MessageAttributes", "MultipartUpload", "Subject"}
 
 
-class RuntimeClient(LambdaRuntimeClient):
-    """The published client, with its requests in Python: the C extension it brings exists for Linux only."""
+class RuntimeClient(LambdaRuntimeClient):  # type: ignore[misc]  # the package has no types
+    """The published client, with its requests in Python, as its C extension exists for Linux only."""
 
     def wait_next_invocation(self) -> InvocationRequest:
         """Blocks until there is an event. Ends the process when the launcher is gone or stops it."""
@@ -93,7 +93,7 @@ def end_with_parent() -> None:
 
 
 def record_calls(folder: str) -> None:
-    """Notes each call that the function makes to AWS, one JSON object a line, in a file of this process's own."""
+    """Records each call that the function makes to AWS, one JSON object a line, in a file of this process's own."""
     import boto3
 
     function = os.environ["AWS_LAMBDA_FUNCTION_NAME"]
@@ -121,5 +121,7 @@ if __name__ == "__main__":
     end_with_parent()
     if "RECORD_FUNCTION_CALLS" in os.environ:
         record_calls(os.environ["RECORD_FUNCTION_CALLS"])
-    sys.path.insert(0, os.environ["LAMBDA_TASK_ROOT"])
+    # A function finds its own code and what is installed, as on AWS, and none of this project's programs.
+    scripts = str(Path(__file__).resolve().parents[1])
+    sys.path[:] = [os.environ["LAMBDA_TASK_ROOT"], *(folder for folder in sys.path if folder != scripts)]
     bootstrap.run(os.environ["_HANDLER"], RuntimeClient(os.environ["AWS_LAMBDA_RUNTIME_API"]))

@@ -1,15 +1,12 @@
-"""The local AWS with this project deployed to it: start, stop, look.
+"""The local AWS with this project deployed to it: start it, stop it, look at it.
 
-    python scripts/local/stack.py up | down | status
-
-`up` starts MiniStack (aws.py) and the local SageMaker on free loopback ports, then applies the project's
-Terraform to them with the real AWS provider. Everything lies in one folder, .local or $LOCAL_STATE, so several
+`up` starts MiniStack (local.aws) and the local SageMaker (local.sagemaker) on free loopback ports, then applies the
+project's Terraform to them with the real AWS provider. Everything is in one folder, .local or $LOCAL_STATE, so several
 stacks can run side by side. Ctrl-C at any moment of `up` stops everything that it has started.
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import importlib.util
 import json
@@ -26,8 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import terraform
+
 ROOT = Path(__file__).resolve().parents[2]
-LOCAL = ROOT / "scripts" / "local"
+# The options of the Python that runs each service.
+PROGRAMS = {"aws": ["-P", "-m", "local.aws"], "sagemaker": ["-P", "-m", "local.sagemaker"]}
 
 HOST = "127.0.0.1"
 ACCOUNT = "123456789012"  # also the access key: MiniStack takes a key of 12 digits as the account
@@ -43,7 +43,7 @@ KILL_SECONDS = 5.0
 POLL_SECONDS = 0.05
 LOG_LINES_SHOWN = 20
 
-# What a download from the HuggingFace Hub may need, where somebody has set it; programs get nothing else of a shell.
+# What a download from the HuggingFace Hub may need. Programs get nothing else from the shell's environment.
 HUB_VARIABLES = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "HTTPS_PROXY", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 # Services that the project's Terraform uses, by the provider's name for their endpoint.
 SERVICES = (
@@ -66,7 +66,7 @@ SERVICES = (
 NOT_CONFIGURATION = ("*.tfstate*", "*.tfvars", "*.tfvars.json", "*.tfplan", ".terraform*", "backend.tf")
 FOLDERS = ("aws", "sagemaker", "terraform", "demo")
 
-# Called with the stage and a line of news on it, and with the stage and "" when it is done.
+# Called with a stage and a line about it, and with the stage and "" when it is done.
 Report = Callable[[str, str], None]
 Stack = dict[str, Any]
 
@@ -76,7 +76,7 @@ class StackError(Exception):
 
 
 class AlreadyRunning(StackError):
-    """There is one already, in the same folder."""
+    """A local AWS runs already, in the same folder."""
 
 
 def state_folder() -> Path:
@@ -99,10 +99,10 @@ def running() -> Stack | None:
 def environment(stack: Stack) -> dict[str, str]:
     """This process's environment, changed so that boto3, the AWS CLI and Terraform talk to the local AWS only.
 
-    Nobody's own AWS settings remain: no profile, no credentials, no endpoint.
+    None of your own AWS settings remain: no profile, no credentials, no endpoint.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    # A proxy could not reach this machine's loopback interface.
+    # A proxy cannot reach this machine's loopback interface.
     exempt = ",".join(filter(None, (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), HOST, "localhost")))
     return {
         **kept,
@@ -126,17 +126,18 @@ def up(
     variables: Mapping[str, Any] | None = None,
     parallel_trainings: int = 1,
     beside: Stack | None = None,
+    base_model: str = "",
 ) -> Stack:
     """Starts the local AWS, deploys to it, and returns the stack, which runs until `down`.
 
     `variables` are Terraform variables instead of the laptop's own; `parallel_trainings` is how many jobs the local
-    SageMaker runs at once, whatever it is asked for. The base model is $BASE_MODEL, a Hub id or a folder; by default
-    the small model that a Python package carries. `beside` is a stack with another state folder: this one is deployed
-    to the same local AWS, which goes on running when this one is down. Raises AlreadyRunning, or StackError after
-    having stopped what was started.
+    SageMaker runs at once, whatever it is asked for. `base_model` is a Hub id or a folder, by default the small model
+    that comes in a Python package. `beside` is a stack with another state folder: this one is deployed to the same
+    local AWS, which keeps running when this one is down. Raises AlreadyRunning, or StackError after stopping what it
+    had started.
     """
     report = report or Printer()
-    settings = laptop_variables(variables or {})
+    settings = laptop_variables(variables or {}, base_model)
     folder = state_folder()
     clear_leftovers(report)
     gateway, sagemaker = (f"http://{HOST}:{port}" for port in free_ports(2))
@@ -184,8 +185,8 @@ def down(keep_logs: bool = False) -> bool:
 # --- the parts of up ---
 
 
-def laptop_variables(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The Terraform variables: those of a laptop, changed by what was chosen.
+def laptop_variables(chosen: Mapping[str, Any], base_model: str = "") -> dict[str, Any]:
+    """The Terraform variables: a laptop's defaults, overridden by `chosen`.
 
     Raises StackError when the packages or the base model are missing.
     """
@@ -196,9 +197,8 @@ def laptop_variables(chosen: Mapping[str, Any]) -> dict[str, Any]:
             raise StackError(f"{packages} is missing: run make package first")
         variables["package_dir"] = str(packages)
     if "base_model" not in chosen:
-        own = os.environ.get("BASE_MODEL")
-        if own:
-            variables["base_model"] = str(Path(own).resolve()) if Path(own).is_dir() else own
+        if base_model:
+            variables["base_model"] = str(Path(base_model).resolve()) if Path(base_model).is_dir() else base_model
         else:
             variables["base_model"] = packaged_base_model()
             variables["hyperparameters"] = BASE_MODEL_HYPERPARAMETERS
@@ -206,7 +206,7 @@ def laptop_variables(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def packaged_base_model() -> str:
-    """The folder of the small model that a Python package carries. Raises StackError when it is not installed."""
+    """The folder of the small model that comes in a Python package. Raises StackError when it is not installed."""
     package = importlib.util.find_spec(BASE_MODEL_PACKAGE)
     if package is None or package.origin is None:
         raise StackError(
@@ -233,12 +233,10 @@ def start_service(stack: Stack, name: str) -> None:
     state = state_folder() / name
     port = stack["gateway" if name == "aws" else "sagemaker"].rpartition(":")[2]
     variables = environment(stack)
-    if name == "aws":
-        command = [str(LOCAL / "aws.py"), "--port", port, "--state", str(state)]
-    else:
+    command = [*PROGRAMS[name], "--port", port, "--state", str(state)]
+    if name == "sagemaker":
         # PyTorch's threads would otherwise spin while they wait for each other, and slow down a busy laptop.
-        variables |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(LOCAL)}
-        command = ["-m", "local_sagemaker", "--port", port, "--state", str(state)]
+        variables |= {"OMP_WAIT_POLICY": "PASSIVE"}
         command += ["--aws-endpoint", stack["gateway"], "--events-url", f"{stack['gateway']}/_local/events"]
         command += ["--region", stack["region"], "--account", stack["account"], "--python", sys.executable]
         command += ["--parallel", str(stack["parallel_trainings"])]
@@ -248,14 +246,14 @@ def start_service(stack: Stack, name: str) -> None:
 
 
 def deploy(stack: Stack, variables: Mapping[str, Any], report: Report) -> None:
-    """Applies a copy of the project's Terraform to the local AWS and notes its outputs in the stack."""
+    """Applies a copy of the project's Terraform to the local AWS and keeps its outputs in the stack."""
     stage = "terraform apply"
     folder = state_folder() / "terraform"
     report(stage, "applying the project's Terraform to it, with the real AWS provider")
     shutil.copytree(ROOT / "terraform", folder, ignore=shutil.ignore_patterns(*NOT_CONFIGURATION))
     (folder / "provider.tf.json").write_text(json.dumps(local_provider(stack), indent=2))
     (folder / "local.auto.tfvars.json").write_text(json.dumps(variables, indent=2))
-    terraform(stack, "apply", "-auto-approve", "-input=false", "-no-color")
+    run_terraform(stack, "apply", "-auto-approve", "-input=false", "-no-color")
     state = json.loads((folder / "terraform.tfstate").read_text())
     stack["outputs"] = {name: output["value"] for name, output in state["outputs"].items()}
     report(stage, f"{sum(item['mode'] == 'managed' for item in state['resources'])} kinds of resources created")
@@ -263,7 +261,7 @@ def deploy(stack: Stack, variables: Mapping[str, Any], report: Report) -> None:
 
 
 def local_provider(stack: Stack) -> dict[str, Any]:
-    """What a laptop adds to the configuration: where the provider finds AWS, and nothing else."""
+    """The one thing that a laptop adds to the configuration: where the provider finds AWS."""
     provider = {
         "region": stack["region"],
         "access_key": stack["account"],
@@ -277,7 +275,7 @@ def local_provider(stack: Stack) -> dict[str, Any]:
     return {"provider": {"aws": provider}}
 
 
-def terraform(stack: Stack, *arguments: str) -> None:
+def run_terraform(stack: Stack, *arguments: str) -> None:
     """Runs one Terraform command in the copy, with its output in a log. Raises StackError when it fails."""
     process = start(stack, "terraform", terraform_command(*arguments), terraform_environment(environment(stack)))
     status = process.wait()
@@ -290,18 +288,17 @@ def terraform(stack: Stack, *arguments: str) -> None:
 
 def terraform_command(*arguments: str) -> list[str]:
     """A Terraform command in the copy."""
-    folder = state_folder() / "terraform"
-    return [sys.executable, str(ROOT / "scripts" / "terraform.py"), "--dir", str(folder), *arguments]
+    return terraform.own_command(*arguments, directory=state_folder() / "terraform")
 
 
 def terraform_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what a shell may have set for Terraform elsewhere."""
+    """An environment without what the shell may have set for another Terraform configuration."""
     others = ("TF_VAR_", "TF_CLI_ARGS", "TF_WORKSPACE", "TF_DATA_DIR")
     return {name: value for name, value in variables.items() if not name.startswith(others)}
 
 
 def wait_for_answer(stack: Stack, name: str, url: str) -> None:
-    """Waits until a server answers over HTTP, whatever it says. Raises StackError when it ends or takes too long."""
+    """Waits until a server answers over HTTP, whatever the status. Raises StackError when it ends or takes too long."""
     address, _, path = url.removeprefix("http://").partition("/")
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -320,7 +317,7 @@ def wait_for_answer(stack: Stack, name: str, url: str) -> None:
 
 
 def log_end(name: str) -> str:
-    """The last lines of a process's log, and where it is."""
+    """The last lines of a process's log, and its path."""
     log = state_folder() / "logs" / f"{name}.log"
     lines = log.read_text(errors="replace").rstrip().splitlines()[-LOG_LINES_SHOWN:]
     return "\n".join([*(f"  {line}" for line in lines), f"log: {log}"])
@@ -344,7 +341,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 def start(stack: Stack, name: str, command: list[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Starts a process in a session of its own, with its output in logs/<name>.log, and records it."""
     log = state_folder() / "logs" / f"{name}.log"
-    # A Ctrl-C between the start and the record would leave a process that nobody knows.
+    # A Ctrl-C between the start and the record would leave a process that nobody stops.
     with uninterrupted(), log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -362,7 +359,7 @@ def start(stack: Stack, name: str, command: list[str], variables: Mapping[str, s
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """A process's id with its start time: ids are given again, to others."""
+    """A process's id with its start time, as ids are reused."""
     return {"pid": pid, "started": started(pid)}
 
 
@@ -372,9 +369,9 @@ def is_alive(process: Mapping[str, Any]) -> bool:
 
 
 def started(pid: int) -> str:
-    """When a running process was started, in its system's own words; "" for one that has ended."""
+    """When a running process was started, as the operating system puts it; "" for one that has ended."""
     if pid in _children:
-        _children[pid].poll()  # an ended child stays in the process table until it is asked for
+        _children[pid].poll()  # an ended child stays in the process table until it is polled
     try:
         # https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html: field 3 is the state, field 22 the start time.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -388,14 +385,14 @@ def started(pid: int) -> str:
 
 
 def stop(stack: Stack) -> None:
-    """Ends every recorded process with all that it has started. Raises StackError naming one that does not end."""
+    """Ends every recorded process and all that it has started. Raises StackError naming one that does not end."""
     ours = {
         name: process
         for name, process in stack["pids"].items()
         if process["pid"] != os.getpid() and name != "starter" and is_alive(process)
     }
     for name, process in ours.items():
-        # Terraform would finish what it is doing first, for a state that is thrown away.
+        # On SIGTERM, Terraform would first finish its work, on a state that is thrown away.
         signal_group(process["pid"], signal.SIGKILL if name == "terraform" else signal.SIGTERM)
     wait_until(lambda: not any(map(is_alive, ours.values())), STOP_SECONDS)
     for process in ours.values():
@@ -410,13 +407,13 @@ def signal_group(pid: int, number: int) -> bool:
     """Signals a process and all of its group; False when there is none left."""
     try:
         os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):  # macOS says the second of a group of zombies
+    except (ProcessLookupError, PermissionError):  # macOS raises PermissionError for a group of zombies
         return False
     return True
 
 
 def wait_until(done: Callable[[], bool], seconds: float) -> None:
-    """Waits until `done`, at most so long."""
+    """Waits until `done`, or until the time is over."""
     deadline = time.monotonic() + seconds
     while not done() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
@@ -443,7 +440,7 @@ def uninterrupted() -> Iterator[None]:
 def end_orderly_on_signals() -> None:
     """Makes SIGTERM and SIGHUP end this program as Ctrl-C does, so that `up` stops what it has started.
 
-    Ctrl-C itself is set, too: a shell starts what it runs in the background with it ignored.
+    Ctrl-C itself is set as well: a shell starts background programs with it ignored.
     """
 
     def end(number: int, frame: Any) -> None:
@@ -461,7 +458,7 @@ def record_file() -> Path:
 
 
 def read_record() -> Stack | None:
-    """What stack.json says, None without one."""
+    """The content of stack.json; None without one."""
     try:
         stack: Stack = json.loads(record_file().read_text())
     except FileNotFoundError:
@@ -470,7 +467,7 @@ def read_record() -> Stack | None:
 
 
 def create_record(stack: Stack) -> None:
-    """Writes the first record. Raises AlreadyRunning when another `up` was quicker."""
+    """Writes the first record. Raises AlreadyRunning when another `up` was faster."""
     draft = record_file().with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(stack, indent=2))
     try:
@@ -482,7 +479,7 @@ def create_record(stack: Stack) -> None:
 
 
 def write_record(stack: Stack) -> None:
-    """Replaces the record at one blow: nobody reads half of it, whatever happens here."""
+    """Replaces the record atomically: nobody ever reads half of it."""
     draft = record_file().with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(stack, indent=2))
     draft.replace(record_file())
@@ -502,7 +499,7 @@ def clear_leftovers(report: Report) -> None:
     starter = stack["pids"].get("starter")
     if starter is not None and is_alive(starter):
         raise AlreadyRunning(f"process {starter['pid']} is starting a local AWS in {state_folder()}")
-    report("clean up", "clearing away a local AWS that did not end orderly")
+    report("clean up", "removing a local AWS that did not end orderly")
     down()
     report("clean up", "")
 
@@ -521,7 +518,7 @@ def remove_state(keep_logs: bool) -> None:
 
 
 class Printer:
-    """Prints the news of each stage with the seconds since the beginning."""
+    """Prints each stage's lines with the seconds since the start."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -531,7 +528,7 @@ class Printer:
 
 
 def describe(stack: Stack) -> str:
-    """What runs where, for people, with what a shell needs to talk to it."""
+    """What runs where, for people, and what a shell needs to talk to it."""
     names = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SAGEMAKER", "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME"]
     names += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"]
     variables = environment(stack)
@@ -548,15 +545,12 @@ def describe(stack: Stack) -> str:
     )
 
 
-def main() -> int:
-    """Runs one command; returns the exit status."""
-    parser = argparse.ArgumentParser(description="The local AWS with this project deployed to it.")
-    parser.add_argument("command", choices=("up", "down", "status"))
-    command = parser.parse_args().command
+def run(command: str, base_model: str = "") -> int:
+    """Runs a command, up, down or status, and prints the result; returns the exit status."""
     end_orderly_on_signals()
     try:
         if command == "up":
-            print(describe(up()))
+            print(describe(up(base_model=base_model)))
         elif command == "down":
             print("stopped" if down() else "no local AWS was running")
         else:
@@ -570,7 +564,3 @@ def main() -> int:
         print("\ninterrupted: everything is stopped", file=sys.stderr)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,12 @@
 """The live model beside the new one: both answer the same rows, so that their figures can be compared.
 
-Figures of different hold-outs say nothing about which model is better, and a small or stale upload brings a hold-out
+Figures from different hold-outs do not say which model is better, and a small or stale upload has a hold-out
 as small and stale as itself. So every model's archive carries holdout.csv, the rows that it and the models before it
 were judged on; nobody trains on them, and the next model must do as well on them as the live one.
 
-A few hundred rows do not tell two models apart to half a point: which of them answers a few rows better is chance. So
+A few hundred rows cannot separate two models by half a point: which of them answers a few rows better is chance. So
 the differences come with their standard errors, and with the share of the live model's training rows that the new one
-had as well: more of the same is expected to be no worse, anything else has to show it.
+had as well: a model with more of the same data is expected to be no worse, any other has to prove it.
 """
 
 import json
@@ -25,10 +25,10 @@ from metrics import classification_metrics
 
 HOLDOUT_FILE = "holdout.csv"
 HOLDOUT_MAX_ROWS = 5000
-MIN_ROWS = 20  # with fewer, one row more or less is five points and more
+MIN_ROWS = 20  # with fewer, a single row is worth five points or more
 NEW_HOLDOUT = "new hold-out"
 LIVE_HOLDOUT = "hold-out of the live model"
-# A label that a model does not know has no probability at all; its logarithm would be infinite.
+# A label that a model does not know has the probability 0, whose logarithm is infinite.
 LEAST_PROBABILITY = 1e-7
 NOTE_MAX_CHARACTERS = 1000
 LABEL_CHARACTERS = 40  # of a label in a note
@@ -36,7 +36,7 @@ RESAMPLES = 200  # of the rows: a standard error to a twentieth of itself
 
 
 class Answer(NamedTuple):
-    """What a model made of one labelled text."""
+    """A model's answer to one labelled text."""
 
     label: str
     loss: float  # negative natural logarithm of the true label's probability
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Champion:
-    """The live model, as far as it can be read."""
+    """The live model, or as much of it as can be read."""
 
     job: str
     folder: Path  # its unpacked archive
@@ -62,7 +62,7 @@ class Champion:
 def read_champion(
     job: str, channel: Path, data: Path | None, folder: Path, columns: tuple[str, str], labels: Collection[str]
 ) -> Champion:
-    """Unpack the live model's archive into a folder and read what stands beside the weights.
+    """Unpack the live model's archive into a folder and read what is beside the weights.
 
     channel: the folder with its model.tar.gz; data: the one with the CSV that it was trained on, columns: text and
     label in that; labels: those of the upload. What cannot be read is a `problem`, not an error: a broken live model
@@ -90,7 +90,7 @@ def read_champion(
     try:
         examples, _ = read_channel(data, *columns)
     except DataError:
-        return champion  # the columns' names are a setting, and may have been others then
+        return champion  # the columns' names are a setting, and may have been different then
     held_out = champion.held_out
     return replace(champion, trained_on=frozenset(example for example in examples if example.text not in held_out))
 
@@ -98,7 +98,7 @@ def read_champion(
 def carry_forward(champion: Champion | None, holdout: Sequence[Example], labels: Collection[str]) -> list[Example]:
     """Return the rows that the next model is to be judged on: the live model's and the new hold-out's, each text once.
 
-    Where both have a text, the label of the live model's counts: an upload does not rewrite what it is judged on.
+    Where both have a text, the live model's label counts: an upload must not rewrite what it is judged on.
     Labels that the new model does not know are dropped. At most HOLDOUT_MAX_ROWS, in the labels' proportions.
     """
     rows = {example.text: example for example in one_label_per_text(holdout)}
@@ -115,8 +115,8 @@ def compare(
 ) -> dict[str, Any]:
     """Score both models on the same rows. Returns metrics.json's "champion".
 
-    labels, train and holdout: those of the challenger. Two sets of rows, compared apart: of the new hold-out those
-    that neither model was trained on, with labels that the live one knows; and the live model's own hold-out.
+    labels, train and holdout: those of the challenger. Two sets of rows are compared separately: the rows of the new
+    hold-out that neither model was trained on, with labels that the live one knows; and the live model's own hold-out.
     """
     rows_of, notes = _rows_to_compare_on(champion, labels, holdout)
     sets: list[dict[str, Any]] = []
@@ -144,7 +144,7 @@ def compare(
 
 
 def kept_share(champion: Champion, examples: Collection[Example]) -> float | None:
-    """Return the share (0 to 1) of the live model's training rows that stand in the upload with the same label.
+    """Return the share (0 to 1) of the live model's training rows that are in the upload with the same label.
 
     None when those are not known.
     """
@@ -207,7 +207,7 @@ def answer(classifier: inference.Classifier, examples: Sequence[Example]) -> lis
 def figures(examples: Sequence[Example], answers: Sequence[Answer]) -> dict[str, float]:
     """Return the figures of a model's answers.
 
-    Averages are over the labels that the examples have: a model with a label more is not punished for that alone.
+    Averages are over the labels that the examples have: a model is not punished for knowing a label more.
     """
     expected = [example.label for example in examples]
     result = classification_metrics(expected, [answer.label for answer in answers], labels=set(expected))
@@ -217,8 +217,8 @@ def figures(examples: Sequence[Example], answers: Sequence[Answer]) -> dict[str,
 def standard_errors(examples: Sequence[Example], live: Sequence[Answer], new: Sequence[Answer]) -> dict[str, float]:
     """Return by metric the standard error of the difference between two models' figures on the same rows.
 
-    By a paired bootstrap (B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 6), the same
-    each time; 0 where the models answer every row alike.
+    By a paired bootstrap (B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 6), with a
+    fixed seed; 0 where the models answer every row alike.
     """
     chance = random.Random(0)
     differences: dict[str, list[float]] = {}

@@ -57,7 +57,7 @@ def read_channel(folder: Path, text_column: str, label_column: str) -> tuple[lis
 def read_csv(path: Path, text_column: str, label_column: str) -> tuple[list[Example], Skipped]:
     """Read one CSV file: UTF-8 with or without a byte order mark, a header line, any further columns.
 
-    A missing field is an empty one. Blank lines are passed over. A row with more fields than the header is left out:
+    A missing field is an empty one. Blank lines are skipped. A row with more fields than the header is left out:
     an unquoted comma has shifted its label.
     Quotes must be closed and, inside quotes, doubled: read leniently, one stray quote swallows the rows that follow it.
 
@@ -150,8 +150,8 @@ def split(
     Such a group belongs to its most frequent label. Of each label's groups the nearest whole number to `fraction`
     (0 to 1, exclusive) is held out, at least one and never all. Both parts keep the order of `examples`.
 
-    Which ones is a matter of the text and the seed alone, so that a text of this upload is held out of the next one,
-    too, but for a few at the edge; texts that were `held_out_before` come first, and all of them are held out.
+    Which ones depends on the text and the seed alone, so that a text that is held out of this upload is held out of the
+    next one as well, except a few at the edge; texts that were `held_out_before` come first: all of them are held out.
 
     Raises DataError when there are fewer than two labels, a label has fewer than two distinct texts, or all of its
     texts were held out before.
@@ -188,7 +188,7 @@ def split(
 
 
 def digest(text: str) -> bytes:
-    """Return the SHA-256 of a text: an order of texts that is random, the same everywhere, and knows no neighbours."""
+    """Return the SHA-256 of a text: a random order, the same everywhere, in which no text depends on another."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -205,7 +205,7 @@ def one_label_per_text(examples: Iterable[Example]) -> list[Example]:
 def spread(
     examples: Iterable[Example], rows: int, even: bool, last: Callable[[Example], bool] = lambda _: False
 ) -> list[Example]:
-    """Return at most `rows` of the examples, every label among them as long as there is room, the same each time.
+    """Return at most `rows` of the examples, every label among them as long as there is room; the same ones each time.
 
     even: as many of each label as there are; else in the proportions of the examples.
     last: examples that are taken only when their label has no others left.
@@ -230,7 +230,7 @@ def write_csv(path: Path, examples: Iterable[Example]) -> None:
 def apply_holdout(
     train: Sequence[Example], holdout: Sequence[Example], held_out_before: Collection[str] = frozenset()
 ) -> list[Example]:
-    """Return the training examples whose text neither stands in a hold-out that was given nor was held out before.
+    """Return the training examples whose text is neither in a given hold-out nor was held out before.
 
     Raises DataError when the hold-out is empty or has a label that training does not know, or when fewer than two
     labels remain to train on.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-CHARACTERS_PER_TOKEN = 100  # in no text does a token stand for so many on average, long runs of white space aside
+CHARACTERS_PER_TOKEN = 100  # no text has that many per token on average, long runs of white space aside
 TEXTS_PER_PASS = 32  # through the model at once: bounds the memory of a request with many texts
 
 
@@ -41,7 +41,7 @@ def model_fn(model_dir: str | Path) -> Classifier:
 def tokenize(texts: Sequence[str], tokenizer: Any, **options: Any) -> Any:
     """Turn texts into tokens, each cut at the tokenizer's maximum length, the same in training and in serving.
 
-    What is far beyond that is cut before: a tokenizer reads all of a text first, and takes 150 bytes for a character.
+    Text far beyond that is cut before: a tokenizer reads all of it first, and needs 150 bytes per character.
     """
     longest = tokenizer.model_max_length
     return tokenizer(

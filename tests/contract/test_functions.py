@@ -5,16 +5,20 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import package
-from rendered import Plan
+from needs import KMS_KEY_ARN, SECRET_ARN
+from rendered import Plan, function_address, plan
 from world import ENVIRONMENT, HANDLERS, ROOT, Watched
 
 # Where Lambda puts boto3 and what it needs (requirements of its wheel); everything else is the standard library.
@@ -23,7 +27,7 @@ RUNTIME_PACKAGES = {"boto3", "botocore", "dateutil", "jmespath", "s3transfer", "
 
 def variables_of(stack: Plan, name: str) -> dict[str, str]:
     """The environment of a function; all of it is known in the plan, since ARNs are made from names."""
-    variables: dict[str, str] = stack[f"module.lambda_{name}.aws_lambda_function.this"]["environment"][0]["variables"]
+    variables: dict[str, str] = stack[function_address(name)]["environment"][0]["variables"]
     return variables
 
 
@@ -54,6 +58,73 @@ def test_a_handler_reads_its_environment_in_settings_only(name: str) -> None:
 @pytest.mark.parametrize("name", HANDLERS)
 def test_the_unit_tests_run_with_the_functions_variables(stack: Plan, name: str) -> None:
     assert set(ENVIRONMENT[name]) == set(variables_of(stack, name))
+
+
+# Other values than Terraform's defaults, so that a setting which went astray, or never left its default, is seen.
+CHOSEN: dict[str, str] = {
+    "BASE_MODEL": "org/name",
+    "BASE_MODEL_REVISION": "main",
+    "CHAMPION_MARGIN": "0.0125",
+    "ENDPOINT_INSTANCE_COUNT": "2",
+    "ENDPOINT_INSTANCE_TYPE": "ml.m5.xlarge",
+    "ENDPOINT_NAME": "reviews",
+    "ENDPOINT_TYPE": "instance",
+    "HUB_TOKEN_SECRET_ARN": SECRET_ARN,
+    "HYPERPARAMETERS": json.dumps(
+        {
+            "batch_size": "8",
+            "epochs": "5",
+            "holdout_fraction": "0.3",
+            "learning_rate": "2e-5",
+            "max_length": "64",
+            "seed": "1",
+            "weight_decay": "0.1",
+        }
+    ),
+    "INFERENCE_IMAGE": "123456789012.dkr.ecr.us-east-1.amazonaws.com/ours/serve:1",
+    "KEEP_MODELS": "7",
+    "KMS_KEY_ARN": KMS_KEY_ARN,
+    "LABEL_COLUMN": "kind",
+    "MAX_CONCURRENT_TRAINING_JOBS": "3",
+    "MAX_TRAINING_JOBS_PER_DAY": "21",
+    "MODEL_THRESHOLDS": '{"spam": {"eval_loss": {"max": 0.2}}}',
+    "PROJECT": "reviews",
+    "SERVERLESS_MAX_CONCURRENCY": "6",
+    "SERVERLESS_MEMORY_MB": "2048",
+    "TEXT_COLUMN": "message",
+    "THRESHOLDS": '{"accuracy": {"min": 0.9}, "f1": {"max": 0.99, "min": 0.5}}',
+    "TRAINING_IMAGE": "123456789012.dkr.ecr.us-east-1.amazonaws.com/ours/train:1",
+    "TRAINING_INSTANCE_TYPE": "ml.m5.2xlarge",
+    "TRAINING_MAX_RUNTIME_SECONDS": "3600",
+    "TRAINING_VOLUME_GB": "31",
+}
+
+
+def as_read(variables: Mapping[str, str]) -> dict[str, Any]:
+    """An environment with its JSON parsed: the order of members and the spaces mean nothing to a handler."""
+    return {name: json.loads(value) if value.startswith("{") else value for name, value in variables.items()}
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A stack whose variables are all set: those of the unit tests' environment, by name, changed by CHOSEN."""
+    declared = re.findall(r'^variable "(\w+)"', (ROOT / "terraform" / "variables.tf").read_text(), re.MULTILINE)
+    wanted = {name: value for environment in ENVIRONMENT.values() for name, value in environment.items()} | CHOSEN
+    variables = {name.lower(): value for name, value in as_read(wanted).items() if name.lower() in declared}
+    assert {name.lower() for name in CHOSEN} <= variables.keys()
+    return plan(tmp_path_factory.mktemp("chosen"), deployment_alarm_models=[], **variables)
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_every_setting_arrives_at_its_function_as_it_was_set(chosen: Plan, name: str) -> None:
+    expected = {variable: CHOSEN.get(variable, value) for variable, value in ENVIRONMENT[name].items()}
+
+    assert as_read(variables_of(chosen, name)) == as_read(expected)
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_an_own_key_encrypts_the_log_of_a_function(stack: Plan, name: str) -> None:
+    assert stack[function_address(name, "aws_cloudwatch_log_group")]["kms_key_id"] == KMS_KEY_ARN
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +175,7 @@ def test_a_zip_runs_with_nothing_but_boto3(stack: Plan, zips: dict[str, Path], t
             if source.exists() and not (runtime / source.name).exists():
                 (runtime / source.name).symlink_to(source)
     assert {path.stem for path in runtime.iterdir()} == RUNTIME_PACKAGES
-    entry_point = stack[f"module.lambda_{name}.aws_lambda_function.this"]["handler"]
+    entry_point = stack[function_address(name)]["handler"]
 
     command = [sys.executable, "-I", "-S", "-c", IMPORT, str(zips[name]), str(runtime), entry_point]
     answer = subprocess.run(command, capture_output=True, text=True, env={}, cwd=tmp_path, check=False)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import package
-from pipeline import Target, connect, stack
+from local import stack
+from mlops.target import Target, connect
 from tiny_model import WORDS, build_tiny_model
 
 Rows = list[tuple[str, str]]

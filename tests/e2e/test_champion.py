@@ -99,6 +99,8 @@ def fit(tmp_path_factory, base_model):
             "SM_OUTPUT_DATA_DIR": str(folder / "output"),
             "SM_OUTPUT_DIR": str(folder),
             "BASE_MODEL": str(base_model),
+            "TEXT_COLUMN": "text",
+            "LABEL_COLUMN": "label",
         }
         if live is not None:
             (folder / "champion").mkdir()
@@ -308,6 +310,9 @@ def test_a_live_model_without_its_name_or_its_archive_is_a_mistake_that_is_named
         "SM_CHANNEL_TRAIN": str(tmp_path),
         "SM_MODEL_DIR": str(tmp_path / "model"),
         "SM_OUTPUT_DATA_DIR": str(tmp_path / "output"),
+        "BASE_MODEL": "org/name",
+        "TEXT_COLUMN": "text",
+        "LABEL_COLUMN": "label",
         name: "x",
     }
     with pytest.raises(train.TrainingError, match=r"CHAMPION_JOB=.* belong together"):

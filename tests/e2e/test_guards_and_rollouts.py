@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-import pipeline as commands
 from deployed import Pipeline, deploy, make_rows, to_csv
+from mlops.logs import log_events
+from mlops.records import PAUSED_KEY
 from package import tar_gz_bytes
 
 LABELS = ("ham", "spam")
@@ -94,7 +95,7 @@ def is_baking(pipeline: Pipeline, model: str) -> bool:
 
 def log_lines(pipeline: Pipeline, function: str, since: datetime) -> list[str]:
     group = f"/aws/lambda/{pipeline.target.functions[function]}"
-    return [line for _, line in commands.log_events(pipeline.target, group, since)]
+    return [line for _, line in log_events(pipeline.target, group, since)]
 
 
 @contextmanager
@@ -180,7 +181,7 @@ def decided(pipeline: Pipeline, jobs: set[str]) -> list[dict[str, Any]] | None:
 
 def test_tick_of_the_schedule_finishes_what_lost_events_left(pipeline: Pipeline, decision: dict[str, Any]) -> None:
     since = datetime.now(UTC)
-    paused = {"Bucket": pipeline.target.bucket, "Key": commands.PAUSED_KEY}
+    paused = {"Bucket": pipeline.target.bucket, "Key": PAUSED_KEY}
     with without_rules(pipeline, "approved", "training_ended"):
         pipeline.upload("data/train/undecided/one.csv", to_csv([(text, "ham") for text, _ in make_rows(LABELS, 60, 2)]))
         pipeline.wait_for_email("undecided", "Training started")

@@ -7,19 +7,22 @@ from typing import Any
 
 import pytest
 
-import operate
-import pipeline as commands
 from deployed import Pipeline, make_rows, to_csv
+from mlops import cli
+from mlops.endpoints import own_endpoints
+from mlops.predict import predict
+from mlops.records import job_of_config
+from mlops.status import newest_jobs, show_status
 
 FIRST = ("ham", "spam")
 
 
 def run(*arguments: str) -> int:
-    return operate.main(["--target", "local", *arguments])
+    return cli.main([*arguments, "--target", "local"])
 
 
 def served_job(pipeline: Pipeline, model: str) -> str:
-    return operate.job_of_config(pipeline.endpoint(model)["EndpointConfigName"])
+    return job_of_config(pipeline.endpoint(model)["EndpointConfigName"])
 
 
 def test_rollback_serves_the_previous_model_again_and_status_shows_it(
@@ -34,11 +37,11 @@ def test_rollback_serves_the_previous_model_again_and_status_shows_it(
     assert run("rollback", "--model", model, "--reason", "rude answers") == 0
     pipeline.wait_for_email(model, "Deployment restored")
     assert served_job(pipeline, model) == first
-    assert commands.predict(pipeline.target, model, rows[0][0])["label"] == rows[0][1]
+    assert predict(pipeline.target, model, rows[0][0])["label"] == rows[0][1]
     capsys.readouterr()
     assert run("rollback", "--model", model) == 0
     assert "already so" in capsys.readouterr().out
-    commands.show_status(pipeline.target)
+    show_status(pipeline.target)
     shown = capsys.readouterr().out
     assert f"{second}  approved    withdrawn" in shown
     assert ": rude answers" in shown
@@ -68,12 +71,12 @@ def test_pause_stops_everything_and_resume_restores_it(
 ) -> None:
     rows = make_rows(FIRST, 120, seed=43)
     pipeline.train_and_deploy(model, rows)
-    before = {endpoint["name"]: endpoint["config"] for endpoint in operate.own_endpoints(pipeline.target)}
+    before = {endpoint["name"]: endpoint["config"] for endpoint in own_endpoints(pipeline.target)}
     assert run("pause", "--yes") == 0
-    pipeline.wait_for("no endpoint", lambda: not operate.own_endpoints(pipeline.target))
+    pipeline.wait_for("no endpoint", lambda: not own_endpoints(pipeline.target))
     pipeline.upload(f"data/train/{model}/later.csv", to_csv(rows + make_rows(FIRST, 40, seed=44)))
     pipeline.wait_for_email(model, "Training waiting")
-    commands.show_status(pipeline.target)
+    show_status(pipeline.target)
     shown = capsys.readouterr().out
     assert "PAUSED     since 20" in shown
     assert "none while the pipeline is paused" in shown
@@ -81,10 +84,10 @@ def test_pause_stops_everything_and_resume_restores_it(
     assert run("resume") == 0
     pipeline.wait_for_email(model, "Deployment restored")
     pipeline.wait_for_email(model, "Deployment successful", count=2)
-    after = {endpoint["name"]: endpoint["config"] for endpoint in operate.own_endpoints(pipeline.target)}
+    after = {endpoint["name"]: endpoint["config"] for endpoint in own_endpoints(pipeline.target)}
     changed = {name for name, config in before.items() if after.get(name) != config}
     assert changed == {pipeline.target.endpoint_of(model)}
-    assert served_job(pipeline, model) == commands.newest_jobs(pipeline.target)[0]
+    assert served_job(pipeline, model) == newest_jobs(pipeline.target)[0]
 
 
 def test_redrive_sends_what_failed_in_a_function_again_once_the_cause_is_mended(pipeline: Pipeline, model: str) -> None:

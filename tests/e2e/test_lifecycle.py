@@ -22,12 +22,15 @@ from typing import Any
 
 import pytest
 
-import destroy
-import operate
 import package
-import pipeline as commands
 from deployed import Pipeline, make_rows
-from pipeline import Target, connect, stack
+from local import stack
+from mlops import cli
+from mlops.predict import predict
+from mlops.records import PAUSED_KEY, job_of_config
+from mlops.status import newest_jobs
+from mlops.target import Target, connect
+from rendered import function_address
 from tiny_model import build_tiny_model
 
 FIRST, SECOND = "first-models", "second-data"
@@ -85,15 +88,21 @@ class Deployment:
                 changes[change["address"]] = {"actions": actions, "changed": names}
         return changes
 
+    def moves(self) -> dict[str, str]:
+        """What the last plan takes from one address to another."""
+        changes = json.loads(self.terraform("show", "-json", "test.tfplan"))["resource_changes"]
+        return {change["previous_address"]: change["address"] for change in changes if "previous_address" in change}
+
     @property
     def variables(self) -> dict[str, Any]:
         """The stack's Terraform variables."""
         known: dict[str, Any] = json.loads((self.folder / "terraform" / "local.auto.tfvars.json").read_text())
         return known
 
-    def run(self, command: Callable[[list[str]], int], *arguments: str) -> int:
+    def run(self, *arguments: str) -> int:
+        """Run a command of mlops; returns its exit status."""
         with at(self.folder):
-            return command(["--target", "local", *arguments])
+            return cli.main([*arguments, "--target", "local"])
 
     def log_lines(self) -> dict[str, int]:
         """How many lines each of the functions has logged: none as long as it was never invoked."""
@@ -205,7 +214,7 @@ def of_first(found: dict[str, list[str]], jobs: set[str]) -> dict[str, list[str]
 
 
 def jobs_of(deployment: Deployment) -> set[str]:
-    return set(commands.newest_jobs(deployment.target))
+    return set(newest_jobs(deployment.target))
 
 
 def bucket_keys(deployment: Deployment) -> set[str]:
@@ -217,6 +226,44 @@ def bucket_keys(deployment: Deployment) -> set[str]:
 
 def test_a_second_apply_changes_nothing(first: Deployment) -> None:
     assert first.plan() == {}
+
+
+# What a function's module held itself, before the functions had a module in common.
+MOVED = ("aws_cloudwatch_log_group", "aws_lambda_function", "aws_lambda_function_event_invoke_config")
+
+
+@pytest.mark.parametrize("module", ["", "module.pipeline."], ids=["the root", "a module"])
+def test_a_stack_from_before_the_functions_had_a_module_in_common_is_only_moved(
+    first: Deployment, tmp_path: Path, module: str
+) -> None:
+    deployed, folder = first.folder / "terraform", tmp_path / "terraform"
+    stack_folder = folder / "stack" if module else folder
+    configuration = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfplan", "*.json")
+    shutil.copytree(deployed, stack_folder, ignore=configuration)
+    shutil.copy(deployed / "provider.tf.json", folder)
+    if module:
+        pipeline = {"source": "./stack", **first.variables}
+        (folder / "main.tf.json").write_text(json.dumps({"module": {"pipeline": pipeline}}))
+    else:
+        shutil.copy(deployed / "local.auto.tfvars.json", folder)
+    # The state as the version before left it: this one's, with its addresses.
+    state = json.loads((deployed / "terraform.tfstate").read_text().replace(".module.function", ""))
+    for resource in state["resources"]:
+        resource["module"] = f"{module}{resource.get('module', '')}".rstrip(".")
+        if not resource["module"]:
+            del resource["module"]
+        for instance in resource["instances"]:
+            instance["dependencies"] = [f"{module}{address}" for address in instance.get("dependencies", [])]
+    (folder / "terraform.tfstate").write_text(json.dumps(state | ({"outputs": {}} if module else {})))
+    before = Deployment(tmp_path, first.pipeline)
+
+    # Nothing was changed since the test above, so it need not be read again.
+    assert before.plan("-refresh=false") == {}
+    assert before.moves() == {
+        f"{module}module.lambda_{name}.{resource}.this": f"{module}{function_address(name, resource)}"
+        for name in package.FUNCTIONS
+        for resource in MOVED
+    }
 
 
 # Makes a change to a stack, with a folder for what it needs, until it is left.
@@ -258,9 +305,9 @@ def changed_to(**variables: Any) -> Change:
     return change
 
 
-EVALUATOR = "module.lambda_model_evaluator.aws_lambda_function.this"
-TRAINER = "module.lambda_training_orchestrator.aws_lambda_function.this"
-DEPLOYER = "module.lambda_deployment_orchestrator.aws_lambda_function.this"
+EVALUATOR = function_address("model_evaluator")
+TRAINER = function_address("training_orchestrator")
+DEPLOYER = function_address("deployment_orchestrator")
 SOURCE = "module.s3.aws_s3_object.training_source"
 
 
@@ -356,7 +403,7 @@ def test_two_stacks_in_one_account_each_handle_their_own(first: Deployment, seco
         assert all(job in email["text"] for email in pipeline.emails)
         assert pipeline.keys("models/decisions/") == [f"models/decisions/{job}.json"]
         described = pipeline.sagemaker.describe_endpoint(EndpointName=endpoint)
-        assert operate.job_of_config(described["EndpointConfigName"]) == job
+        assert job_of_config(described["EndpointConfigName"]) == job
         tags = pipeline.sagemaker.list_tags(ResourceArn=described["EndpointArn"])["Tags"]
         assert {"Key": "Stack", "Value": deployment.target.bucket} in tags
         assert pipeline.failed_events() == []
@@ -392,7 +439,7 @@ def test_destroy_without_the_buckets_name_changes_nothing(
         monkeypatch.setattr(sys, "stdin", nobody)
         before = listing(first.target)
         capfd.readouterr()
-        assert first.run(destroy.main, *arguments) == 2
+        assert first.run("destroy", *arguments) == 2
     assert reason in capfd.readouterr().err
     assert listing(first.target) == before
 
@@ -404,7 +451,7 @@ def test_destroy_names_what_goes_and_leaves_the_data_and_the_other_stack(
     before = listing(first.target)
     capfd.readouterr()
     began = time.monotonic()
-    assert first.run(destroy.main, "--confirm", FIRST) == 0
+    assert first.run("destroy", "--confirm", FIRST) == 0
     seconds = time.monotonic() - began
     said = capfd.readouterr().out
     with capfd.disabled():
@@ -421,18 +468,18 @@ def test_destroy_names_what_goes_and_leaves_the_data_and_the_other_stack(
     }
     assert missing == set()
     assert of_first(after, jobs) == {"S3 buckets": [FIRST], "log groups": ["/aws/sagemaker/Endpoints/first"]}
-    assert bucket_keys(first) == data - {"code/training.tar.gz"} | {commands.PAUSED_KEY}
+    assert bucket_keys(first) == data - {"code/training.tar.gz"} | {PAUSED_KEY}
     others = {
         service: [name for name in names if name not in mine.get(service, [])] for service, names in before.items()
     }
     left = {service: [name for name in names if name not in mine.get(service, [])] for service, names in after.items()}
     assert left == others
-    answer = commands.predict(second.target, "default", ROWS[0][0])
+    answer = predict(second.target, "default", ROWS[0][0])
     assert answer["label"] == ROWS[0][1]
 
 
 def test_destroy_again_says_that_there_is_nothing_left(first: Deployment, capfd: pytest.CaptureFixture[str]) -> None:
-    assert first.run(destroy.main) == 0
+    assert first.run("destroy") == 0
     said = capfd.readouterr().out
     assert "nothing is deployed from here: there is nothing to destroy" in said
     assert f"kept  {FIRST}" in said
@@ -446,14 +493,14 @@ def test_deploy_takes_the_kept_bucket_up_again_and_resume_brings_back_what_was_l
     assert data <= bucket_keys(first)
     # The topic is a new one: whoever listened to the old one subscribes again, as with an email address.
     first.pipeline = Pipeline(first.target, inbox="inbox-first")
-    assert first.run(operate.main, "resume") == 0
+    assert first.run("resume") == 0
     first.pipeline.wait_for_email("default", "Deployment successful")
-    assert commands.predict(first.target, "default", ROWS[0][0])["label"] == ROWS[0][1]
+    assert predict(first.target, "default", ROWS[0][0])["label"] == ROWS[0][1]
 
 
 def test_a_bucket_whose_state_is_lost_is_refused_until_it_is_imported(first: Deployment) -> None:
-    script = str(package.ROOT / "scripts" / "deploy.py")
-    deploy = [sys.executable, script, "--dir", str(first.folder / "terraform"), "plan", "-input=false", "-no-color"]
+    deploy = [sys.executable, "-m", "mlops", "plan", "--dir", str(first.folder / "terraform")]
+    deploy += ["--", "-input=false", "-no-color"]
     environment = stack.terraform_environment(first.target.environment)
     first.terraform("state", "rm", "module.s3.aws_s3_bucket.this[0]")
     refused = subprocess.run(deploy, env=environment, capture_output=True, text=True, check=False)
@@ -477,7 +524,7 @@ def test_destroy_with_the_data_killed_half_way_and_run_again_leaves_nothing(
         first.pipeline.upload(key, b"text,label\n")
     events = first.target.client("events")
     with at(first.folder):
-        command = [sys.executable, str(package.ROOT / "scripts" / "destroy.py"), "--confirm", FIRST, "--data", "delete"]
+        command = [sys.executable, "-m", "mlops", "destroy", "--confirm", FIRST, "--data", "delete"]
         killed = subprocess.Popen([*command, "--target", "local"], start_new_session=True)
 
     def rules() -> list[str]:
@@ -492,24 +539,24 @@ def test_destroy_with_the_data_killed_half_way_and_run_again_leaves_nothing(
     killed.wait()
     assert of_first(listing(first.target), jobs)["S3 buckets"] == [FIRST]
     capfd.readouterr()
-    assert first.run(destroy.main, "--confirm", FIRST, "--data", "delete") == 0
+    assert first.run("destroy", "--confirm", FIRST, "--data", "delete") == 0
     with capfd.disabled():
         print("\nmake destroy DATA=delete, after a kill\n" + capfd.readouterr().out)
         after = listing(first.target)
     assert of_first(after, jobs) == {}
     assert TRAINING_LOG in after["log groups"]
-    assert first.run(destroy.main, "--data", "delete") == 0
+    assert first.run("destroy", "--data", "delete") == 0
     assert "there is nothing to destroy" in capfd.readouterr().out
-    assert commands.predict(second.target, "default", ROWS[0][0])["label"] == ROWS[0][1]
+    assert predict(second.target, "default", ROWS[0][0])["label"] == ROWS[0][1]
 
 
 def test_destroy_leaves_an_existing_bucket_as_it_found_it_but_for_the_data(
     second: Deployment, capfd: pytest.CaptureFixture[str]
 ) -> None:
     s3, data = second.pipeline.s3, bucket_keys(second)
-    assert second.run(destroy.main, "--confirm", SECOND, "--data", "delete") == 2
+    assert second.run("destroy", "--confirm", SECOND, "--data", "delete") == 2
     assert "was not made by this stack" in capfd.readouterr().err
-    assert second.run(destroy.main, "--confirm", SECOND) == 0
+    assert second.run("destroy", "--confirm", SECOND) == 0
     said = capfd.readouterr().out
     for name in ("inbox-first", "inbox-second"):
         second.pipeline.sqs.delete_queue(QueueUrl=second.pipeline.sqs.get_queue_url(QueueName=name)["QueueUrl"])
@@ -520,6 +567,6 @@ def test_destroy_leaves_an_existing_bucket_as_it_found_it_but_for_the_data(
         "S3 buckets": [SECOND],
         "log groups": ["/aws/sagemaker/Endpoints/second", TRAINING_LOG],
     }
-    assert bucket_keys(second) == data - {"code/training.tar.gz"} | {commands.PAUSED_KEY}
+    assert bucket_keys(second) == data - {"code/training.tar.gz"} | {PAUSED_KEY}
     assert s3.get_bucket_versioning(Bucket=SECOND)["Status"] == "Enabled"
     assert "EventBridgeConfiguration" not in s3.get_bucket_notification_configuration(Bucket=SECOND)

@@ -13,8 +13,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-import pipeline as commands
 from deployed import Pipeline, Rows, make_rows, to_csv
+from mlops.logs import log_events
+from mlops.predict import predict
+from mlops.status import show_status
 
 FIRST = ("ham", "spam")
 SECOND = ("good", "bad")
@@ -36,7 +38,7 @@ def test_upload_becomes_a_served_model_with_four_emails_in_order(pipeline: Pipel
         "Deployment successful",
     ]
     unseen = make_rows(FIRST, 8, seed=99)
-    answers = [commands.predict(pipeline.target, "default", text) for text, _ in unseen]
+    answers = [predict(pipeline.target, "default", text) for text, _ in unseen]
     assert [answer["label"] for answer in answers] == [label for _, label in unseen]
     assert all(0.5 < answer["score"] <= 1 for answer in answers)
     (decision,) = [
@@ -44,7 +46,7 @@ def test_upload_becomes_a_served_model_with_four_emails_in_order(pipeline: Pipel
     ]
     assert len(decision["golden"]) == 20
     for row in decision["golden"]:
-        served = commands.predict(pipeline.target, "default", row["text"])
+        served = predict(pipeline.target, "default", row["text"])
         assert served == {"label": row["label"], "score": pytest.approx(row["score"], abs=1e-3)}
 
 
@@ -68,7 +70,7 @@ def test_second_upload_updates_the_endpoint_without_an_outage(pipeline: Pipeline
         text = make_rows(FIRST, 1, seed=4)[0][0]
         while not stop.wait(0.2):
             try:
-                answers.append(commands.predict(pipeline.target, model, text)["label"])
+                answers.append(predict(pipeline.target, model, text)["label"])
             except Exception as error:  # noqa: BLE001  (whatever it is, it is an outage)
                 failures.append(repr(error))
 
@@ -83,7 +85,7 @@ def test_second_upload_updates_the_endpoint_without_an_outage(pipeline: Pipeline
     assert failures == []
     assert set(answers[:3]) <= set(FIRST)
     first, second = (email["text"] for email in pipeline.emails_of(model) if "Model approved" in email["subject"])
-    assert "There was no live model to compare with" in first
+    assert "No model was live when this training began" in first
     assert "'ham', 'spam': this is a new task" in second
     after = pipeline.endpoint(model)
     assert after["CreationTime"] == before["CreationTime"]
@@ -185,7 +187,7 @@ def test_model_whose_server_does_not_come_up_is_rolled_back_and_not_tried_again(
     pipeline.upload(f"models/approved/{model}/{job}/model.tar.gz", archive.getvalue())
     pipeline.wait_for_email(model, "Deployment rolled back")
     assert pipeline.endpoint(model)["EndpointConfigName"] == served
-    assert commands.predict(pipeline.target, model, "hello")["label"] in FIRST
+    assert predict(pipeline.target, model, "hello")["label"] in FIRST
     subjects = pipeline.subjects_of(model)
     # Another event for the same endpoint: the broken model is the newest one still, and stays untried.
     pipeline.upload(f"models/approved/{model}/{job}/model.tar.gz", archive.getvalue())
@@ -201,7 +203,7 @@ def test_swapped_weights_behind_an_endpoint_in_service_are_caught_and_the_model_
     pipeline.train_and_deploy(model, make_rows(FIRST, 120, seed=40))
     served = pipeline.endpoint(model)["EndpointConfigName"]
     texts = [text for text, _ in make_rows(FIRST, 20, seed=41)]
-    answers = [commands.predict(pipeline.target, model, text) for text in texts]
+    answers = [predict(pipeline.target, model, text) for text in texts]
     # Trained on the same texts with the labels exchanged: an archive that loads and answers, with other weights.
     other = f"{model[:26]}-other"
     pipeline.train_and_deploy(other, make_rows(FIRST[::-1], 120, seed=40))
@@ -215,11 +217,11 @@ def test_swapped_weights_behind_an_endpoint_in_service_are_caught_and_the_model_
         CopySource={"Bucket": pipeline.target.bucket, "Key": swapped},
     )
     told = pipeline.wait_for_email(model, "Deployment rolled back")
-    assert "20 of 20 golden rows are answered otherwise" in told["text"]
+    assert "20 of 20 golden rows get other answers than in training" in told["text"]
     assert f"The pipeline puts {served} back" in told["text"]
     pipeline.wait_for_email(model, "Deployment restored")
     assert pipeline.endpoint(model)["EndpointConfigName"] == served
-    assert [commands.predict(pipeline.target, model, text) for text in texts] == answers
+    assert [predict(pipeline.target, model, text) for text in texts] == answers
     assert pipeline.subjects_of(model)[-3:] == ["Deployment started", "Deployment rolled back", "Deployment restored"]
 
 
@@ -306,7 +308,7 @@ def test_other_peoples_jobs_and_endpoints_have_no_effect(pipeline: Pipeline, mod
         logs = [
             line
             for function in pipeline.target.functions.values()
-            for _, line in commands.log_events(pipeline.target, f"/aws/lambda/{function}", start)
+            for _, line in log_events(pipeline.target, f"/aws/lambda/{function}", start)
         ]
         return any(job in line and "not ours" in line for line in logs) and any(
             "nothing approved" in line and endpoint in line for line in logs
@@ -324,7 +326,7 @@ def test_status_shows_the_endpoint_its_job_and_rejected_uploads(
     pipeline.upload(f"data/train/{model}/bad.csv", b"")
     pipeline.wait_for_email(model, "Training data rejected")
     pipeline.wait_for("the record of it", lambda: pipeline.keys("data/rejected/"))
-    commands.show_status(pipeline.target)
+    show_status(pipeline.target)
     shown = capsys.readouterr().out
     assert f"mlops-endpoint-{model}: InService, serves training-job-" in shown
     assert re.search(r"training-job-\S+  approved +deployed +good.csv  accuracy", shown)

@@ -6,16 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from deployed import Pipeline, make_rows, to_csv
-from pipeline import stack
+from local import stack
 
 LABELS = ("ham", "spam")
 START_AGAIN = """
 import json, sys
-import stack
+from local import stack
 record = stack.read_record()
 stack.start_service(record, "sagemaker")
 stack.wait_for_answer(record, "sagemaker", record["sagemaker"] + "/health")
@@ -29,8 +28,7 @@ def kill_and_start_again() -> None:
     process = record["pids"]["sagemaker"]
     os.kill(process["pid"], signal.SIGKILL)
     stack.wait_until(lambda: not stack.is_alive(process), 10)
-    folder = Path(stack.__file__).parent
-    subprocess.run([sys.executable, "-c", START_AGAIN], check=True, env={**os.environ, "PYTHONPATH": str(folder)})
+    subprocess.run([sys.executable, "-c", START_AGAIN], check=True)
 
 
 def test_killed_in_the_middle_of_a_training(pipeline: Pipeline, model: str) -> None:

@@ -63,6 +63,8 @@ def job(tmp_path_factory, base_model):
             "SM_OUTPUT_DATA_DIR": str(folder / "output" / "data"),
             "SM_OUTPUT_DIR": str(folder / "output"),
             "BASE_MODEL": str(base_model),
+            "TEXT_COLUMN": "text",
+            "LABEL_COLUMN": "label",
             **settings,
         }
 
@@ -278,6 +280,16 @@ def test_a_missing_channel_is_named(job):
     environment = job(make_rows())
     del environment["SM_CHANNEL_TRAIN"]
     assert "lacks SM_CHANNEL_TRAIN" in failure_of(environment)
+
+
+@pytest.mark.parametrize("name", ["BASE_MODEL", "LABEL_COLUMN", "TEXT_COLUMN"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_setting_that_only_terraform_has_a_default_for_is_named(job, name, empty):
+    environment = job(make_rows())
+    del environment[name]
+    assert f"lacks {name}, which the training orchestrator sets" in failure_of(
+        environment | ({name: ""} if empty else {})
+    )
 
 
 def test_a_diverging_loss_is_a_failure_and_writes_no_metrics(job, base_model, tmp_path):

@@ -9,7 +9,7 @@ import json
 import os
 import random
 import tarfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,7 @@ import champion
 import inference
 import train
 from dataset import Example, digest, one_label_per_text, read_csv
-from pipeline import stack
+from local import stack
 from world import load_handler
 
 FROZEN_SHARE = 0.3
@@ -83,6 +83,8 @@ def run_job(folder: Path, rows: list[Example], base_model: str, live: Live | Non
         "SM_OUTPUT_DATA_DIR": str(folder / "output"),
         "SM_OUTPUT_DIR": str(folder),
         "BASE_MODEL": base_model,
+        "TEXT_COLUMN": "text",
+        "LABEL_COLUMN": "label",
     }
     if live is not None:
         (folder / "champion").mkdir()
@@ -184,7 +186,7 @@ def test_data_that_grows_is_approved_when_its_model_is_no_worse(tmp_path: Path) 
     grown = outcome_of(evaluator, tmp_path / "training-job-20261101-000001-00000000", data, live, frozen)
     print(first.report("the first", FIRST_ROWS, live))
     print(grown.report("with more rows", len(data), grown.model if grown.approved else live))
-    print(evaluator.check_table([asdict(check) for check in grown.compared]), grown.text, sep="\n\n")
+    print(evaluator.check_table(grown.compared), grown.text, sep="\n\n")
 
     assert grown.kept == 1
     # The file decides which of the two is seen; refused is only what is worse on the frozen texts, too.

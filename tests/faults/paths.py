@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-import operate
-import pipeline
+import mlops.target
+from mlops import bucket
+from shell import FUNCTIONS, Shell
 from test_deployment_orchestrator import (
     ARTIFACT,
     FIRST,
@@ -23,7 +24,6 @@ from test_deployment_orchestrator import (
     make_foreign_endpoint,
 )
 from test_model_evaluator import JOB, WEIGHTS, complete, metrics_file, record_start, start_job
-from test_operate import FUNCTIONS, Shell
 from test_spend_guards import SWEEP, end
 from test_spend_guards import upload as upload_of_minute
 from world import BUCKET, ENDPOINT, Context, World, broken_connection, tar_gz
@@ -92,6 +92,15 @@ def quota_while_waiting(quota: int) -> Callable[[World, Handlers], Event]:
         return sent
 
     return prepare
+
+
+def quota_raised(world: World, handlers: Handlers) -> Event:
+    """Two uploads waited for a quota of 0, and it was raised."""
+    world.sagemaker.training_quota = 0
+    for minute in (1, 2):
+        handlers["training_orchestrator"].lambda_handler(upload_of_minute(world, minute), Context(f"minute {minute}"))
+    world.sagemaker.training_quota = None
+    return SWEEP
 
 
 def paused_upload(world: World, _: Handlers) -> Event:
@@ -376,8 +385,8 @@ def rollback_command(*options: str) -> Callable[[World, Handlers], Command]:
 
         def run() -> None:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(pipeline, "connect", lambda _: shell.target)
-                patch.setattr(operate, "now", world.now)
+                patch.setattr(mlops.target, "connect", lambda _: shell.target)
+                patch.setattr(bucket, "now", world.now)
                 if shell.run("rollback", "--model", "default", *options) != 0:
                     raise CommandFailedError
 
@@ -422,6 +431,7 @@ PATHS = {
     "sweep: slots to free, jobs to start": Path("training_orchestrator", events_lost),
     "wait for quota": Path("training_orchestrator", quota_while_waiting(1)),
     "quota of 0 while waiting": Path("training_orchestrator", quota_while_waiting(0)),
+    "quota raised": Path("training_orchestrator", quota_raised),
     "wait for resume": Path("training_orchestrator", paused_upload),
     "resume": Path("training_orchestrator", resumed),
     "give up": Path("training_orchestrator", tried_in_vain),

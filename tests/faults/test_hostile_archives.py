@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-import bench
+from dev import bench
 
 CASES = {case.name: case for case in bench.archives(scale=0.05)}
 HEALTHY = next(iter(CASES))

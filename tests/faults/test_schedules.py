@@ -78,7 +78,7 @@ class Day:
         folder = "" if model == "default" else f"{model}/"
         event = self.world.upload(f"data/train/{folder}{number}.csv", f"text,label\na,x\nb,y{number}\n".encode())
         event["time"] = f"2026-11-23T12:{number:02}:00Z"
-        job = self.handlers["training_orchestrator"].parse_upload(event).job
+        job = self.handlers["training_orchestrator"].parse_upload(event)["job"]
         self.fates[job], self.models[job] = self.random.choice(FATES), model
         self.send("training_orchestrator", event)
 

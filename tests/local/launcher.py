@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 import boto3
 
-AWS_PY = Path(__file__).resolve().parents[2] / "scripts" / "local" / "aws.py"
+PROGRAM = [sys.executable, "-P", "-m", "local.aws"]
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/test"
@@ -162,13 +162,13 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def local_aws(folder: Path, *, program: Path = AWS_PY, **environment: str) -> Iterator[LocalAws]:
+def local_aws(folder: Path, **environment: str) -> Iterator[LocalAws]:
     """Runs the launcher on a free port until the block ends."""
     output = folder / "aws.log"
     state = folder / "state"
     with output.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, str(program), "--port", "0", "--state", str(state)],
+            [*PROGRAM, "--port", "0", "--state", str(state)],
             env={**os.environ, "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "0.05", **environment},
             stdout=stream,
             stderr=subprocess.STDOUT,

@@ -21,7 +21,6 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts/local"
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/sagemaker"
@@ -144,7 +143,6 @@ class LocalSageMaker:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.state.parent),
-            "PYTHONPATH": str(SCRIPTS),
             "AWS_ACCESS_KEY_ID": ACCOUNT,
             "AWS_SECRET_ACCESS_KEY": "test",
             MARK: self.mark,
@@ -152,7 +150,7 @@ class LocalSageMaker:
         (self.state / "server.json").unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "local_sagemaker", *self._options], env=environment, stderr=log
+                [sys.executable, "-m", "local.sagemaker", *self._options], env=environment, stderr=log
             )
         try:
             wait_for("server address", self._ready)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "local"))
-
-from invocations import EVENT_AGE_EXCEEDED, RETRIES_EXHAUSTED, Attempt, Invocation, InvocationQueue
+from local.invocations import EVENT_AGE_EXCEEDED, RETRIES_EXHAUSTED, Attempt, Invocation, InvocationQueue
 
 FAILED = Attempt(error={"errorMessage": "no", "errorType": "ValueError"})
 THROTTLED = Attempt(throttled=True)

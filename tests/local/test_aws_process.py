@@ -16,8 +16,8 @@ from urllib.request import Request, urlopen
 import pytest
 from hypercorn.config import Config
 
-import aws
-from launcher import AWS_PY, WAIT_SECONDS, LocalAws, eventually, local_aws
+import local.aws
+from launcher import PROGRAM, WAIT_SECONDS, LocalAws, eventually, local_aws
 
 SLEEPING = """
 import time
@@ -80,7 +80,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = subprocess.run(
-            [sys.executable, str(AWS_PY), "--port", str(port), "--state", str(tmp_path / "state")],
+            [*PROGRAM, "--port", str(port), "--state", str(tmp_path / "state")],
             capture_output=True,
             text=True,
             timeout=WAIT_SECONDS,
@@ -96,9 +96,8 @@ def test_another_ministack_is_refused_by_name_and_version(tmp_path: Path) -> Non
         "import ministack.services.s3 as s3\n"
         "importlib.metadata.version = lambda name: '9.9.9'\n"
         "s3._copy_object = lambda bucket, key: None\n"
-        f"sys.path.insert(0, {str(AWS_PY.parent)!r})\n"
         f"sys.argv = ['aws.py', '--port', '0', '--state', {str(tmp_path / 'state')!r}]\n"
-        f"runpy.run_path({str(AWS_PY)!r}, run_name='__main__')\n"
+        "runpy.run_module('local.aws', run_name='__main__')\n"
     )
     ended = subprocess.run([sys.executable, str(changed)], capture_output=True, text=True, timeout=WAIT_SECONDS)
     assert ended.returncode == 1
@@ -138,7 +137,7 @@ def test_a_connection_stays_open_for_longer_than_any_client_keeps_it_idle(monkey
 
     monkeypatch.setattr("hypercorn.asyncio.serve", serve)
     with socket.socket() as listener:
-        asyncio.run(aws.serve(no_app, listener))
+        asyncio.run(local.aws.serve(no_app, listener))
     # Go's default transport, which the Terraform provider uses: net/http, DefaultTransport.IdleConnTimeout.
     idle_connection_seconds = 90
     assert configs[0].keep_alive_timeout > 100 * idle_connection_seconds

@@ -1,19 +1,13 @@
 """The pure parts of the local SageMaker: patterns of the service model, names of files, arguments."""
 
-import sys
-
 import botocore.session
 import pytest
 from botocore.model import Shape
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_fixtures import SCRIPTS
-
-sys.path.insert(0, str(SCRIPTS))
-
-from local_sagemaker import quotas, s3, toolkit, validation
-from local_sagemaker.errors import ApiError
+from local.sagemaker import quotas, s3, toolkit, validation
+from local.sagemaker.errors import ApiError
 
 OPERATIONS = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint", "AddTags")
 

@@ -15,19 +15,15 @@ from typing import Any
 import pytest
 
 from launcher import WAIT_SECONDS, answers, eventually, processes_with
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "local"))
-
-import stack
+from local import stack
 
 ROOT = stack.ROOT
 # Starts a stack as the demo does, with settings that need nothing installed or built.
 START = """
 import sys
-sys.path.insert(0, sys.argv[1])
-import stack
+from local import stack
 stack.end_orderly_on_signals()
-stack.up(variables={"package_dir": sys.argv[2], "base_model": "tiny"})
+stack.up(variables={"package_dir": sys.argv[1], "base_model": "tiny"})
 """
 SLEEPER = "import subprocess, sys, time; subprocess.Popen(['sleep', '600']); time.sleep(600)"
 STUBBORN = """
@@ -108,20 +104,17 @@ def test_the_environment_reaches_the_local_aws_and_nothing_of_anybodys_own(monke
 
 
 def test_a_chosen_base_model_comes_with_the_default_hyperparameters(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("BASE_MODEL", "org/model")
-    assert stack.laptop_variables({"package_dir": "/p"}) == {
+    assert stack.laptop_variables({"package_dir": "/p"}, "org/model") == {
         "bucket_name": "atml-models-bucket",
         "package_dir": "/p",
         "base_model": "org/model",
     }
-    monkeypatch.setenv("BASE_MODEL", str(tmp_path))
-    assert stack.laptop_variables({"package_dir": "/p"})["base_model"] == str(tmp_path)
+    assert stack.laptop_variables({"package_dir": "/p"}, str(tmp_path))["base_model"] == str(tmp_path)
 
 
 def test_without_the_packaged_base_model_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BASE_MODEL", raising=False)
     monkeypatch.setattr(stack, "BASE_MODEL_PACKAGE", "no_such_model")
     with pytest.raises(stack.StackError, match="no-such-model"):
         stack.laptop_variables({"package_dir": "/p"})
@@ -269,11 +262,8 @@ def test_what_a_reboot_left_is_cleared_away(folder: Path) -> None:
 
 
 def test_a_service_that_does_not_start_is_named_with_its_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    programs = folder.parent / "programs"
-    (programs / "local_sagemaker").mkdir(parents=True)
-    (programs / "local_sagemaker" / "__main__.py").write_text("import time; time.sleep(600)")
-    (programs / "aws.py").write_text("raise SystemExit('no MiniStack here')")
-    monkeypatch.setattr(stack, "LOCAL", programs)
+    programs = {"sagemaker": ["-c", "import time; time.sleep(600)"]}
+    monkeypatch.setattr(stack, "PROGRAMS", programs | {"aws": ["-c", "raise SystemExit('no MiniStack here')"]})
     with pytest.raises(stack.StackError, match="aws ended while starting:\n  no MiniStack here\nlog: "):
         stack.up(lambda stage, text: None, {"package_dir": "/p", "base_model": "tiny"})
     assert processes_with(str(folder)) == []
@@ -282,11 +272,8 @@ def test_a_service_that_does_not_start_is_named_with_its_log(folder: Path, monke
 
 
 def test_a_service_that_never_answers_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    programs = folder.parent / "programs"
-    (programs / "local_sagemaker").mkdir(parents=True)
-    for program in ("aws.py", "local_sagemaker/__main__.py"):
-        (programs / program).write_text("import time; time.sleep(600)")
-    monkeypatch.setattr(stack, "LOCAL", programs)
+    sleeper = ["-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(stack, "PROGRAMS", {"aws": sleeper, "sagemaker": sleeper})
     monkeypatch.setattr(stack, "START_SECONDS", 0.5)
     with pytest.raises(stack.StackError, match="aws does not answer at http"):
         stack.up(lambda stage, text: None, {"package_dir": "/p", "base_model": "tiny"})
@@ -313,7 +300,7 @@ def test_a_failing_terraform_is_shown_and_everything_is_stopped(folder: Path) ->
 
 def start_stack(folder: Path, packages: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", START, str(stack.LOCAL), str(packages)],
+        [sys.executable, "-c", START, str(packages)],
         env={**os.environ, "LOCAL_STATE": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

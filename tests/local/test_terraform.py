@@ -8,6 +8,8 @@ call that remains, STS GetCallerIdentity.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +23,8 @@ import botocore.session
 import pytest
 from botocore.validate import ParamValidator
 
-from rendered import sts
+from rendered import function_address, sts
+from world import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "terraform.py"
@@ -30,40 +33,12 @@ ACCOUNT = "111122223333"
 BUCKET = "team.models"
 RUN_SECONDS = 300
 
-COMMON_VARIABLES = {"BUCKET", "PROJECT", "TOPIC_ARN"}
-FUNCTION_VARIABLES = {
-    "training_orchestrator": {
-        "BASE_MODEL",
-        "BASE_MODEL_REVISION",
-        "HUB_TOKEN_SECRET_ARN",
-        "KMS_KEY_ARN",
-        "HYPERPARAMETERS",
-        "LABEL_COLUMN",
-        "MAX_CONCURRENT_TRAINING_JOBS",
-        "MAX_TRAINING_JOBS_PER_DAY",
-        "TEXT_COLUMN",
-        "TRAINING_IMAGE",
-        "TRAINING_INSTANCE_TYPE",
-        "TRAINING_MAX_RUNTIME_SECONDS",
-        "TRAINING_ROLE_ARN",
-        "TRAINING_SOURCE_URI",
-        "TRAINING_VOLUME_GB",
-    },
-    "model_evaluator": {"CHAMPION_MARGIN", "MODEL_THRESHOLDS", "THRESHOLDS"},
-    "deployment_orchestrator": {
-        "DEPLOYMENT_POLICY",
-        "ENDPOINT_INSTANCE_COUNT",
-        "ENDPOINT_INSTANCE_TYPE",
-        "ENDPOINT_NAME",
-        "ENDPOINT_TYPE",
-        "INFERENCE_IMAGE",
-        "KEEP_MODELS",
-        "MODEL_ROLE_ARN",
-        "SERVERLESS_MAX_CONCURRENCY",
-        "SERVERLESS_MEMORY_MB",
-    },
+# What each function is for, its memory in MB and its timeout in seconds.
+FUNCTIONS = {
+    "training_orchestrator": ("Checks uploads and starts training jobs", 256, 900),
+    "model_evaluator": ("Judges trained models and approves them", 1024, 300),
+    "deployment_orchestrator": ("Deploys approved models and reports what became of it", 512, 300),
 }
-TIMEOUTS = {"training_orchestrator": 900, "model_evaluator": 300, "deployment_orchestrator": 300}
 
 
 def terraform(*arguments: str, folder: Path = ROOT / "terraform") -> subprocess.CompletedProcess[str]:
@@ -125,6 +100,8 @@ def plan(configuration: Path) -> dict[str, Any]:
         '-var=notification_emails=["ml-team@example.com"]',
         "-var=model_thresholds={spam={accuracy={min=0.95},eval_loss={max=0.2}}}",
         "-var=hyperparameters={epochs=5}",
+        "-var=log_level=DEBUG",
+        "-var=log_retention_days=14",
     ]
     made = terraform("plan", "-input=false", "-no-color", "-out=all.tfplan", *settings, folder=configuration)
     assert made.returncode == 0, made.stderr
@@ -134,7 +111,7 @@ def plan(configuration: Path) -> dict[str, Any]:
 
 
 def function_of(plan: dict[str, Any], name: str) -> dict[str, Any]:
-    after: dict[str, Any] = plan[f"module.lambda_{name}.aws_lambda_function.this"]["after"]
+    after: dict[str, Any] = plan[function_address(name)]["after"]
     return after
 
 
@@ -165,30 +142,52 @@ def test_a_plan_without_packages_says_what_to_run(configuration: Path, tmp_path:
     answer = terraform("plan", "-input=false", "-no-color", f"-var=package_dir={tmp_path}", folder=configuration)
 
     assert answer.returncode == 1
-    # The training orchestrator is not planned any more once the training source is missing.
+    # The training orchestrator is not planned once the training source is missing.
     for name in ("training.tar.gz", "model_evaluator.zip", "deployment_orchestrator.zip"):
         assert f"{name} does not exist: run `make package`, or set package_dir" in " ".join(answer.stderr.split())
 
 
-@pytest.mark.parametrize("name", FUNCTION_VARIABLES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_gets_exactly_its_variables(plan: dict[str, Any], name: str) -> None:
     variables = function_of(plan, name)["environment"][0]["variables"]
 
-    assert set(variables) == COMMON_VARIABLES | FUNCTION_VARIABLES[name]
+    assert set(variables) == set(ENVIRONMENT[name])
 
 
-@pytest.mark.parametrize("name", FUNCTION_VARIABLES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_runs_as_designed(plan: dict[str, Any], name: str) -> None:
     function = function_of(plan, name)
+    full_name = f"mlops-{name.replace('_', '-')}-team-models"
 
-    assert function["function_name"] == f"mlops-{name.replace('_', '-')}-team-models"
+    assert function["function_name"] == full_name
+    assert function["role"] == f"arn:aws:iam::{ACCOUNT}:role/{full_name}"
     assert (function["handler"], function["runtime"]) == ("handler.lambda_handler", "python3.13")
-    assert function["timeout"] == TIMEOUTS[name]
-    assert function["logging_config"][0]["log_group"] == f"/aws/lambda/{function['function_name']}"
-    retries = plan[f"module.lambda_{name}.aws_lambda_function_event_invoke_config.this"]["after"]
+    assert function["architectures"] == ["arm64"]
+    assert (function["description"], function["memory_size"], function["timeout"]) == FUNCTIONS[name]
+    package = hashlib.sha256(f"{name}.zip".encode()).digest()
+    assert function["source_code_hash"] == base64.b64encode(package).decode()
+    assert function["logging_config"] == [
+        {
+            "application_log_level": "DEBUG",
+            "log_format": "JSON",
+            "log_group": f"/aws/lambda/{full_name}",
+            "system_log_level": "INFO",
+        }
+    ]
+    log = plan[function_address(name, "aws_cloudwatch_log_group")]["after"]
+    assert (log["name"], log["retention_in_days"], log["kms_key_id"]) == (f"/aws/lambda/{full_name}", 14, None)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_failed_event_is_retried_and_then_goes_to_the_queue_once(plan: dict[str, Any], name: str) -> None:
+    retries = plan[function_address(name, "aws_lambda_function_event_invoke_config")]["after"]
+
+    assert retries["function_name"] == f"mlops-{name.replace('_', '-')}-team-models"
     assert (retries["maximum_retry_attempts"], retries["maximum_event_age_in_seconds"]) == (2, 21600)
-    # Beside a failure destination, a dead-letter queue would tell everything twice.
-    assert function["dead_letter_config"] == []
+    queue = f"arn:aws:sqs:us-east-1:{ACCOUNT}:mlops-failures-team-models"
+    assert retries["destination_config"] == [{"on_failure": [{"destination": queue}], "on_success": []}]
+    # With a dead-letter queue as well, every failed event would arrive twice.
+    assert function_of(plan, name)["dead_letter_config"] == []
 
 
 def test_settings_reach_the_functions_in_the_agreed_form(plan: dict[str, Any]) -> None:
@@ -332,7 +331,7 @@ def test_a_training_job_may_read_the_live_model_and_what_that_was_trained_on(pla
 
 def test_roles_are_passed_to_sagemaker_only(plan: dict[str, Any]) -> None:
     passed = {}
-    for name in FUNCTION_VARIABLES:
+    for name in FUNCTIONS:
         policy = plan[f'module.iam.aws_iam_role_policy.function["{name}"]']["after"]["policy"]
         for statement in statements(policy).values():
             if statement["Action"] == "iam:PassRole":

@@ -1,7 +1,7 @@
 """S3 and SNS in memory, for the thousands of runs of tests/faults: what moto answers, in a hundredth of the time.
 
 Requests are checked against botocore's own service model, preconditions as the S3 API reference has them; calls that
-the handlers do not make are missing. tests/faults/test_doubles.py compares it with moto.
+the handlers do not make are missing. tests/unit/test_fake_s3.py compares it with moto.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import boto3.s3.inject
 import botocore.session
 from botocore import xform_name
 from botocore.exceptions import ParamValidationError
+from botocore.hooks import HierarchicalEmitter
 from botocore.model import Shape
 from botocore.validate import ParamValidator
 
@@ -89,9 +91,12 @@ class FakeS3(Service):
     """One versioned bucket."""
 
     name = "s3"
+    # boto3's own, which makes the calls below.
+    copy = boto3.s3.inject.copy
 
     def __init__(self, bucket: str, around: Callable[[str], Callable[[], None]]) -> None:
         super().__init__(around)
+        self.meta = SimpleNamespace(events=HierarchicalEmitter())
         self.versions: dict[str, list[Version]] = {}
         self._bucket = bucket
         self._uploads: dict[str, tuple[Request, dict[int, bytes]]] = {}

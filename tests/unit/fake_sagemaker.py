@@ -20,8 +20,8 @@ from botocore.exceptions import ClientError, ParamValidationError
 from botocore.validate import ParamValidator
 
 from calls import record
-from local_sagemaker import api, quotas, validation
-from local_sagemaker.errors import ApiError
+from local.sagemaker import api, quotas, validation
+from local.sagemaker.errors import ApiError
 
 MODEL = botocore.session.get_session().get_service_model("sagemaker")
 RUNTIME = botocore.session.get_session().get_service_model("sagemaker-runtime")

@@ -13,8 +13,8 @@ import boto3
 import pytest
 from moto import mock_aws
 
-import deploy
-from deploy import Plan, Refused
+from mlops import deploy
+from mlops.deploy import Plan, Refused
 
 REGION, BUCKET = "eu-west-1", "team-data"
 QUEUE = "arn:aws:sqs:eu-west-1:123456789012:uploads"
@@ -100,7 +100,7 @@ def test_a_changed_name_is_refused_while_functions_are_deployed(changed: dict[st
         BUCKET,
         create=True,
         notify=False,
-        managed=frozenset({"module.lambda_deployment_orchestrator.aws_lambda_function.this"}),
+        managed=frozenset({"module.lambda_deployment_orchestrator.module.function.aws_lambda_function.this"}),
         endpoint="mlops-endpoint",
         outputs={"bucket_name": BUCKET, "endpoint_name": "mlops-endpoint"},
     )

@@ -176,7 +176,7 @@ def test_a_newer_model_updates_the_endpoint_which_keeps_serving(
     assert run(approve(SECOND)) == "started"
     assert world.sagemaker.endpoints[ENDPOINT]["EndpointStatus"] == "Updating"
     assert served(world) == live
-    assert "keeps answering with the model before" in world.emails()[-1].body
+    assert "keeps serving the previous model" in world.emails()[-1].body
     world.sagemaker.come_up(ENDPOINT)
     assert run() == "in service"
     assert served(world).startswith(SECOND)
@@ -353,11 +353,10 @@ def test_names_change_with_exactly_the_settings_that_go_into_the_thing(
     deployer: ModuleType, world: World, variable: str, value: str, new_model: bool, new_config: bool
 ) -> None:
     environment = ENVIRONMENT["deployment_orchestrator"]
-    artifact = deployer.Approved("default", FIRST, approved_key(FIRST), "etag", 1)
     names = []
     for env in (environment, environment | {variable: value}):
-        model, config = deployer.requests(deployer.Settings.from_env(env), artifact)
-        names.append((model["ModelName"], config["EndpointConfigName"]))
+        requests = deployer.new_record(deployer.Settings.from_env(env), "default", FIRST, "etag", 1).requests
+        names.append((requests["model"]["ModelName"], requests["config"]["EndpointConfigName"]))
     assert (names[0][0] != names[1][0], names[0][1] != names[1][1]) == (new_model, new_config)
 
 
@@ -378,9 +377,9 @@ def test_names_are_legal_and_a_models_endpoint_is_found_again_by_its_name(
     deployer: ModuleType, model: str, etag: str
 ) -> None:
     config = deployer.Settings.from_env(ENVIRONMENT["deployment_orchestrator"])
-    requests = deployer.requests(config, deployer.Approved(model, FIRST, approved_key(FIRST, model), etag, 1))
-    assert len(requests[0]["ModelName"]) <= 63
-    assert len(requests[1]["EndpointConfigName"]) <= 63
+    requests = deployer.new_record(config, model, FIRST, etag, 1).requests
+    assert len(requests["model"]["ModelName"]) <= 63
+    assert len(requests["config"]["EndpointConfigName"]) <= 63
     assert config.model_of(config.endpoint_of(model)) == model
 
 
@@ -398,7 +397,7 @@ def test_a_rollback_is_told_once_and_the_model_not_tried_again(
     email = world.emails()[-1]
     assert email.attributes["status"] == "rolled-back"
     assert (reason or "SageMaker gave no reason") in email.body
-    assert f"goes on serving {live}" in email.body
+    assert f"keeps serving {live}" in email.body
     assert f"make logs ENDPOINT={ENDPOINT}" in email.body
     assert record_of(world, SECOND)["state"] == "rolled back"
     assert run(request_id="later") == "in service"
@@ -521,8 +520,8 @@ def test_an_endpoint_that_somebody_deleted_after_it_was_live_is_told_once_and_no
     assert subjects(world)[2:] == ["Endpoint deleted by hand"]
     email = world.emails()[-1]
     assert email.attributes["status"] == "endpoint-deleted-by-hand"
-    assert "make resume MODEL=default brings it back" in email.body
-    assert "goes on serving" not in email.body
+    assert "run make resume MODEL=default. It recreates the endpoint" in email.body
+    assert "keeps serving" not in email.body
     before = world.final_state()
     assert sweep() == "1 models swept"
     assert world.final_state() == before
@@ -545,7 +544,7 @@ def test_an_endpoint_deleted_during_its_deployment_is_told_so_once(
     assert subjects(world) == ["Deployment started", "Endpoint deleted by hand"]
     body = world.emails()[-1].body
     assert "deleted while this model was being deployed" in body
-    assert "goes on serving" not in body
+    assert "keeps serving" not in body
 
 
 def test_a_new_endpoint_that_is_not_visible_yet_is_not_taken_for_deleted(
@@ -625,7 +624,7 @@ def test_an_endpoint_of_another_stack_is_left_alone_and_told_once(
     assert world.sagemaker.endpoints[ENDPOINT] == before
     email = world.only_email()
     assert email.subject == f"Deployment waiting: default ({ENDPOINT})"
-    assert "that this stack did not make: set endpoint_name" in email.body
+    assert "that this stack did not create. Find out who uses it" in email.body
 
 
 def test_a_failed_endpoint_of_another_stack_is_not_deleted(
@@ -712,11 +711,16 @@ def tar_block(size: bytes, kind: bytes) -> bytes:
 
 BAD_ARTIFACTS = {
     "empty": (b"", r"empty \(0 bytes\)"),
-    "no gzip": (b"PK\x03\x04 zip", "no gzip-compressed tar"),
-    "gzip of something else": (gzip.compress(b"x" * 2000), "no gzip-compressed tar"),
+    "no gzip": (b"PK\x03\x04 zip", "not a gzip-compressed tar"),
+    "gzip of something else": (gzip.compress(b"x" * 2000), "not a gzip-compressed tar"),
     "no files": (tar_gz([]), "an archive without any file"),
     "cut off": (gzip.compress(b"x" * 100), "cut off"),
     "only a folder": (gzip.compress(tar_block(b"%011o\0" % 0, tarfile.DIRTYPE)), "has no file in its first"),
+    "absurd size": (gzip.compress(tar_block(b"\x80" + b"\xff" * 11, b"Z")), "not a gzip-compressed tar"),
+    "headers in headers": (
+        gzip.compress(tar_block(b"%011o\0" % 0, tarfile.GNUTYPE_LONGNAME) * 2000),
+        "not a gzip-compressed tar",
+    ),
     "negative size": (gzip.compress(tar_block(b"\xff" * 10 + b"\xfe\x00", tarfile.DIRTYPE)), "negative size"),
 }
 
@@ -861,7 +865,7 @@ def test_a_first_model_that_answers_wrongly_is_told_as_failed_and_its_endpoint_d
     assert run() == "failed endpoint deleted"
     assert world.sagemaker.endpoints == {}
     assert subjects(world) == ["Deployment started", "Deployment failed"]
-    assert "no confirmed model to go back to, so the endpoint is deleted" in world.emails()[-1].body
+    assert "no earlier model to restore, so the endpoint is deleted" in world.emails()[-1].body
     sweep()
     assert world.sagemaker.endpoints == {}
     assert len(world.emails()) == 2
@@ -1022,7 +1026,7 @@ def test_after_an_update_that_failed_for_good_the_model_before_comes_back(
     run(approve(SECOND))
     world.sagemaker.fail(ENDPOINT, PING_FAILED)
     assert run(world.endpoint_event(status="FAILED")) == "failed endpoint deleted"
-    assert f"deletes it and brings {live} back" in world.emails()[-1].body
+    assert f"deletes it and restores {live}" in world.emails()[-1].body
     sweep()
     world.sagemaker.come_up(ENDPOINT)
     sweep()
@@ -1115,9 +1119,9 @@ def test_a_model_approved_after_a_deletion_by_hand_waits_until_somebody_asks_for
     sweep()
     assert world.sagemaker.endpoints == {}
     assert subjects(world)[2:] == ["Endpoint deleted by hand", "Deployment waiting"]
-    assert "no upload undoes that" in world.emails()[-1].body
+    assert "does not recreate it until it is told to" in world.emails()[-1].body
     (key,) = world.keys(f"models/deployments/{SECOND}-")
-    world.put(key, world.record(key) | {"reason": "asked for with make resume"})
+    world.put(key, world.record(key) | {"state": "waiting", "reason": "asked for with make resume"})
     sweep()
     world.sagemaker.come_up(ENDPOINT)
     assert run() == "in service"
@@ -1150,6 +1154,29 @@ def test_an_endpoint_deleted_by_hand_after_the_pipeline_deleted_one_is_not_recre
     sweep()
     assert world.sagemaker.endpoints == {}
     assert subjects(world)[2:] == ["Endpoint failed", "Deployment restored", "Endpoint deleted by hand"]
+
+
+# --- the states of a deployment ---------------------------------------------------------------------
+
+
+def test_the_table_of_states_is_closed_and_what_is_never_tried_again_ends_there(deployer: ModuleType) -> None:
+    follow = {state: following for state, (_, following) in deployer.STATES.items()}
+    assert {state for following in follow.values() for state in following} <= set(follow)
+    assert {state for state, following in follow.items() if not following} == set(deployer.NOT_AGAIN)
+    reached = {"new"}
+    for _ in follow:
+        reached |= {state for known in reached for state in follow[known]}
+    # A person's command makes the last one.
+    assert set(follow) - reached == {"withdrawn"}
+
+
+def test_a_move_that_the_table_does_not_have_is_refused(deployer: ModuleType, world: World, live: str) -> None:
+    step = deployer.Step(deployer.settings(), "default", "request")
+    record = deployer.read_record(BUCKET, f"models/deployments/{live}.json")
+    before = world.final_state()
+    with pytest.raises(ValueError, match="no move from 'confirmed' to 'started'"):
+        step.move(record, "started")
+    assert world.final_state() == before
 
 
 # --- sweep and pause --------------------------------------------------------------------------------
@@ -1209,23 +1236,78 @@ def test_while_paused_nothing_is_done(
     assert world.emails() == []
 
 
-def test_what_is_refused_again_and_again_is_given_up_and_told(
+def test_a_deployment_that_fails_again_and_again_is_given_up_and_the_email_quotes_the_last_error(
     run: Callable[..., str],
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deployer, "now", world.now)
+    monkeypatch.setattr(deployer, "GIVE_UP_TRIES", 3)
+    sent = approve(FIRST)
+    for number in range(3):
+        # With Lambda's two retries.
+        for _ in range(3):
+            world.around.interruption = Interruption("CreateEndpoint", broken_connection)
+            with pytest.raises(ClientError):
+                run(sent, f"event {number}")
+        world.wait(seconds=deployer.LEASE_SECONDS)
+    for number in range(2):
+        assert run(sent, f"later event {number}") == "nothing to deploy"
+    assert world.around.calls.count("CreateEndpoint") == 3 * 3
+    assert subjects(world) == ["Deployment failed"]
+    assert "3 attempts failed. The last error: An error occurred (InternalError)" in world.only_email().body
+    assert "There is no endpoint for this model now" in world.only_email().body
+
+
+def test_a_quota_is_waited_for_without_end_at_every_event_first_and_once_an_hour_later(
     sweep: Callable[..., str],
     world: World,
     approve: Callable[..., dict[str, Any]],
     deployer: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(deployer, "TRIES_MAX", 3)
+    monkeypatch.setattr(deployer, "now", world.now)
     world.sagemaker.endpoint_quota_message = "The account-level service limit is 0"
     approve(FIRST)
-    for _ in range(5):
+    for _ in range(11):
         sweep()
-    assert world.around.calls.count("CreateEndpoint") == 3
-    assert subjects(world) == ["Deployment waiting", "Deployment failed"]
-    assert "asked for 3 times in vain; at last: a quota of the account is used up" in world.emails()[-1].body
-    assert "There is no endpoint for this model now" in world.emails()[-1].body
+        world.wait(minutes=5)
+    assert world.around.calls.count("CreateEndpoint") == deployer.EAGER_TRIES
+    for _ in range(2 * deployer.GIVE_UP_TRIES):
+        world.wait(hours=1)
+        sweep()
+    assert world.around.calls.count("CreateEndpoint") == deployer.EAGER_TRIES + 2 * deployer.GIVE_UP_TRIES
+    assert subjects(world) == ["Deployment waiting"]
+    world.sagemaker.endpoint_quota_message = ""
+    world.wait(hours=1)
+    sweep()
+    assert subjects(world) == ["Deployment waiting", "Deployment started"]
+
+
+def test_after_any_number_of_refusals_one_attempt_that_fails_is_not_the_last(
+    run: Callable[..., str],
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deployer, "now", world.now)
+    sent = approve(FIRST)
+    world.sagemaker.endpoint_quota_message = "The account-level service limit is 0"
+    for number in range(deployer.GIVE_UP_TRIES + 1):
+        assert run(sent, f"refused {number}") == "waiting"
+        world.wait(hours=2)
+    world.around.interruption = Interruption("CreateEndpoint", broken_connection)
+    with pytest.raises(ClientError):
+        run(sent, "failed")
+    world.wait(hours=2)
+    for number in range(2):
+        assert run(sent, f"refused again {number}") == "waiting"
+        world.wait(hours=2)
+    assert world.around.calls.count("CreateEndpoint") == deployer.GIVE_UP_TRIES + 1 + 2
+    assert subjects(world) == ["Deployment waiting"]
 
 
 def test_another_number_in_a_quotas_text_is_no_new_cause(
@@ -1301,7 +1383,7 @@ def test_models_that_were_taken_back_go_with_the_deployments_of_their_time(
     run()
     deploy_all(*names[2:4])
     assert names[1] not in jobs_of(world.sagemaker.configs)
-    assert (record_of(world, names[1])["state"], record_of(world, names[1])["was"]) == ("removed", "rolled back")
+    assert (record_of(world, names[1])["state"], record_of(world, names[1])["gone"]) == ("rolled back", True)
     deploy_all(names[4])
     assert jobs_of(world.sagemaker.models) == names[3:]
 

@@ -12,21 +12,21 @@ import boto3
 import pytest
 from moto import mock_aws
 
-import deploy
-import destroy
-import operate
-import pipeline
+import mlops.target
 from fake_sagemaker import refusal
+from mlops import cli, deploy, destroy
+from mlops.records import PAUSED_KEY
+from mlops.target import ENDPOINT_LOG_GROUP
+from shell import READS, Account, Shell, Watched
 from test_deployment_orchestrator import FIRST, SECOND, make_foreign_endpoint
-from test_operate import READS, Account, Shell, Watched
 from world import BUCKET, ENDPOINT, REGION, Interruption, Killed, World, killed
 
 RULES = {"uploads": "mlops-uploads", "sweep": "mlops-sweep"}
-FUNCTION = "module.lambda_model_evaluator.aws_lambda_function.this"
+FUNCTION = "module.lambda_model_evaluator.module.function.aws_lambda_function.this"
 SOURCE = "module.s3.aws_s3_object.training_source"
 VERSIONING = "module.s3.aws_s3_bucket_versioning.this[0]"
 RUNNING, FOREIGN_JOB = "training-job-20261124-000000-00000001", "training-job-20261124-000000-00000002"
-LOG = pipeline.ENDPOINT_LOG_GROUP + ENDPOINT
+LOG = ENDPOINT_LOG_GROUP + ENDPOINT
 
 
 class Cloud(Account):
@@ -66,7 +66,7 @@ class Terraform:
         after = self.world.around(f"Show{command}" if command == "show" else f"Terraform {command}")
         if command == "show":
             items = [
-                {"address": address, "mode": "managed", "type": address.split(".")[2], "values": values}
+                {"address": address, "mode": "managed", "type": address.split(".")[-2], "values": values}
                 for address, values in self.resources.items()
             ]
             return json.dumps({"values": {"root_module": {"child_modules": [{"resources": items}]}}})
@@ -127,8 +127,8 @@ def make_end(
         world.put("data/train/twice.csv", b"2")
         world.s3.delete_object(Bucket=BUCKET, Key="data/train/twice.csv")
         shell.terraform = Terraform(world, own_bucket)  # type: ignore[attr-defined]
-        monkeypatch.setattr(destroy, "terraform", shell.terraform)  # type: ignore[attr-defined]
-        monkeypatch.setattr(pipeline, "connect", lambda _: shell.target)
+        monkeypatch.setattr(destroy, "run_terraform", shell.terraform)  # type: ignore[attr-defined]
+        monkeypatch.setattr(mlops.target, "connect", lambda _: shell.target)
         world.around.calls.clear()
         return shell
 
@@ -141,7 +141,7 @@ def terraform_of(shell: Shell) -> Terraform:
 
 
 def run(*arguments: str) -> int:
-    return destroy.main(["--confirm", BUCKET, *arguments])
+    return cli.main(["destroy", "--confirm", BUCKET, *arguments])
 
 
 def bucket_exists(shell: Shell) -> bool:
@@ -169,7 +169,7 @@ def test_what_bills_goes_and_the_bucket_stays(
     assert [name for name in shell.sagemaker.models if name.startswith((FIRST, SECOND))] == []
     assert [name for name in shell.sagemaker.configs if name.startswith((FIRST, SECOND))] == []
     assert sorted(terraform_of(shell).resources) == [deploy.BUCKET, VERSIONING]
-    assert set(shell.world.keys()) == data | {operate.PAUSED_KEY}
+    assert set(shell.world.keys()) == data | {PAUSED_KEY}
     said = capsys.readouterr().out
     going, _, staying = said.partition("It keeps the bucket")
     for name in (ENDPOINT, FIRST, SECOND, RUNNING, "mlops-model-evaluator", "mlops-sweep"):
@@ -197,7 +197,7 @@ def test_what_was_live_is_remembered_for_resume(make_end: Callable[..., Shell]) 
     shell = make_end()
     live = shell.sagemaker.endpoints[ENDPOINT]["EndpointConfigName"]
     run()
-    (remembered,) = shell.world.record(operate.PAUSED_KEY)["endpoints"]
+    (remembered,) = shell.world.record(PAUSED_KEY)["endpoints"]
     assert (remembered["name"], remembered["config"]) == (ENDPOINT, live)
 
 
@@ -238,13 +238,13 @@ def test_destroy_again_has_nothing_to_do_and_asks_nothing(
     run()
     before = outcome(shell)
     capsys.readouterr()
-    assert destroy.main([]) == 0
+    assert cli.main(["destroy"]) == 0
     assert "nothing is deployed from here: there is nothing to destroy" in capsys.readouterr().out
     assert outcome(shell) == before
     assert run("--data", "delete") == 0
     assert not bucket_exists(shell)
     capsys.readouterr()
-    assert destroy.main(["--data", "delete"]) == 0
+    assert cli.main(["destroy", "--data", "delete"]) == 0
     assert "there is nothing to destroy" in capsys.readouterr().out
 
 
@@ -333,15 +333,15 @@ def test_a_state_without_outputs_is_destroyed_to_its_end(
     assert run() == 0
 
     def connect(_: str) -> Any:
-        raise pipeline.NothingDeployed("nothing is deployed from here")
+        raise mlops.target.NothingDeployed("nothing is deployed from here")
 
-    monkeypatch.setattr(pipeline, "connect", connect)
+    monkeypatch.setattr(mlops.target, "connect", connect)
     monkeypatch.setattr(
         destroy.boto3, "Session", lambda **_: SimpleNamespace(client=lambda name, **_: shell.target.client(name))
     )
     assert run("--data", "delete") == 0
     assert not bucket_exists(shell)
-    assert destroy.main([]) == 0
+    assert cli.main(["destroy"]) == 0
 
 
 def test_what_aws_refuses_is_one_line_and_exit_status_1(

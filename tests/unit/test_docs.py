@@ -1,4 +1,4 @@
-"""scripts/docs.py: the page of inputs and outputs is what Terraform's files say."""
+"""scripts/dev/docs.py: the page of inputs and outputs is what Terraform's files say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import docs
+from dev import docs
 
 PAGE = docs.ROOT / "terraform" / "README.md"
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -79,6 +80,18 @@ class Side:
         self.written(answer)
         return answer["ETag"]
 
+    def managed_copy(self, name: str, to: str, version: int | None, match: int | None, in_parts: bool) -> object:
+        """boto3's own copy, as the handlers call it (copy_object)."""
+        replaced = {"MetadataDirective": "REPLACE", "TaggingDirective": "REPLACE", "Metadata": {"copied": "managed"}}
+        self.s3.copy(
+            self.where(name) | self.of("VersionId", version), BUCKET, self.prefix + to,
+            ExtraArgs=replaced | self.of("CopySourceIfMatch", match),
+            Config=TransferConfig(multipart_threshold=1 if in_parts else 1024, use_threads=False),
+        )  # fmt: skip
+        answer = self.s3.head_object(**self.where(to))
+        self.written(answer)
+        return answer["ETag"], answer["ContentLength"], answer["Metadata"]
+
     def delete(self, name: str) -> object:
         self.s3.delete_object(**self.where(name))
         return None
@@ -99,6 +112,7 @@ CALLS = st.one_of(
     st.tuples(st.just("head"), name),
     st.tuples(st.just("copy"), name, name, number, number),
     st.tuples(st.just("copy_in_parts"), name, name, number),
+    st.tuples(st.just("managed_copy"), name, name, number, number, st.booleans()),
     st.tuples(st.just("delete"), name),
     st.tuples(st.just("list"), st.sampled_from(("", "a", "a/")), st.sampled_from(("", "a", "b")), st.booleans()),
 )
@@ -111,7 +125,7 @@ def outcome(call: Callable[..., object], arguments: tuple[Any, ...]) -> object:
         return error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(calls=st.lists(CALLS, min_size=1, max_size=12))
 def test_the_bucket_in_memory_answers_as_motos(world: World, calls: list[tuple[Any, ...]]) -> None:
     prefix = f"{next(numbers)}/"

@@ -19,6 +19,7 @@ import pytest
 from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
+from s3transfer.exceptions import S3CopyFailedError
 
 from world import BUCKET, GOOD_METRICS, Context, Interruption, World, broken_connection, event, tar_gz
 
@@ -89,7 +90,7 @@ def never() -> bool:
 
 
 def find(evaluator: ModuleType, archive: bytes) -> bytes | None:
-    return evaluator.find_file(io.BytesIO(archive), "metrics.json", evaluator.METRICS_MAX_BYTES, never)  # type: ignore[no-any-return]
+    return evaluator.find_file(io.BytesIO(archive), "metrics.json", evaluator.JSON_MAX_BYTES, never)  # type: ignore[no-any-return]
 
 
 # --- reading the archives ---------------------------------------------------------------------------
@@ -272,7 +273,7 @@ def test_a_value_on_the_threshold_passes_and_one_beyond_it_does_not(
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "true", "null", '"0.9"', "[0.9]", "9" * 400])
 @pytest.mark.parametrize("direction", ["min", "max"])
-def test_what_is_no_finite_number_fails(evaluator: ModuleType, text: str, direction: str) -> None:
+def test_a_value_that_is_not_a_finite_number_fails(evaluator: ModuleType, text: str, direction: str) -> None:
     metrics = evaluator.parse_metrics(f'{{"accuracy": {text}}}'.encode())
     (check,) = evaluator.judge(metrics, {"accuracy": {direction: 0.5}})
     assert not check.passed
@@ -282,7 +283,7 @@ def test_what_is_no_finite_number_fails(evaluator: ModuleType, text: str, direct
 def test_a_missing_metric_fails_and_says_so(evaluator: ModuleType) -> None:
     (check,) = evaluator.judge({}, {"accuracy": {"min": 0.85}})
     assert not check.passed
-    assert check.reason == "accuracy is missing; required is at least 0.85"
+    assert check.reason == "accuracy is missing; it must be at least 0.85"
 
 
 def test_each_bound_of_a_metric_is_a_check_of_its_own(evaluator: ModuleType) -> None:
@@ -300,7 +301,7 @@ def test_a_gate_passes_exactly_the_finite_values_on_its_side(evaluator: ModuleTy
 # --- the decision -----------------------------------------------------------------------------------
 
 
-def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., str], world: World) -> None:
+def test_a_good_model_is_approved_copied_emailed_and_recorded(run: Callable[..., str], world: World) -> None:
     model = tar_gz([WEIGHTS])
     complete(world, tar_gz([metrics_file()]), model)
     assert run() == "approved"
@@ -314,7 +315,7 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
     assert decision.pop("decided_at")
     assert decision.pop("artifact")["size"] == len(model)
     assert decision == {
-        "schema": 1,
+        "schema": 2,
         "job": JOB,
         "model": "default",
         "data": {"bucket": BUCKET, "key": "data/train/support.csv", "version_id": "v1", "etag": "e1", "size": 36},
@@ -327,7 +328,7 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
                 "threshold": 0.8,
                 "value": 0.9,
                 "passed": True,
-                "reason": "accuracy is 0.9; required is at least 0.8",
+                "reason": "accuracy is 0.9; it must be at least 0.8",
                 "rows": "hold-out",
                 "live": None,
             },
@@ -337,7 +338,7 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
                 "threshold": 0.5,
                 "value": 0.3,
                 "passed": True,
-                "reason": "eval_loss is 0.3; required is at most 0.5",
+                "reason": "eval_loss is 0.3; it must be at most 0.5",
                 "rows": "hold-out",
                 "live": None,
             },
@@ -345,7 +346,7 @@ def test_a_good_model_is_approved_copied_told_and_recorded(run: Callable[..., st
         "champion": None,
         "rivals": {},
         "golden": [],
-        "golden_note": "the job wrote no golden.json",
+        "golden_note": "there is no output archive with a golden.json at its root",
         "approved_key": APPROVED,
         "verdict": "approved",
         "reason": "every metric is within its threshold",
@@ -368,8 +369,8 @@ def test_the_output_archive_counts_before_the_model_archive(run: Callable[..., s
 
 
 REJECTED = {
-    "accuracy too low": (tar_gz([metrics_file(accuracy=0.79)]), "accuracy is 0.79; required is at least 0.8"),
-    "loss too high": (tar_gz([metrics_file(eval_loss=0.51)]), "eval_loss is 0.51; required is at most 0.5"),
+    "accuracy too low": (tar_gz([metrics_file(accuracy=0.79)]), "accuracy is 0.79; it must be at least 0.8"),
+    "loss too high": (tar_gz([metrics_file(eval_loss=0.51)]), "eval_loss is 0.51; it must be at most 0.5"),
     "no accuracy": (tar_gz([("metrics.json", b'{"eval_loss": 0.1}')]), "accuracy is missing"),
     "NaN": (tar_gz([("metrics.json", b'{"accuracy": NaN, "eval_loss": 0.1}')]), "accuracy is nan, not a finite"),
     "no metrics anywhere": (tar_gz([]), "neither the output archive nor the model archive has a metrics.json"),
@@ -388,7 +389,7 @@ def test_a_model_that_is_not_good_enough_is_rejected_with_the_reason_and_not_cop
     email = world.only_email()
     assert email.subject == "Model rejected: default (support.csv)"
     assert reason in email.body.partition("Why: ")[2]
-    assert "keeps serving what it serves now" in email.body
+    assert "The live model, if there is one, is not affected" in email.body
     assert world.record(DECISION)["verdict"] == "rejected"
     assert world.keys("models/approved/") == []
 
@@ -397,14 +398,14 @@ def test_every_failed_check_is_in_the_reason(run: Callable[..., str], world: Wor
     complete(world, tar_gz([metrics_file(accuracy=0.1, eval_loss=9)]), tar_gz([WEIGHTS]))
     run()
     assert world.record(DECISION)["reason"] == (
-        "accuracy is 0.1; required is at least 0.8; eval_loss is 9; required is at most 0.5"
+        "accuracy is 0.1; it must be at least 0.8; eval_loss is 9; it must be at most 0.5"
     )
 
 
 def test_a_model_with_thresholds_of_its_own_is_judged_by_these_alone(run: Callable[..., str], world: World) -> None:
     complete(world, tar_gz([metrics_file(accuracy=0.985, eval_loss=9)]), tar_gz([WEIGHTS]), of_model="strict")
     assert run() == "rejected"
-    assert world.record(DECISION)["reason"] == "accuracy is 0.985; required is at least 0.99"
+    assert world.record(DECISION)["reason"] == "accuracy is 0.985; it must be at least 0.99"
 
 
 @pytest.mark.parametrize(
@@ -436,7 +437,7 @@ def test_an_artifact_that_is_not_where_it_belongs_is_rejected(
     ],
     ids=["failed", "failed without a reason", "out of time", "stopped"],
 )
-def test_a_job_that_did_not_complete_is_told_with_its_reason(
+def test_a_job_that_did_not_complete_is_emailed_with_its_reason(
     run: Callable[..., str], world: World, status: str, details: dict[str, str], reason: str
 ) -> None:
     start_job(world)
@@ -481,7 +482,13 @@ def test_an_artifact_above_the_limit_of_one_copy_is_copied_in_parts_with_its_met
     assert metadata == {"source-etag": etag, "training-job": JOB}
 
 
-@pytest.mark.parametrize(("limit", "call"), [(5 * 1024**3, "CopyObject"), (0, "UploadPartCopy")])
+@pytest.mark.parametrize(
+    ("limit", "call", "error", "text"),
+    [
+        (5 * 1024**3, "CopyObject", ClientError, "PreconditionFailed"),
+        (0, "UploadPartCopy", S3CopyFailedError, f"{ARTIFACT}.* did not match expected ETag"),
+    ],
+)
 def test_an_artifact_that_changes_before_the_copy_is_not_approved_unseen(
     run: Callable[..., str],
     world: World,
@@ -489,11 +496,13 @@ def test_an_artifact_that_changes_before_the_copy_is_not_approved_unseen(
     monkeypatch: pytest.MonkeyPatch,
     limit: int,
     call: str,
+    error: type[Exception],
+    text: str,
 ) -> None:
     monkeypatch.setattr(evaluator, "COPY_OBJECT_MAX_BYTES", limit)
     complete(world, tar_gz([metrics_file()]), tar_gz([WEIGHTS]))
     world.around.interruption = Interruption(call, lambda: world.put(ARTIFACT, tar_gz([("other", b"")])))
-    with pytest.raises(ClientError, match="PreconditionFailed"):
+    with pytest.raises(error, match=text):
         run()
     assert world.keys("models/approved/") == []
     assert world.emails() == []
@@ -514,7 +523,7 @@ def test_an_approved_copy_is_not_made_twice(run: Callable[..., str], world: Worl
 
 
 @pytest.mark.parametrize("name", ["somebody-elses-job", "training-job-20261123-120000-ffffffff"])
-def test_another_peoples_job_is_left_alone(run: Callable[..., str], world: World, name: str) -> None:
+def test_other_peoples_jobs_are_left_alone(run: Callable[..., str], world: World, name: str) -> None:
     start_foreign_job(world, name)
     world.sagemaker.end_job(name)
     before = world.final_state()
@@ -613,7 +622,7 @@ def test_a_job_whose_event_was_lost_is_decided_by_the_sweep(sweep: Callable[...,
     assert len(world.emails()) == 1
 
 
-def test_an_event_that_comes_before_sagemaker_shows_the_end_is_made_up_for(
+def test_an_event_that_comes_before_sagemaker_shows_the_end_is_made_up_for_by_the_sweep(
     run: Callable[..., str], sweep: Callable[..., str], world: World
 ) -> None:
     start_job(world)
@@ -651,7 +660,7 @@ def test_a_job_that_somebody_deleted_is_decided_as_failed(sweep: Callable[..., s
     record_start(world)
     del world.sagemaker.jobs[JOB]
     assert sweep() == "failed"
-    assert "does not exist any more: somebody deleted it" in world.only_email().body
+    assert "the training job is gone: somebody deleted it in SageMaker" in world.only_email().body
 
 
 def test_a_job_that_is_not_seen_yet_is_not_taken_for_deleted(
@@ -685,7 +694,7 @@ def test_what_cannot_be_decided_is_tried_a_bounded_number_of_times_and_then_deci
         world.wait(minutes=21)
     assert 0 < failures <= evaluator.GIVE_UP_TRIES
     assert world.only_email().subject == "Training failed: default (support.csv)"
-    assert "its evaluation failed 24 times" in world.only_email().body
+    assert "its evaluation failed 24 times, most recently with: OSError: broken." in world.only_email().body
 
 
 def test_what_cannot_be_decided_keeps_nobody_waiting(

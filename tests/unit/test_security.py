@@ -1,4 +1,4 @@
-"""scripts/security.py: what of checkov's report counts as wrong."""
+"""scripts/dev/security.py: what of checkov's report counts as wrong."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import security
+from dev import security
 
 
 def check(result: str, **more: Any) -> dict[str, Any]:

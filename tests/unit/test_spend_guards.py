@@ -91,11 +91,17 @@ def test_one_email_says_what_a_crowd_waits_for(run: Callable[..., str], world: W
         run(upload(world, minute))
     (waiting,) = [email for email in world.emails() if email.attributes["status"] == "waiting"]
     assert waiting.subject == "Training waiting: default (3.csv)"
-    for fact in ("2 training job(s) run already", "max_concurrent_training_jobs", "in order of upload", "make status"):
+    taken = "every training slot is taken: max_concurrent_training_jobs is 2."
+    for fact in (
+        taken,
+        "the oldest upload goes first",
+        "make status",
+        "in the next 20 minutes get no email of their own",
+    ):
         assert fact in waiting.body
 
 
-def test_who_joins_the_line_later_is_told_too_and_a_duplicate_is_not(run: Callable[..., str], world: World) -> None:
+def test_who_joins_the_line_later_is_emailed_too_and_a_duplicate_is_not(run: Callable[..., str], world: World) -> None:
     uploads = [upload(world, minute) for minute in (1, 2, 3, 4)]
     for sent in uploads[:3]:
         run(sent)
@@ -207,7 +213,7 @@ def full_day(run: Callable[..., str], world: World, limit: Callable[..., None]) 
 
 
 @pytest.mark.usefixtures("full_day")
-def test_the_daily_limit_holds_until_midnight_utc_and_then_each_models_newest_goes_first(
+def test_the_daily_limit_holds_until_midnight_utc_and_then_the_oldest_go_first(
     run: Callable[..., str], world: World
 ) -> None:
     assert minutes(world) == [1, 2]
@@ -215,31 +221,33 @@ def test_the_daily_limit_holds_until_midnight_utc_and_then_each_models_newest_go
     assert run(SWEEP) == "started 0, waiting 4 for the next day"
     world.time += timedelta(seconds=1)
     assert run(SWEEP) == "started 2, waiting 2 for the next day"
-    assert minutes(world) == [1, 2, 5, 3]
+    assert minutes(world) == [1, 2, 3, 4]
     world.time += timedelta(days=1)
     assert run(SWEEP) == "started 2, waiting 0"
-    assert minutes(world) == [1, 2, 5, 3, 6, 4]
+    assert minutes(world) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.usefixtures("full_day")
-def test_the_email_on_the_daily_limit_says_what_goes_first(world: World) -> None:
+def test_the_email_on_the_daily_limit_says_when_and_in_which_order_it_goes_on(world: World) -> None:
     (waiting,) = [email for email in world.emails() if email.attributes["status"] == "waiting"]
-    assert "2 training job(s) were started today, as many as max_training_jobs_per_day allows" in waiting.body
-    assert "the newest goes first" in waiting.body
+    assert "no more jobs may start today (UTC): max_training_jobs_per_day is 2." in waiting.body
+    assert "after midnight UTC; the oldest upload goes first" in waiting.body
 
 
 @pytest.mark.usefixtures("full_day")
-def test_once_nothing_waits_any_more_the_line_is_in_order_of_upload_again(
+def test_once_nothing_waits_any_more_the_ledger_says_so(
     run: Callable[..., str], world: World, limit: Callable[..., None]
 ) -> None:
     world.time += timedelta(days=1)
     limit(jobs=9)
+    oldest = min(key.split("/")[2] for key in world.keys("data/snapshots/") if key.endswith("waiting.json"))
+    assert world.record(LEDGER)["oldest_waiting"] == oldest
     assert run(SWEEP) == "started 4, waiting 0"
     assert run(SWEEP) == "started 0, waiting 0"
-    assert world.record(LEDGER)["line"] is None
+    assert world.record(LEDGER)["oldest_waiting"] == ""
 
 
-def test_a_line_that_begins_to_wait_for_the_next_day_is_told_of_though_nobody_joins_it(
+def test_a_line_that_begins_to_wait_for_the_next_day_is_emailed_though_nobody_joins_it(
     run: Callable[..., str], world: World, limit: Callable[..., None]
 ) -> None:
     limit(jobs=1, a_day=2)
@@ -258,7 +266,7 @@ def test_a_line_that_begins_to_wait_for_the_next_day_is_told_of_though_nobody_jo
 # --- quotas -----------------------------------------------------------------------------------------
 
 
-def test_a_quota_that_is_used_up_is_tried_again_at_each_occasion_and_told_once(
+def test_a_quota_that_is_used_up_is_tried_again_when_a_job_ends_and_emailed_once(
     run: Callable[..., str], world: World, limit: Callable[..., None]
 ) -> None:
     limit(jobs=5)
@@ -275,22 +283,47 @@ def test_a_quota_that_is_used_up_is_tried_again_at_each_occasion_and_told_once(
     assert world.record(LEDGER)["day"]["jobs"] == sorted(world.sagemaker.jobs)
 
 
-def test_a_quota_of_0_is_told_for_each_upload_and_not_tried_again_by_every_sweep(
-    run: Callable[..., str], world: World
+@pytest.mark.parametrize("quota", [0, 1])
+def test_a_quota_is_asked_a_few_times_at_once_and_then_once_an_hour(
+    run: Callable[..., str], world: World, training: ModuleType, quota: int
 ) -> None:
-    world.sagemaker.training_quota = 0
-    uploads = [upload(world, minute) for minute in (1, 2)]
-    assert [run(sent) for sent in uploads] == ["waiting for a quota above 0"] * 2
-    assert [run(sent) for sent in uploads] == ["waiting for a quota above 0"] * 2
-    tried = world.around.calls.count("CreateTrainingJob")
-    for _ in range(95):
+    world.sagemaker.training_quota = 1
+    for minute in range(1, quota + 1):
+        assert run(upload(world, minute)) == "started"
+    world.sagemaker.training_quota = quota
+    waits_for = "quota" if quota else "a quota above 0"
+    uploads = [upload(world, minute) for minute in (11, 12)]
+    before = world.around.calls.count("CreateTrainingJob")
+    for sent in (*uploads, *uploads, uploads[0]):
+        assert run(sent) == f"waiting for {waits_for}"
+    assert world.around.calls.count("CreateTrainingJob") == before + training.EAGER_TRIES
+    for _ in range(24 * 4):
+        assert run(SWEEP) == f"started 0, waiting 2 for {waits_for}"
         world.wait(minutes=15)
+    asked = world.around.calls.count("CreateTrainingJob") - before - training.EAGER_TRIES
+    # Each time a little more than an hour after the last: at every fifth sweep, and at the fourth in between.
+    assert 24 * 4 // 5 <= asked <= 24
+
+
+def test_a_line_that_waits_for_a_quota_of_0_is_emailed_once_a_day(run: Callable[..., str], world: World) -> None:
+    world.sagemaker.training_quota = 0
+    for minute in (1, 2):
+        assert run(upload(world, minute)) == "waiting for a quota above 0"
+    for _ in range(3 * 6):
+        world.wait(hours=4)
         run(SWEEP)
-    assert world.around.calls.count("CreateTrainingJob") == tried
-    world.wait(minutes=15)
-    run(SWEEP)
-    assert world.around.calls.count("CreateTrainingJob") == tried + 1
-    assert subjects(world) == ["Training not started: default: instance quota is 0"] * 2
+    assert subjects(world) == ["Training not started: default: instance quota is 0"] * 4
+
+
+def test_who_joins_a_line_for_a_quota_of_0_later_is_emailed_too(run: Callable[..., str], world: World) -> None:
+    world.sagemaker.training_quota = 0
+    run(upload(world, 1))
+    world.wait(minutes=21)
+    run(upload(world, 30, "reviews"))
+    assert subjects(world) == [
+        "Training not started: default: instance quota is 0",
+        "Training not started: reviews: instance quota is 0",
+    ]
 
 
 def test_once_a_quota_is_above_0_the_next_upload_takes_the_line_along(
@@ -300,22 +333,37 @@ def test_once_a_quota_is_above_0_the_next_upload_takes_the_line_along(
     world.sagemaker.training_quota = 0
     run(upload(world, 1))
     world.sagemaker.training_quota = None
-    assert run(SWEEP) == "started 0, waiting 1 for a quota above 0"
     assert run(upload(world, 2)) == "started"
-    assert minutes(world) == [2, 1]
+    assert minutes(world) == [1, 2]
 
 
 def test_another_instance_type_is_tried_by_the_next_sweep(
-    run: Callable[..., str], world: World, limit: Callable[..., None]
+    run: Callable[..., str], world: World, limit: Callable[..., None], training: ModuleType
 ) -> None:
     world.sagemaker.training_quota = 0
     run(upload(world, 1))
+    for _ in range(training.EAGER_TRIES):
+        run(SWEEP)
     world.sagemaker.training_quota = None
+    assert run(SWEEP) == "started 0, waiting 1 for a quota above 0"
     limit(instance_type="ml.c5.xlarge")
     assert run(SWEEP) == "started 1, waiting 0"
 
 
-def test_an_upload_that_waited_already_is_told_when_its_quota_turns_out_to_be_0(
+def test_refusals_for_want_of_quota_never_make_an_upload_given_up(
+    run: Callable[..., str], world: World, training: ModuleType
+) -> None:
+    world.sagemaker.training_quota = 0
+    run(upload(world, 1))
+    for _ in range(2 * training.GIVE_UP_TRIES):
+        world.wait(hours=2)
+        assert run(SWEEP) == "started 0, waiting 1 for a quota above 0"
+    world.sagemaker.training_quota = None
+    world.wait(hours=2)
+    assert run(SWEEP) == "started 1, waiting 0"
+
+
+def test_an_upload_that_waited_already_is_emailed_when_its_quota_turns_out_to_be_0(
     run: Callable[..., str], world: World, limit: Callable[..., None]
 ) -> None:
     limit(jobs=1)
@@ -399,8 +447,12 @@ def test_what_cannot_be_started_is_tried_a_bounded_number_of_times_then_given_up
     email = world.emails()[-1]
     assert email.subject == "Training given up: default (1.csv)"
     assert f"make retrain JOB={refused_upload}" in email.body
+    assert (
+        f"AWS did not start it in {training.GIVE_UP_TRIES} tries. Its last answer: Could not assume role" in email.body
+    )
     assert len(world.emails()) == 2
-    assert f"data/snapshots/{refused_upload}/given_up.json" in world.keys("data/snapshots/")
+    given_up = world.record(f"data/snapshots/{refused_upload}/given_up.json")
+    assert (given_up["tries"], given_up["reason"]) == (training.GIVE_UP_TRIES, "Could not assume role")
 
 
 def test_what_cannot_be_started_keeps_nobody_waiting(
@@ -484,15 +536,15 @@ class OneAtATime:
         wrapped = self._world.client(service)
 
         def method(name: str) -> Callable[..., Any]:
-            def call(**request: Any) -> Any:
+            def call(*arguments: Any, **request: Any) -> Any:
                 with self._lock:
-                    answer = getattr(wrapped, name)(**request)
+                    answer = getattr(wrapped, name)(*arguments, **request)
                     self.most_running = max(self.most_running, self._world.sagemaker.running())
                     return answer
 
             return call
 
-        names = ("get_object", "put_object", "head_object", "copy_object", "publish")
+        names = ("get_object", "put_object", "head_object", "copy", "publish")
         calls = {name: method(name) for name in (*names, "create_training_job", "describe_training_job")}
         pages = SimpleNamespace(paginate=self._paginate)
         return SimpleNamespace(**calls, meta=wrapped.meta, get_paginator=lambda _: pages)
@@ -562,7 +614,7 @@ def test_200_uploads_at_once_with_room_for_5_never_run_more_and_lose_and_double_
 
     assert one_at_a_time.most_running == 5
     assert len(world.sagemaker.jobs) == 200
-    assert set(world.sagemaker.jobs) == {training.parse_upload(sent).job for sent in uploads}
+    assert set(world.sagemaker.jobs) == {training.parse_upload(sent)["job"] for sent in uploads}
     told = Counter(subjects(world))
     assert sum(told[subject] for subject in told if subject.startswith("Training waiting")) == 1
     assert sum(told.values()) == 201

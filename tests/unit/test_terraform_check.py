@@ -1,4 +1,4 @@
-"""scripts/terraform_check.py: what of Terraform's output counts as a problem."""
+"""scripts/dev/terraform_check.py: what of Terraform's output counts as a problem."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import terraform_check
+from dev import terraform_check
 
 TESTS = """
 run "least" {

@@ -3,7 +3,6 @@
 import csv
 import importlib
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-TRAINING = Path(__file__).resolve().parents[2] / "scripts" / "training"
-sys.path.insert(0, str(TRAINING))
+SAMPLE = Path(__file__).resolve().parents[2] / "scripts" / "sample" / "support.csv"
 dataset = importlib.import_module("dataset")
 metrics = importlib.import_module("metrics")
 Example = dataset.Example
@@ -357,7 +355,7 @@ def test_the_metrics_file_is_strict_json_in_every_folder(tmp_path):
 
 
 def test_the_sample_has_three_balanced_labels_duplicates_and_rows_to_skip():
-    examples, skipped = read(TRAINING.parent / "sample" / "support.csv")
+    examples, skipped = read(SAMPLE)
     counts = Counter(example.label for example in examples)
     assert sorted(counts) == ["billing", "shipping", "technical"]
     assert min(counts.values()) >= 80

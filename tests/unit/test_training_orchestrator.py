@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fake_sagemaker import refusal
 from world import BUCKET, CSV, Context, Interruption, World, broken_connection, event
 
 JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
@@ -42,7 +43,7 @@ def run(training: ModuleType, world: World) -> Callable[..., str]:
 
 
 def job_of(training: ModuleType, sent: dict[str, Any]) -> str:
-    return str(training.parse_upload(sent).job)
+    return str(training.parse_upload(sent)["job"])
 
 
 # --- names ------------------------------------------------------------------------------------------
@@ -51,19 +52,30 @@ texts = st.text(min_size=1, max_size=40)
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2099, 1, 1), timezones=st.just(UTC))
 
 
+def job_name(training: ModuleType, **upload: Any) -> str:
+    """The job of an upload; what is not given is the same in each."""
+    given = {"bucket": BUCKET, "key": "data/train/a.csv", "etag": "e", "version": "v1", "sequencer": "1"} | upload
+    thing = {name: given[name] for name in ("key", "etag", "sequencer")}
+    thing |= {"version-id": given["version"]} if given["version"] else {}
+    time = given.get("time", datetime(2026, 11, 23, 12, tzinfo=UTC)).isoformat()
+    sent = {"time": time, "detail": {"bucket": {"name": given["bucket"]}, "object": thing}}
+    return str(training.parse_upload(sent)["job"])
+
+
 @given(key=texts, version=st.none() | texts, etag=texts, sequencer=st.text(max_size=20), time=moments)
 def test_a_job_name_follows_from_the_event_alone_and_is_legal(
     training: ModuleType, key: str, version: str | None, etag: str, sequencer: str, time: datetime
 ) -> None:
-    first, again = (training.Upload(BUCKET, key, etag, version, sequencer, time) for _ in range(2))
-    assert first.job == again.job
-    assert JOB_NAME.fullmatch(first.job)
-    assert len(first.job) <= 63
+    upload = {"key": key, "version": version, "etag": etag, "sequencer": sequencer, "time": time}
+    first, again = (job_name(training, **upload) for _ in range(2))
+    assert first == again
+    assert JOB_NAME.fullmatch(first)
+    assert len(first) <= 63
 
 
 @given(earlier=moments, later=moments)
 def test_job_names_sort_by_time(training: ModuleType, earlier: datetime, later: datetime) -> None:
-    names = [training.Upload(BUCKET, "k", "e", "v", "1", time).job for time in (earlier, later)]
+    names = [job_name(training, time=time) for time in (earlier, later)]
     seconds = [time.replace(microsecond=0) for time in (earlier, later)]
     if seconds[0] < seconds[1]:
         assert names[0] < names[1]
@@ -71,26 +83,22 @@ def test_job_names_sort_by_time(training: ModuleType, earlier: datetime, later: 
 
 @pytest.mark.parametrize(
     "change",
-    [{"key": "data/train/b.csv"}, {"version_id": "v2"}, {"sequencer": "2"}, {"bucket": "another-bucket"}],
+    [{"key": "data/train/b.csv"}, {"version": "v2"}, {"sequencer": "2"}, {"bucket": "another-bucket"}],
     ids=lambda change: next(iter(change)),
 )
 def test_two_uploads_in_one_second_have_distinct_names(training: ModuleType, change: dict[str, str]) -> None:
-    upload = {"bucket": BUCKET, "key": "data/train/a.csv", "etag": "e", "version_id": "v1", "sequencer": "1"}
-    time = datetime(2026, 11, 23, 12, tzinfo=UTC)
-    assert training.Upload(**upload, time=time).job != training.Upload(**upload | change, time=time).job
+    assert job_name(training) != job_name(training, **change)
 
 
 def test_without_a_version_id_the_etag_tells_uploads_apart(training: ModuleType) -> None:
-    time = datetime(2026, 11, 23, 12, tzinfo=UTC)
-    names = {training.Upload(BUCKET, "data/train/a.csv", etag, None, "", time).job for etag in ("e1", "e2")}
-    assert len(names) == 2
+    assert job_name(training, version=None, etag="e1") != job_name(training, version=None, etag="e2")
 
 
 @pytest.mark.parametrize("name", ["", "_full", "_unversioned", "_minimal"])
 def test_the_documented_event_shapes_are_understood(training: ModuleType, name: str) -> None:
     upload = training.parse_upload(event(f"s3_object_created{name}"))
-    assert upload.key == "data/train/support.csv"
-    assert upload.job.startswith("training-job-20261123-120000-")
+    assert upload["key"] == "data/train/support.csv"
+    assert upload["job"].startswith("training-job-20261123-120000-")
 
 
 def test_the_time_of_another_zone_is_taken_to_utc(training: ModuleType) -> None:
@@ -139,7 +147,9 @@ def test_an_event_of_another_bucket_is_refused(training: ModuleType, run: Callab
     ],
 )
 def test_the_first_folder_is_the_model(training: ModuleType, key: str, model: str) -> None:
-    assert training.model_of(key) == model
+    sent = event("s3_object_created")
+    sent["detail"]["object"]["key"] = key
+    assert training.parse_upload(sent)["model"] == model
 
 
 @pytest.mark.parametrize("folder", ["Reviews", "-a", "a-", "a_b", "m" * 33, "", "ü"])
@@ -309,7 +319,7 @@ def test_the_source_record_says_where_the_data_came_from(run: Callable[..., str]
     (job,) = world.sagemaker.jobs
     uploaded = sent["detail"]["object"]
     assert world.record(f"data/snapshots/{job}/source.json") == {
-        "schema": 1,
+        "schema": 2,
         "job": job,
         "model": "reviews",
         "bucket": BUCKET,
@@ -457,23 +467,47 @@ def test_a_quota_that_is_used_up_is_named_and_no_job_is_recorded(run: Callable[.
     email = world.emails()[-1]
     assert email.subject == "Training waiting: default (second.csv)"
     assert email.attributes["status"] == "waiting"
-    assert '"ml.m5.xlarge for training job usage" is used up just now' in email.body
+    assert '"ml.m5.xlarge for training job usage" is fully used right now' in email.body
     assert "Service Quotas" in email.body
     assert len([key for key in world.keys("data/snapshots/") if key.endswith("started.json")]) == 1
 
 
-def test_a_quota_of_zero_is_told_as_one_that_never_frees(run: Callable[..., str], world: World) -> None:
+def test_the_email_on_a_quota_of_zero_says_that_it_does_not_free_by_itself(
+    run: Callable[..., str], world: World
+) -> None:
     world.sagemaker.training_quota = 0
     assert run(world.upload("data/train/x.csv")) == "waiting for a quota above 0"
     assert world.only_email().subject == "Training not started: default: instance quota is 0"
-    assert "is 0. That never frees by itself" in world.only_email().body
+    for fact in (
+        'quota "ml.m5.xlarge for training job usage" is 0. It stays 0 until you request an increase.',
+        "SageMaker said: The account-level service limit 'ml.m5.xlarge for training job usage' is 0 Instances",
+        "Service Quotas",
+        "training_instance_type",
+    ):
+        assert fact in world.only_email().body
 
 
-@pytest.mark.usefixtures("world")
-def test_another_quota_is_told_by_its_own_name(training: ModuleType) -> None:
-    message = "The account-level service limit 'Total number of instances across training jobs' is 4 Instances, with"
-    named = training.quota_name(training.settings(), message)
-    assert named == "Total number of instances across training jobs"
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        (
+            "The account-level service limit 'Total number of instances across training jobs' is 4 Instances, with",
+            "Total number of instances across training jobs",
+        ),
+        ("No room.", "ml.m5.xlarge for training job usage"),
+    ],
+    ids=["another quota", "no quota named"],
+)
+def test_the_email_on_a_quota_names_the_one_that_sagemaker_named(
+    run: Callable[..., str], world: World, message: str, name: str
+) -> None:
+    def refuse(_: str) -> None:
+        raise refusal("CreateTrainingJob", "ResourceLimitExceeded", message)
+
+    world.sagemaker.before_create = refuse
+    assert run(world.upload("data/train/x.csv")) == "waiting for quota"
+    assert f'the account\'s quota "{name}" is fully used right now' in world.only_email().body
+    assert f"SageMaker said: {message}\n" in world.only_email().body
 
 
 def test_any_other_refusal_raises_and_tells_nobody(
@@ -533,17 +567,19 @@ def test_any_subject_is_one_that_sns_takes(training: ModuleType, subject: str) -
     publisher = SimpleNamespace(publish=lambda **request: sent.append(request))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "client", lambda service: publisher)
-        training.publish("arn", f"Training started: {subject}", "body", stage="s", status="t", model="m")
+        email = {"stage": "s", "status": "t", "subject": "Training started: {file}", "body": "{table}"}
+        training.notify("arn", email, "m", [("data", "x")], file=subject)
     assert re.fullmatch(r"[A-Z][\x20-\x7e]{0,98}", sent[0]["Subject"])
 
 
-def test_a_key_with_control_characters_is_told_like_any_other(run: Callable[..., str], world: World) -> None:
+def test_a_key_with_control_characters_is_emailed_like_any_other(run: Callable[..., str], world: World) -> None:
     assert run(world.upload("data/train/a\x07\x1b[2J\nb.csv")) == "started"
     assert world.only_email().subject == "Training started: default (a [2J b.csv)"
 
 
 def test_a_body_is_cut_at_the_limit_between_characters(training: ModuleType, world: World) -> None:
-    training.publish(training.settings().topic_arn, "Subject", "é" * 200_000, stage="s", status="t", model="m")
+    email = {"stage": "s", "status": "t", "subject": "Subject", "body": "{text}"}
+    training.notify(training.settings().topic_arn, email, "m", [("data", "x")], text="é" * 200_000)
     body = world.only_email().body
     assert len(body.encode()) <= training.MESSAGE_MAX_BYTES
     assert set(body) == {"é"}
@@ -557,5 +593,5 @@ def test_every_log_line_carries_the_job(
     run(sent)
     run(world.upload("data/train/y.csv", b""))
     lines = [record for record in caplog.records if record.name == "root"]
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert all(JOB_NAME.fullmatch(vars(record)["training_job"]) for record in lines)

@@ -1,19 +1,19 @@
-# What a team sets that serves real users: instances with a canary, thresholds and an encryption key of its own, a bucket
-# that GitHub may upload to.
+# What a team with real users would set: instances with a canary, its own thresholds and encryption key, uploads from
+# GitHub.
 
 locals {
   bucket_name = "my-team-models"
   tags        = { CostCenter = "1234", Team = "ml" }
 }
 
-# The module says what the key must allow; that needs nothing of what the key then encrypts.
+# The module outputs the policy that the key needs, and builds it without anything that the key encrypts.
 resource "aws_kms_key" "pipeline" {
   description         = "Data, models and messages of ${local.bucket_name}"
   enable_key_rotation = true
   policy              = module.pipeline.kms_key_policy
   tags                = local.tags
 
-  # Without the key the data is lost, also where the bucket is kept.
+  # Without the key the data is lost, even if the bucket is kept.
   lifecycle {
     prevent_destroy = true
   }
@@ -31,7 +31,7 @@ module "pipeline" {
   # From another repository: the folder of the release's packages.
   # package_dir = "${path.root}/packages"
 
-  # --- who hears of it ---
+  # --- notifications ---
   notification_emails = ["ml-team@example.com", "on-call@example.com"]
 
   # --- training ---
@@ -56,7 +56,7 @@ module "pipeline" {
   }
   champion_margin = 0.01
 
-  # --- serving: half of the instances first, and back by itself when an alarm goes off ---
+  # --- serving: half of the instances first, rolled back automatically when an alarm goes off ---
   endpoint_type              = "instance"
   endpoint_instance_type     = "ml.m5.large"
   endpoint_instance_count    = 2
@@ -67,14 +67,14 @@ module "pipeline" {
   latency_alarm_milliseconds = 500
   keep_models                = 5
 
-  # --- how long things are kept, in days ---
+  # --- retention, in days ---
   log_retention_days                = 90
   noncurrent_version_retention_days = 90
   raw_model_retention_days          = 14
   snapshot_retention_days           = 730
 }
 
-# Lets the workflow upload-data.yml of one repository put CSVs into the bucket.
+# Lets the upload-data.yml workflow of one repository upload CSVs to the bucket.
 module "github_upload_role" {
   # From another repository: "git::https://github.com/<org>/<repo>.git//terraform/github_upload_role?ref=v1.0.0"
   source = "../../github_upload_role"

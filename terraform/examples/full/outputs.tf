@@ -1,5 +1,5 @@
 output "bucket_name" {
-  description = "The variable BUCKET of upload-data.yml."
+  description = "Value of the variable BUCKET of upload-data.yml."
   value       = module.pipeline.bucket_name
 }
 
@@ -9,11 +9,11 @@ output "endpoint_name" {
 }
 
 output "topic_arn" {
-  description = "Topic of the notifications, for further subscriptions."
+  description = "Notification topic, for further subscriptions."
   value       = module.pipeline.topic_arn
 }
 
 output "upload_role_arn" {
-  description = "The variable UPLOAD_ROLE_ARN of upload-data.yml."
+  description = "Value of the variable UPLOAD_ROLE_ARN of upload-data.yml."
   value       = module.github_upload_role.role_arn
 }

@@ -8,7 +8,7 @@ terraform {
     }
   }
 
-  # State that the team shares, in a bucket that exists already (not the stack's own) and is versioned.
+  # State that the team shares, in a versioned bucket that already exists (not the stack's own).
   # backend "s3" {
   #   bucket       = "my-team-terraform-state"
   #   key          = "atml/terraform.tfstate"

@@ -1,4 +1,4 @@
-# The least that a stack needs: who gets the emails. Everything else has a default (../../README.md).
+# The minimum that a stack needs: who gets the emails. Everything else has a default (../../README.md).
 
 module "pipeline" {
   # From another repository: "git::https://github.com/<org>/<repo>.git//terraform?ref=v1.0.0"

@@ -1,4 +1,4 @@
-# The real provider renders the policies; it needs no AWS for that.
+# The real provider renders the policies, which needs no AWS.
 provider "aws" {
   region                      = "eu-west-1"
   access_key                  = "none"
@@ -38,12 +38,12 @@ run "one_branch_of_one_repository_is_trusted" {
         }
       }]
     }
-    error_message = "The trust policy is not as written here: ${aws_iam_role.upload.assume_role_policy}"
+    error_message = "The trust policy must be exactly this, not ${aws_iam_role.upload.assume_role_policy}"
   }
 
   assert {
     condition     = length(aws_iam_openid_connect_provider.github) == 0
-    error_message = "A given provider must not be created again: AWS refuses a second one."
+    error_message = "An existing provider must not be created again: AWS refuses a second one."
   }
 }
 
@@ -60,7 +60,7 @@ run "only_training_data_may_be_put" {
         Resource = "arn:aws:s3:::my-team-models/data/train/*"
       }]
     }
-    error_message = "The role may do something else: ${aws_iam_role_policy.upload.policy}"
+    error_message = "The policy must be exactly this, not ${aws_iam_role_policy.upload.policy}"
   }
 }
 
@@ -78,7 +78,7 @@ run "a_key_adds_what_encrypting_needs_on_that_key_alone" {
       Action   = ["kms:GenerateDataKey", "kms:Decrypt"]
       Resource = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
     }
-    error_message = "The key's statement is not as written here: ${aws_iam_role_policy.upload.policy}"
+    error_message = "The key's statement must be exactly this, not ${aws_iam_role_policy.upload.policy}"
   }
 }
 
@@ -96,7 +96,7 @@ run "environments_and_immutable_ids" {
       jsondecode(aws_iam_role.upload.assume_role_policy).Statement[0].Condition.StringEquals["token.actions.githubusercontent.com:sub"]
       == "repo:my-org@123456/my-data@456789:environment:production"
     )
-    error_message = "Only the environment is to be trusted: ${aws_iam_role.upload.assume_role_policy}"
+    error_message = "Only the environment may be trusted, not ${aws_iam_role.upload.assume_role_policy}"
   }
 }
 
@@ -114,7 +114,7 @@ run "without_a_provider_one_is_created_for_the_audience_of_aws" {
       && aws_iam_openid_connect_provider.github[0].client_id_list == toset(["sts.amazonaws.com"])
       && aws_iam_openid_connect_provider.github[0].tags == tomap({ Team = "ml" })
     )
-    error_message = "The provider is not GitHub's for AWS."
+    error_message = "The provider must be GitHub's for AWS, with the tags."
   }
 }
 

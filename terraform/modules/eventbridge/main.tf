@@ -13,8 +13,8 @@ locals {
       }
     }
 
-    # Stacks share the prefix of job names and differ in the bucket. An event that says less goes to all of them: the
-    # functions ignore jobs of others.
+    # All stacks use the same prefix for job names, but each has its own bucket. An event without the path goes to every
+    # stack; the functions ignore jobs that are not theirs.
     training_ended = {
       description = "A training job ended: judge its model, and start what waits for its place."
       functions   = ["model_evaluator", "training_orchestrator"]
@@ -42,7 +42,7 @@ locals {
       }
     }
 
-    # The events say IN_SERVICE where the API says InService. Only IN_SERVICE is documented, so both spellings are taken.
+    # Events say IN_SERVICE where the API says InService. Only that one is documented, so both spellings are matched.
     # https://docs.aws.amazon.com/sagemaker/latest/dg/automating-sagemaker-with-eventbridge.html
     endpoint = {
       description = "An endpoint settled or failed: say what became of the deployment."
@@ -63,7 +63,7 @@ locals {
       }
     }
 
-    # SageMaker's events are best effort, and some things happen without one (a new day, a raised quota).
+    # SageMaker's events are best effort, and some changes come without one (a new day, a raised quota).
     sweep = {
       description = "Every now and then: pick up what an event that never came has left behind."
       functions   = ["deployment_orchestrator", "model_evaluator", "training_orchestrator"]
@@ -71,7 +71,7 @@ locals {
     }
   }
 
-  # A rule's functions each get a target and a permission of their own.
+  # Each function of a rule has its own target and permission.
   targets = merge([
     for rule, settings in local.rules : {
       for function in settings.functions : "${rule}/${function}" => { rule = rule, function = function }
@@ -86,7 +86,7 @@ resource "aws_cloudwatch_event_rule" "this" {
   description         = each.value.description
   event_pattern       = each.value.pattern == null ? null : jsonencode(each.value.pattern)
   schedule_expression = each.key == "sweep" ? var.sweep_schedule : null
-  # Named, because the provider otherwise leaves a rule as it is that make destroy has stopped (its issue 35616).
+  # Explicit, because the provider would otherwise leave a rule disabled that `make destroy` stopped (its issue 35616).
   state = "ENABLED"
 
   tags = var.tags
@@ -100,8 +100,8 @@ resource "aws_cloudwatch_event_target" "this" {
   arn       = var.functions[each.value.function].arn
   input     = each.value.rule == "sweep" ? jsonencode({ source = "sweep" }) : null
 
-  # For what EventBridge cannot hand to Lambda. Errors inside a function are Lambda's to retry. A sweep that comes late
-  # is overtaken by the next one.
+  # For events that EventBridge cannot deliver to Lambda; Lambda retries errors in the function. A late sweep is pointless:
+  # the next one does its work.
   retry_policy {
     maximum_event_age_in_seconds = each.value.rule == "sweep" ? 900 : 86400
     maximum_retry_attempts       = each.value.rule == "sweep" ? 3 : 185
@@ -111,7 +111,7 @@ resource "aws_cloudwatch_event_target" "this" {
     arn = var.queue_arn
   }
 
-  # An event must not find a target that it may not invoke: that goes straight to the queue.
+  # The permission comes first: an event that may not invoke its target goes straight to the queue.
   depends_on = [aws_lambda_permission.this]
 }
 

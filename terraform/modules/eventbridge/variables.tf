@@ -1,11 +1,11 @@
 variable "bucket_name" {
   type        = string
-  description = "Bucket whose uploads and approvals are followed."
+  description = "Bucket whose uploads and approved models trigger the functions."
 }
 
 variable "endpoint_name" {
   type        = string
-  description = "Endpoint of the model 'default' and prefix of the others."
+  description = "Endpoint of the model 'default', and prefix of the others."
 }
 
 variable "functions" {
@@ -14,7 +14,7 @@ variable "functions" {
     model_evaluator         = object({ arn = string, name = string })
     training_orchestrator   = object({ arn = string, name = string })
   })
-  description = "The functions behind the rules."
+  description = "The functions that the rules invoke."
 }
 
 variable "queue_arn" {
@@ -40,5 +40,5 @@ variable "sweep_schedule" {
 
 variable "tags" {
   type        = map(string)
-  description = "Tags of every resource that takes them."
+  description = "Tags of all resources that can have tags."
 }

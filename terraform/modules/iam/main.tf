@@ -1,4 +1,4 @@
-# One role per function. What SageMaker runs under is in sagemaker.tf.
+# One role per function. The roles that SageMaker assumes are in sagemaker.tf.
 
 locals {
   bucket_arn       = "arn:${var.partition}:s3:::${var.bucket_name}"
@@ -7,13 +7,13 @@ locals {
     for endpoint in var.alarmed_endpoints :
     "arn:${var.partition}:cloudwatch:${var.region}:${var.account_id}:alarm:${endpoint}/*"
   ]
-  # Which services the functions reach the key through.
+  # The services through which the functions use the key.
   dns_suffix   = var.partition == "aws-cn" ? "amazonaws.com.cn" : "amazonaws.com"
   kms_services = { for service in ["s3", "sns", "sqs"] : service => "${service}.${var.region}.${local.dns_suffix}" }
 
   logs_prefix = "arn:${var.partition}:logs:${var.region}:${var.account_id}:log-group"
 
-  # By name, so that the policies can be read in the plan.
+  # Built from names, so that the plan shows the policies.
   role_prefix       = "arn:${var.partition}:iam::${var.account_id}:role"
   model_role_arn    = "${local.role_prefix}/${var.model_role_name}"
   training_role_arn = "${local.role_prefix}/${var.training_role_name}"
@@ -85,14 +85,14 @@ data "aws_iam_policy_document" "common" {
     resources = [var.queue_arn]
   }
 
-  # Without it S3 answers 403 instead of 404 for a missing object. A condition on the prefix would bring the 403 back.
+  # Without it, or with a condition on the prefix, S3 answers 403 instead of 404 for a missing object.
   statement {
     sid       = "TellMissingFromForbidden"
     actions   = ["s3:ListBucket"]
     resources = [local.bucket_arn]
   }
 
-  # Reading and writing objects, publishing, and the failure destination.
+  # For reading and writing objects, publishing, and the failure destination.
   dynamic "statement" {
     for_each = var.kms_key_arn[*]
 
@@ -113,7 +113,7 @@ data "aws_iam_policy_document" "common" {
 data "aws_iam_policy_document" "training_orchestrator" {
   source_policy_documents = [data.aws_iam_policy_document.common["training_orchestrator"].json]
 
-  # The event names a version, and it is that version which is copied.
+  # The event names a version, and exactly that version is copied.
   statement {
     sid       = "ReadUploads"
     actions   = ["s3:GetObject", "s3:GetObjectVersion"]
@@ -228,7 +228,7 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     resources = ["${local.bucket_arn}/models/deployments/*"]
   }
 
-  # Looked at before they are deleted.
+  # DescribeModel and ListTags: the function checks a model before it deletes it.
   statement {
     sid       = "CreateModel"
     actions   = ["sagemaker:AddTags", "sagemaker:CreateModel", "sagemaker:DescribeModel", "sagemaker:ListTags"]
@@ -245,14 +245,14 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     resources = ["${local.sagemaker_prefix}:endpoint-config/training-job-*"]
   }
 
-  # An endpoint may serve a config that a person made, of any name.
+  # An endpoint may serve a config that a person created, under any name.
   statement {
     sid       = "SeeServedConfig"
     actions   = ["sagemaker:DescribeEndpointConfig"]
     resources = ["${local.sagemaker_prefix}:endpoint-config/*"]
   }
 
-  # Creating and updating an endpoint is checked on the endpoint and on the configuration that it gets.
+  # IAM checks these on the endpoint and on the configuration that it gets.
   statement {
     sid     = "ChangeEndpoint"
     actions = ["sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint"]
@@ -277,7 +277,7 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     ]
   }
 
-  # Other stacks may use the same names: only what carries this stack's tag. A failed endpoint can only be deleted.
+  # Only what has this stack's tag, because other stacks may use the same names. Deleting is the only way out of Failed.
   dynamic "statement" {
     for_each = {
       DeleteEndpoint       = ["endpoint/${var.endpoint_name}", "endpoint/${var.endpoint_name}-*"]
@@ -298,7 +298,7 @@ data "aws_iam_policy_document" "deployment_orchestrator" {
     }
   }
 
-  # SageMaker's guide asks it of "your IAM execution role" and leaves open whether that is the caller's or the model's,
+  # SageMaker's guide asks for it on "your IAM execution role" without saying whether that is the caller's or the model's,
   # so both have it. https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-configuration.html
   dynamic "statement" {
     for_each = length(var.alarmed_endpoints) > 0 ? [true] : []

@@ -1,5 +1,5 @@
-# By name, so that the plan shows them, and only once the policy is attached: Lambda checks it when a failure destination
-# is set.
+# Built from names, so that the plan shows them, and available once the policy is attached: Lambda checks the policy when
+# it gets a failure destination.
 
 output "function_role_arns" {
   description = "ARNs of the functions' roles, by function."

@@ -1,4 +1,4 @@
-# What SageMaker runs under: training jobs, and the models behind endpoints.
+# The roles that SageMaker assumes: for training jobs, and for the models behind endpoints.
 
 locals {
   # <account>.dkr.ecr.<region>.<suffix>/<repository>:<tag> or @<digest>
@@ -34,7 +34,7 @@ data "aws_iam_policy_document" "assume_sagemaker" {
 data "aws_iam_policy_document" "image" {
   for_each = { training = local.training_repository_arn, model = local.model_repository_arn }
 
-  # The token belongs to the registry: ECR knows no narrower resource for it.
+  # The token is for the whole registry: ECR has no narrower resource for it.
   statement {
     sid       = "LogInToRegistry"
     actions   = ["ecr:GetAuthorizationToken"]
@@ -47,7 +47,7 @@ data "aws_iam_policy_document" "image" {
     resources = [each.value]
   }
 
-  # CloudWatch metrics have no ARNs: the namespace is the limit.
+  # CloudWatch metrics have no ARNs, so the namespace is the limit.
   statement {
     sid       = "WriteMetrics"
     actions   = ["cloudwatch:PutMetricData"]
@@ -94,7 +94,7 @@ data "aws_iam_policy_document" "training" {
     resources = ["${local.bucket_arn}/models/raw/*"]
   }
 
-  # Of the channels' prefixes only: https://docs.aws.amazon.com/sagemaker/latest/dg/sagemaker-roles.html
+  # Only the prefixes of the channels: https://docs.aws.amazon.com/sagemaker/latest/dg/sagemaker-roles.html
   statement {
     sid       = "ListChannels"
     actions   = ["s3:ListBucket"]
@@ -107,7 +107,7 @@ data "aws_iam_policy_document" "training" {
     }
   }
 
-  # A group has two ARNs, and which of them a call is checked on is not said for each:
+  # A log group has two ARNs, and AWS does not document for each call which one it checks:
   # https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/iam-access-control-overview-cwl.html
   statement {
     sid     = "FindLog"
@@ -176,7 +176,7 @@ data "aws_iam_policy_document" "training" {
     }
   }
 
-  # What CreateTrainingJob asks of the role beside it, without saying through which service it is used:
+  # CreateTrainingJob requires this as well, without saying which service uses it:
   # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_OutputDataConfig.html
   dynamic "statement" {
     for_each = var.kms_key_arn[*]

@@ -1,6 +1,6 @@
 variable "account_id" {
   type        = string
-  description = "AWS account, for ARNs."
+  description = "AWS account id, for ARNs."
 }
 
 variable "alarmed_endpoints" {
@@ -10,7 +10,7 @@ variable "alarmed_endpoints" {
 
 variable "base_model" {
   type        = string
-  description = "Base model: training may read it when it is an S3 prefix."
+  description = "Base model. If it is an S3 prefix, training jobs may read it."
 }
 
 variable "bucket_name" {
@@ -20,7 +20,7 @@ variable "bucket_name" {
 
 variable "endpoint_name" {
   type        = string
-  description = "Endpoint of the model 'default' and prefix of the others."
+  description = "Endpoint of the model 'default', and prefix of the others."
 }
 
 variable "function_names" {
@@ -29,22 +29,22 @@ variable "function_names" {
     model_evaluator         = string
     training_orchestrator   = string
   })
-  description = "Names of the functions, and of their roles."
+  description = "Names of the functions, which are also the names of their roles."
 }
 
 variable "hub_token_secret_arn" {
   type        = string
-  description = "Secret with the Hub token that training may read, or null."
+  description = "Secret with the Hub token, which training jobs may read. null: none."
 }
 
 variable "inference_image" {
   type        = string
-  description = "Image behind the endpoints, in ECR."
+  description = "Serving image, in ECR."
 }
 
 variable "kms_key_arn" {
   type        = string
-  description = "Key that the roles may use for the stack's data, or null."
+  description = "KMS key that the roles may use for the stack's data. null: none."
 }
 
 variable "model_role_name" {
@@ -59,7 +59,7 @@ variable "partition" {
 
 variable "queue_arn" {
   type        = string
-  description = "ARN of the queue of events that could not be processed."
+  description = "ARN of the queue for events that could not be processed."
 }
 
 variable "region" {
@@ -69,7 +69,7 @@ variable "region" {
 
 variable "tags" {
   type        = map(string)
-  description = "Tags of every resource that takes them."
+  description = "Tags of all resources that can have tags."
 }
 
 variable "topic_arn" {
@@ -79,7 +79,7 @@ variable "topic_arn" {
 
 variable "training_image" {
   type        = string
-  description = "Image of the training jobs, in ECR."
+  description = "Training image, in ECR."
 }
 
 variable "training_role_name" {

@@ -1,76 +1,15 @@
-resource "aws_cloudwatch_log_group" "this" {
-  #checkov:skip=CKV_AWS_338: log_retention_days decides; what must outlast it, the record of every decision, is in the bucket
-  name              = "/aws/lambda/${var.name}"
-  retention_in_days = var.log_retention_days
-  kms_key_id        = var.kms_key_arn
+# What sets the deployment orchestrator apart. ../lambda_function has what all functions share, ../../functions.tf composes the environment.
 
-  tags = var.tags
-}
+module "function" {
+  source = "../lambda_function"
 
-resource "aws_lambda_function" "this" {
-  #checkov:skip=CKV_AWS_50: events of S3 and SageMaker join the functions, and no trace passes through those; the logs carry the job
-  #checkov:skip=CKV_AWS_115: new accounts have no concurrency to reserve; what costs money is bounded by slots in the bucket
-  #checkov:skip=CKV_AWS_116: failures go to the on-failure destination below; a dead-letter queue beside it would get them twice
-  #checkov:skip=CKV_AWS_117: it calls AWS's public APIs alone and listens to nobody; a VPC would add a way out to be guarded
-  #checkov:skip=CKV_AWS_173: the environment holds names and limits, never a secret; AWS encrypts it with its own key
-  #checkov:skip=CKV_AWS_272: whoever may apply this may also sign it; the hash of the zip stands in the plan and the zip can be rebuilt
-  function_name    = var.name
-  description      = "Deploys approved models and reports what became of it"
-  role             = var.role_arn
-  filename         = var.package
-  source_code_hash = fileexists(var.package) ? filebase64sha256(var.package) : null
-  handler          = "handler.lambda_handler"
-  runtime          = "python3.13"
-  # The code is plain Python: it runs anywhere, and arm64 costs less.
-  architectures = ["arm64"]
-  memory_size   = 512
-  timeout       = var.timeout_seconds
-
-  environment {
-    variables = {
-      BUCKET                     = var.bucket_name
-      DEPLOYMENT_POLICY          = var.deployment_policy
-      ENDPOINT_INSTANCE_COUNT    = tostring(var.endpoint_instance_count)
-      ENDPOINT_INSTANCE_TYPE     = var.endpoint_instance_type
-      ENDPOINT_NAME              = var.endpoint_name
-      ENDPOINT_TYPE              = var.endpoint_type
-      INFERENCE_IMAGE            = var.inference_image
-      KEEP_MODELS                = tostring(var.keep_models)
-      MODEL_ROLE_ARN             = var.model_role_arn
-      PROJECT                    = var.project
-      SERVERLESS_MAX_CONCURRENCY = tostring(var.serverless_max_concurrency)
-      SERVERLESS_MEMORY_MB       = tostring(var.serverless_memory_mb)
-      TOPIC_ARN                  = var.topic_arn
-    }
-  }
-
-  # The level must be set: Lambda's Python runtime leaves the root logger at WARNING without it.
-  logging_config {
-    log_format            = "JSON"
-    application_log_level = var.log_level
-    system_log_level      = "INFO"
-    # By reference, so that the group is there first: Lambda would make one without a retention.
-    log_group = aws_cloudwatch_log_group.this.name
-  }
-
-  tags = var.tags
-
-  lifecycle {
-    precondition {
-      condition     = fileexists(var.package)
-      error_message = "${var.package} does not exist: run `make package`, or set package_dir to the folder of a release's packages."
-    }
-  }
-}
-
-resource "aws_lambda_function_event_invoke_config" "this" {
-  function_name                = aws_lambda_function.this.function_name
-  maximum_event_age_in_seconds = 21600
-  maximum_retry_attempts       = 2
-
-  destination_config {
-    on_failure {
-      destination = var.failure_queue_arn
-    }
-  }
+  common            = var.common
+  description       = "Deploys approved models and reports what became of it"
+  environment       = var.environment
+  failure_queue_arn = var.failure_queue_arn
+  memory_mb         = 512
+  name              = var.name
+  package_name      = "deployment_orchestrator.zip"
+  role_arn          = var.role_arn
+  timeout_seconds   = var.timeout_seconds
 }

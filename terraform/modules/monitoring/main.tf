@@ -1,7 +1,7 @@
 locals {
   topic_arn = "arn:${var.partition}:sns:${var.region}:${var.account_id}:${var.topic_name}"
   queue_arn = "arn:${var.partition}:sqs:${var.region}:${var.account_id}:${var.queue_name}"
-  # Every alarm's name begins with what it watches.
+  # Every alarm's name starts with what it watches.
   alarm_arns = [
     for prefix in concat(
       [for function in var.functions : "${function.name}-"],
@@ -10,8 +10,8 @@ locals {
     ) : "arn:${var.partition}:cloudwatch:${var.region}:${var.account_id}:alarm:${prefix}*"
   ]
 
-  # The HuggingFace server turns every exception in the model's code into a 400, so a broken model shows as 4xx; a
-  # quarter of all calls tells it from a few bad requests. The errors are 0 or 1 per call: their average is a share.
+  # The HuggingFace server turns every exception in the model's code into a 400, so a broken model shows up as 4xx errors.
+  # A threshold of a quarter of all calls ignores a few bad requests. Each call counts as 0 or 1, so the average is a share.
   # https://docs.aws.amazon.com/sagemaker/latest/dg/monitoring-cloudwatch.html
   endpoint_checks = {
     "4xx-errors" = { metric = "Invocation4XXErrors", threshold = 0.25, what = "refuses more than a quarter of the calls (4xx)" }
@@ -25,8 +25,8 @@ locals {
   ]...)
 }
 
-# Without a key of one's own it is not encrypted: CloudWatch alarms cannot use alias/aws/sns, and its policy cannot be
-# changed. The messages hold names and numbers, never rows of data, and leave as plain email.
+# Not encrypted without kms_key_arn: CloudWatch alarms cannot use alias/aws/sns, and its policy cannot be changed. The
+# messages contain names and numbers, never rows of data, and are sent as plain email.
 resource "aws_sns_topic" "this" {
   name              = var.topic_name
   display_name      = "ML training pipeline"
@@ -39,7 +39,7 @@ data "aws_iam_policy_document" "topic" {
   statement {
     sid     = "Owner"
     actions = ["sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic", "sns:Publish", "sns:SetTopicAttributes", "sns:Subscribe"]
-    # By name, not from the resource, so that the policy can be read in the plan.
+    # Built from the name, so that the plan shows the policy.
     resources = [local.topic_arn]
 
     principals {
@@ -104,7 +104,7 @@ resource "aws_sns_topic_subscription" "email" {
 }
 
 data "aws_iam_policy_document" "queue" {
-  # EventBridge brings what it could not deliver. The functions bring what they could not process, by their own roles.
+  # EventBridge sends what it could not deliver. The functions send what they could not process, with their own roles.
   statement {
     sid       = "Rules"
     actions   = ["sqs:SendMessage"]
@@ -141,11 +141,11 @@ data "aws_iam_policy_document" "queue" {
   }
 }
 
-# SSE-SQS, not alias/aws/sqs: EventBridge cannot use that key. The policy stands in the queue, not in a resource of its own,
-# since the provider waits about half a minute for each.
+# SSE-SQS, because EventBridge cannot use alias/aws/sqs. The policy is part of the queue and not a resource of its own,
+# because the provider waits about half a minute for each.
 resource "aws_sqs_queue" "failures" {
   name                       = var.queue_name
-  message_retention_seconds  = 1209600 # 14 days, the most that SQS keeps
+  message_retention_seconds  = 1209600 # 14 days, the maximum of SQS
   policy                     = data.aws_iam_policy_document.queue.json
   kms_master_key_id          = var.kms_key_arn
   sqs_managed_sse_enabled    = var.kms_key_arn == null ? true : null
@@ -228,7 +228,7 @@ resource "aws_cloudwatch_metric_alarm" "duration" {
   tags = var.tags
 }
 
-# The deployment orchestrator names them in every update: one that goes off while traffic moves rolls the update back.
+# The deployment orchestrator lists them in every update: if one goes off while traffic moves, SageMaker rolls back.
 resource "aws_cloudwatch_metric_alarm" "endpoint" {
   for_each = local.endpoint_alarms
 

@@ -1,18 +1,18 @@
 output "deployment_alarm_names" {
-  description = "Alarms of the endpoints, each named <endpoint>/<what>."
+  description = "Names of the endpoint alarms, <endpoint>/<what>."
   value       = sort([for alarm in aws_cloudwatch_metric_alarm.endpoint : alarm.alarm_name])
 }
 
-# ARNs by name, so that the plan shows them.
+# ARNs built from names, so that the plan shows them.
 
 output "queue_arn" {
-  description = "ARN of the queue of events that could not be processed."
+  description = "ARN of the queue for events that could not be processed."
   value       = local.queue_arn
   depends_on  = [aws_sqs_queue.failures]
 }
 
 output "queue_url" {
-  description = "URL of the queue of events that could not be processed."
+  description = "URL of the queue for events that could not be processed."
   value       = aws_sqs_queue.failures.url
 }
 

@@ -1,6 +1,6 @@
 variable "account_id" {
   type        = string
-  description = "AWS account, for ARNs."
+  description = "AWS account id, for ARNs."
 }
 
 variable "alarmed_endpoints" {
@@ -18,12 +18,12 @@ variable "functions" {
 
 variable "kms_key_arn" {
   type        = string
-  description = "Key of the topic and the queue, or null for none and SQS's own."
+  description = "KMS key of the topic and the queue. null: the topic is not encrypted, the queue with SQS's own key."
 }
 
 variable "latency_alarm_milliseconds" {
   type        = number
-  description = "Average latency of an endpoint above which its alarm goes off."
+  description = "Average response time of an endpoint above which its alarm goes off."
 }
 
 variable "notification_emails" {
@@ -38,7 +38,7 @@ variable "partition" {
 
 variable "queue_name" {
   type        = string
-  description = "Name of the queue of events that could not be processed."
+  description = "Name of the queue for events that could not be processed."
 }
 
 variable "region" {
@@ -53,7 +53,7 @@ variable "rule_names" {
 
 variable "tags" {
   type        = map(string)
-  description = "Tags of every resource that takes them."
+  description = "Tags of all resources that can have tags."
 }
 
 variable "topic_name" {

@@ -5,8 +5,8 @@ locals {
 }
 
 resource "aws_s3_bucket" "this" {
-  #checkov:skip=CKV_AWS_18: who read what is a matter of the account's CloudTrail; a bucket of logs per stack would be one more to guard
-  #checkov:skip=CKV_AWS_144: old versions are kept, and models can be trained again; a copy in another region is for the data's owner to decide
+  #checkov:skip=CKV_AWS_18: the account's CloudTrail records who read what; a log bucket per stack would be one more to secure
+  #checkov:skip=CKV_AWS_144: old versions are kept and models can be retrained; replication to another region is up to the data's owner
   count = var.create_bucket ? 1 : 0
 
   bucket        = var.bucket_name
@@ -41,7 +41,7 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "this" {
   bucket = aws_s3_bucket.this[0].id
 
   rule {
-    # One call to KMS for many objects, not one for each.
+    # One KMS call for many objects instead of one for each.
     bucket_key_enabled = var.kms_key_arn == null ? null : true
 
     apply_server_side_encryption_by_default {
@@ -51,7 +51,7 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "this" {
   }
 }
 
-# Versions let a job train on the upload that started it, even when the key is overwritten meanwhile.
+# Versions let a job train on the upload that started it, even if the key is overwritten in the meantime.
 resource "aws_s3_bucket_versioning" "this" {
   count = var.create_bucket ? 1 : 0
 
@@ -93,7 +93,7 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
     }
   }
 
-  # Leases of the functions, worthless once their step is over.
+  # Leases of the functions, useless once their step is done.
   rule {
     id     = "claims"
     status = "Enabled"
@@ -118,7 +118,7 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
     }
   }
 
-  # Delete markers without a version behind them would slow every listing down.
+  # Delete markers without an older version would slow down every listing.
   rule {
     id     = "delete-markers"
     status = "Enabled"
@@ -168,11 +168,11 @@ resource "aws_s3_bucket_policy" "this" {
   bucket = aws_s3_bucket.this[0].id
   policy = data.aws_iam_policy_document.bucket.json
 
-  # S3 refuses two changes of a bucket's access at the same time.
+  # S3 refuses concurrent changes of a bucket's access settings.
   depends_on = [aws_s3_bucket_public_access_block.this]
 }
 
-# Sends every event of the bucket to the default bus; the rules choose. It replaces whatever notifications the bucket has.
+# Sends every event of the bucket to the default event bus, where the rules filter. Replaces all other notifications.
 resource "aws_s3_bucket_notification" "this" {
   count = var.create_bucket || var.manage_bucket_notification ? 1 : 0
 
@@ -180,18 +180,18 @@ resource "aws_s3_bucket_notification" "this" {
   eventbridge = true
 }
 
-# One key for good, overwritten in place: with a key per release, a change would delete the source of a job that still
-# waits for its instance.
+# Always the same key, overwritten in place: with a key per release, an update would delete the source code of a job that
+# still waits for its instance.
 resource "aws_s3_object" "training_source" {
   bucket      = var.create_bucket ? aws_s3_bucket.this[0].id : var.bucket_name
   key         = "code/training.tar.gz"
   source      = var.training_package
   source_hash = local.training_package_exists ? filesha256(var.training_package) : null
 
-  # So that it, too, is under the bucket's key and has a version.
+  # So that it is encrypted with the bucket's key, and versioned, too.
   depends_on = [aws_s3_bucket_server_side_encryption_configuration.this, aws_s3_bucket_versioning.this]
 
-  # Objects take ten tags at most, so they get none.
+  # Objects can have at most ten tags, which the caller's default tags might exceed, so they get none.
   override_provider {
     default_tags {
       tags = {}

@@ -5,27 +5,27 @@ variable "bucket_name" {
 
 variable "create_bucket" {
   type        = bool
-  description = "false uses an existing bucket and manages none of its settings."
+  description = "false: use an existing bucket and manage none of its settings."
 }
 
 variable "force_destroy" {
   type        = bool
-  description = "Whether the bucket may be destroyed with objects in it."
+  description = "Whether terraform destroy may delete the bucket with objects in it."
 }
 
 variable "kms_key_arn" {
   type        = string
-  description = "Key of the bucket, or null for S3's own."
+  description = "KMS key of the bucket. null: S3's own keys."
 }
 
 variable "manage_bucket_notification" {
   type        = bool
-  description = "Whether an existing bucket's notifications are replaced by sending its events to EventBridge."
+  description = "Whether to replace an existing bucket's notifications by events to EventBridge."
 }
 
 variable "noncurrent_version_retention_days" {
   type        = number
-  description = "Days for which overwritten and deleted versions are kept."
+  description = "How many days overwritten and deleted object versions are kept."
 }
 
 variable "partition" {
@@ -35,17 +35,17 @@ variable "partition" {
 
 variable "raw_model_retention_days" {
   type        = number
-  description = "Days for which models/raw/ is kept."
+  description = "How many days models/raw/ is kept."
 }
 
 variable "snapshot_retention_days" {
   type        = number
-  description = "Days for which data/snapshots/ is kept."
+  description = "How many days data/snapshots/ is kept."
 }
 
 variable "tags" {
   type        = map(string)
-  description = "Tags of every resource that takes them."
+  description = "Tags of all resources that can have tags."
 }
 
 variable "training_package" {

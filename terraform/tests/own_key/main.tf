@@ -1,4 +1,4 @@
-# The stack as a module, with a key that is made in the same apply: its ARN is not known in the plan.
+# The stack as a module, with a key that the same apply creates: the plan doesn't know its ARN.
 
 terraform {
   required_version = ">= 1.9"

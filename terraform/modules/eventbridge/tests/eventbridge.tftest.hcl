@@ -7,7 +7,7 @@ provider "aws" {
   skip_requesting_account_id  = true
 }
 
-# Applied, with everything that would reach AWS overridden: the rules' ARNs are known only then.
+# Applied, because the rules' ARNs are only known then, with everything overridden that would call AWS.
 
 override_resource {
   target = aws_cloudwatch_event_rule.this["approved"]
@@ -69,7 +69,7 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
       detail-type = ["Object Created"]
       detail      = { bucket = { name = ["team-models"] }, object = { key = [{ prefix = "data/train/" }] } }
     }
-    error_message = "Uploads below data/train/ of the stack's own bucket, and nothing else, start a training."
+    error_message = "Only uploads below data/train/ of the stack's bucket may start a training."
   }
 
   assert {
@@ -78,7 +78,7 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
       detail-type = ["Object Created"]
       detail      = { bucket = { name = ["team-models"] }, object = { key = [{ prefix = "models/approved/" }] } }
     }
-    error_message = "Models below models/approved/ of the stack's own bucket, and nothing else, are deployed."
+    error_message = "Only models below models/approved/ of the stack's bucket may be deployed."
   }
 
   assert {
@@ -91,18 +91,18 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
         TrainingJobStatus = ["Completed", "Failed", "Stopped"]
       }
     }
-    error_message = "Ends of the stack's own training jobs, and no other changes of theirs, are judged."
+    error_message = "Only the end of the stack's own training jobs may trigger an evaluation."
   }
 
   assert {
     condition     = alltrue([for rule in aws_cloudwatch_event_rule.this : rule.state == "ENABLED"])
-    error_message = "A deployment must start the rules again that make destroy has stopped."
+    error_message = "A deployment must re-enable the rules that make destroy disabled."
   }
 
-  # Not the bare prefix: that would match another stack's "reviews2".
+  # Not just the prefix: that would match another stack's "reviews2".
   assert {
     condition     = jsondecode(aws_cloudwatch_event_rule.this["endpoint"].event_pattern).detail.EndpointName == ["reviews", { prefix = "reviews-" }]
-    error_message = "Only the stack's own endpoints are followed."
+    error_message = "Only the stack's own endpoints may match."
   }
 
   assert {
@@ -110,7 +110,7 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
       for status in ["IN_SERVICE", "InService", "FAILED", "Failed", "OUT_OF_SERVICE", "ROLLING_BACK", "UPDATE_ROLLBACK_FAILED"] :
       contains(jsondecode(aws_cloudwatch_event_rule.this["endpoint"].event_pattern).detail.EndpointStatus, status)
     ])
-    error_message = "The events say IN_SERVICE where the API says InService: both are taken, and all that ends a deployment."
+    error_message = "Both spellings must match, IN_SERVICE and InService, for every status that ends a deployment."
   }
 
   assert {
@@ -118,22 +118,22 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
       for status in ["CREATING", "UPDATING", "DELETING", "Creating", "Updating", "Deleting"] :
       !contains(jsondecode(aws_cloudwatch_event_rule.this["endpoint"].event_pattern).detail.EndpointStatus, status)
     ])
-    error_message = "An endpoint that is still changing wakes nobody."
+    error_message = "An endpoint that is still changing must trigger nothing."
   }
 
   assert {
     condition     = aws_cloudwatch_event_rule.this["sweep"].schedule_expression == "rate(15 minutes)" && aws_cloudwatch_event_rule.this["sweep"].event_pattern == null
-    error_message = "The sweep comes by the clock."
+    error_message = "The sweep must run on its schedule."
   }
 
   assert {
     condition     = alltrue([for key, rule in aws_cloudwatch_event_rule.this : key == "sweep" || rule.schedule_expression == null])
-    error_message = "Only the sweep comes by the clock."
+    error_message = "Only the sweep may run on a schedule."
   }
 
   assert {
     condition     = alltrue([for key, rule in aws_cloudwatch_event_rule.this : rule.name == "${key}-rule" && rule.tags == tomap(var.tags)])
-    error_message = "Every rule carries its name and the tags."
+    error_message = "Every rule must have its name and the tags."
   }
 
   assert {
@@ -147,17 +147,17 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
       "training_ended/training_orchestrator" = "arn:aws:lambda:eu-west-1:111122223333:function:trainer"
       "uploads/training_orchestrator"        = "arn:aws:lambda:eu-west-1:111122223333:function:trainer"
     }
-    error_message = "Each rule reaches its functions."
+    error_message = "Each rule must invoke its functions."
   }
 
   assert {
     condition     = alltrue([for key, target in aws_cloudwatch_event_target.this : target.rule == "${split("/", key)[0]}-rule"])
-    error_message = "Each target stands at its own rule."
+    error_message = "Each target must belong to its own rule."
   }
 
   assert {
     condition     = keys(aws_lambda_permission.this) == keys(aws_cloudwatch_event_target.this)
-    error_message = "Each target has a permission of its own."
+    error_message = "Each target must have its own permission."
   }
 
   assert {
@@ -174,12 +174,12 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
       for key, permission in aws_lambda_permission.this :
       permission.function_name == var.functions[split("/", key)[1]].name
     ])
-    error_message = "The permission is on the target's own function."
+    error_message = "The permission must be on the target's own function."
   }
 
   assert {
     condition     = alltrue([for target in aws_cloudwatch_event_target.this : target.dead_letter_config[0].arn == var.queue_arn])
-    error_message = "What cannot be delivered goes to the queue."
+    error_message = "What cannot be delivered must go to the queue."
   }
 
   assert {
@@ -187,13 +187,13 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
       for key, target in aws_cloudwatch_event_target.this :
       [target.retry_policy[0].maximum_retry_attempts, target.retry_policy[0].maximum_event_age_in_seconds] == (startswith(key, "sweep/") ? [3, 900] : [185, 86400])
     ])
-    error_message = "Events are tried for a day, a sweep until the next one."
+    error_message = "Events must be retried for a day, a sweep until the next one."
   }
 
   assert {
     condition = alltrue([
       for key, target in aws_cloudwatch_event_target.this : startswith(key, "sweep/") ? jsondecode(target.input) == { source = "sweep" } : target.input == null
     ])
-    error_message = "A sweep says that it is one; events arrive as they are."
+    error_message = "A sweep must say that it is one; other events must arrive unchanged."
   }
 }

@@ -31,7 +31,7 @@ variables {
   training_role_name   = "training"
 }
 
-# What each statement allows is proven against the calls that the functions make (tests/contract); here is what must never be.
+# tests/contract compares each statement with the calls that the functions make; this file checks what must never be allowed.
 run "no_role_reaches_beyond_the_stack" {
   command = plan
 
@@ -44,7 +44,7 @@ run "no_role_reaches_beyond_the_stack" {
         Condition = { StringEquals = { "aws:SourceAccount" = "111122223333" } }
       }]
     ])
-    error_message = "Only Lambda, for this account, takes a function's role."
+    error_message = "Only Lambda, for this account, may assume a function's role."
   }
 
   assert {
@@ -56,7 +56,7 @@ run "no_role_reaches_beyond_the_stack" {
         Condition = { StringEquals = { "aws:SourceAccount" = "111122223333" } }
       }]
     ])
-    error_message = "Only SageMaker, for this account, takes the roles of jobs and models."
+    error_message = "Only SageMaker, for this account, may assume the roles of jobs and models."
   }
 
   assert {
@@ -66,17 +66,17 @@ run "no_role_reaches_beyond_the_stack" {
         statement.Effect == "Allow" && alltrue([for action in flatten([statement.Action]) : !strcontains(action, "*")])
       ]
     ]))
-    error_message = "Every action is named."
+    error_message = "Every action must be named."
   }
 
-  # ECR's token and CloudWatch's metrics have no resources of their own.
+  # ECR's token and CloudWatch's metrics have no resources.
   assert {
     condition = toset(flatten([
       for policy in concat(values(aws_iam_role_policy.function), [aws_iam_role_policy.training, aws_iam_role_policy.model]) : [
         for statement in jsondecode(policy.policy).Statement : statement.Action if contains(flatten([statement.Resource]), "*")
       ]
     ])) == toset(["cloudwatch:PutMetricData", "ecr:GetAuthorizationToken"])
-    error_message = "Every resource is named, but for the two actions that AWS knows no resource for."
+    error_message = "Every resource must be named, except for the two actions that AWS has no resource for."
   }
 
   assert {
@@ -88,7 +88,7 @@ run "no_role_reaches_beyond_the_stack" {
         ] if anytrue([for action in flatten([statement.Action]) : startswith(action, "s3:")])
       ]
     ]))
-    error_message = "Only the stack's own bucket is reached."
+    error_message = "Only the stack's own bucket may be accessed."
   }
 
   assert {
@@ -97,7 +97,7 @@ run "no_role_reaches_beyond_the_stack" {
         for statement in jsondecode(policy.policy).Statement : contains(flatten([statement.Resource]), "arn:aws:s3:::team-models/*")
       ]
     ]))
-    error_message = "Nobody reaches the whole bucket: every object permission has its prefix."
+    error_message = "No role may access the whole bucket: every object permission needs a prefix."
   }
 
   assert {
@@ -110,7 +110,7 @@ run "no_role_reaches_beyond_the_stack" {
       deployment_orchestrator = ["iam:PassRole", "arn:aws:iam::111122223333:role/model", jsonencode({ StringEquals = { "iam:PassedToService" = "sagemaker.amazonaws.com" } })]
       training_orchestrator   = ["iam:PassRole", "arn:aws:iam::111122223333:role/training", jsonencode({ StringEquals = { "iam:PassedToService" = "sagemaker.amazonaws.com" } })]
     }
-    error_message = "Each function passes the one role that it needs, to SageMaker alone."
+    error_message = "Each function may only pass the one role that it needs, and only to SageMaker."
   }
 
   assert {
@@ -122,7 +122,7 @@ run "no_role_reaches_beyond_the_stack" {
       model    = ["arn:aws:ecr:eu-west-1:763104351884:repository/serve"]
       training = ["arn:aws:ecr:eu-west-1:111122223333:repository/ours/train"]
     }
-    error_message = "Each role pulls its own image, by tag or by digest."
+    error_message = "Each role must pull its own image, by tag or by digest."
   }
 
   assert {
@@ -133,7 +133,7 @@ run "no_role_reaches_beyond_the_stack" {
         ]
       ]
     ]))
-    error_message = "Without a key and a secret nobody uses any."
+    error_message = "Without a key and a secret, no role may use any."
   }
 
   assert {
@@ -142,12 +142,12 @@ run "no_role_reaches_beyond_the_stack" {
       model_evaluator         = "arn:aws:iam::111122223333:role/evaluator"
       training_orchestrator   = "arn:aws:iam::111122223333:role/trainer"
     } && output.model_role_arn == "arn:aws:iam::111122223333:role/model" && output.training_role_arn == "arn:aws:iam::111122223333:role/training"
-    error_message = "The roles are known in the plan."
+    error_message = "The plan must know the roles."
   }
 
   assert {
     condition     = alltrue([for role in concat(values(aws_iam_role.function), [aws_iam_role.training, aws_iam_role.model]) : role.tags == tomap(var.tags)])
-    error_message = "Every role carries the tags."
+    error_message = "Every role must have the tags."
   }
 }
 
@@ -174,7 +174,7 @@ run "an_own_key_is_used_through_its_services" {
           }
       }]
     ])
-    error_message = "Functions read and write objects, publish, and send what failed."
+    error_message = "Functions must be able to read and write objects, publish, and send failed events."
   }
 
   assert {
@@ -185,7 +185,7 @@ run "an_own_key_is_used_through_its_services" {
       ["UseKey", jsonencode(["kms:GenerateDataKey", "kms:Decrypt"]), var.kms_key_arn, "s3.eu-west-1.amazonaws.com"],
       ["EncryptModel", jsonencode("kms:Encrypt"), var.kms_key_arn, ""],
     ]
-    error_message = "Training reads data, and writes models, under the key."
+    error_message = "Training must be able to read data and write models with the key."
   }
 
   assert {
@@ -193,7 +193,7 @@ run "an_own_key_is_used_through_its_services" {
       for statement in jsondecode(aws_iam_role_policy.model.policy).Statement : [statement.Sid, jsonencode(statement.Action), statement.Resource, try(statement.Condition.StringEquals["kms:ViaService"], "")]
       if anytrue([for action in flatten([statement.Action]) : startswith(action, "kms:")])
     ] == [["UseKey", jsonencode("kms:Decrypt"), var.kms_key_arn, "s3.eu-west-1.amazonaws.com"]]
-    error_message = "Serving reads models, and writes nothing."
+    error_message = "Serving must be able to read models with the key, and nothing else."
   }
 }
 
@@ -214,7 +214,7 @@ run "a_base_model_in_s3_and_a_token_are_read_by_training_alone" {
       ["s3:ListBucket", "arn:aws:s3:::weights", "minilm/*"],
       ["secretsmanager:GetSecretValue", "arn:aws:secretsmanager:eu-west-1:111122223333:secret:token-AbCdEf", ""],
     ]
-    error_message = "Training reads that prefix and that secret."
+    error_message = "Training must be able to read that prefix and that secret."
   }
 
   assert {
@@ -222,7 +222,7 @@ run "a_base_model_in_s3_and_a_token_are_read_by_training_alone" {
       for policy in concat(values(aws_iam_role_policy.function), [aws_iam_role_policy.model]) :
       strcontains(policy.policy, "weights") || strcontains(policy.policy, "secretsmanager")
     ])
-    error_message = "Nobody else does."
+    error_message = "No other role may read them."
   }
 }
 
@@ -242,7 +242,7 @@ run "alarms_are_seen_where_they_roll_back" {
           "arn:aws:cloudwatch:eu-west-1:111122223333:alarm:reviews-spam/*",
       ]]
     ])
-    error_message = "The deployer and the model see those endpoints' alarms."
+    error_message = "The deployer and the model must be able to read those endpoints' alarms."
   }
 
   assert {
@@ -250,7 +250,7 @@ run "alarms_are_seen_where_they_roll_back" {
       for policy in [aws_iam_role_policy.function["model_evaluator"], aws_iam_role_policy.function["training_orchestrator"], aws_iam_role_policy.training] :
       strcontains(policy.policy, "cloudwatch:DescribeAlarms")
     ])
-    error_message = "Nobody else does."
+    error_message = "No other role may read them."
   }
 }
 
@@ -264,6 +264,6 @@ run "only_what_carries_the_stacks_tag_is_deleted" {
       } == {
       for action in ["DeleteEndpoint", "DeleteEndpointConfig", "DeleteModel"] : action => jsonencode({ StringEquals = { "aws:ResourceTag/Stack" = "team-models" } })
     }
-    error_message = "Endpoints, configs and models of other stacks stay."
+    error_message = "Endpoints, configs and models of other stacks must be out of reach."
   }
 }

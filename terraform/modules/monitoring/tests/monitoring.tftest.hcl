@@ -64,7 +64,7 @@ run "topic_and_queue_are_the_stacks_own" {
         Condition = { Bool = { "aws:SecureTransport" = "false" } }
       },
     ]
-    error_message = "The account and the stack's own alarms publish, by TLS only, and nobody else."
+    error_message = "Only the account and the stack's own alarms may publish, and only with TLS."
   }
 
   assert {
@@ -93,32 +93,32 @@ run "topic_and_queue_are_the_stacks_own" {
         Condition = { Bool = { "aws:SecureTransport" = "false" } }
       },
     ]
-    error_message = "The stack's own rules send, by TLS only, and no other service."
+    error_message = "Only the stack's own rules may send, and only with TLS."
   }
 
   assert {
     condition     = aws_sqs_queue.failures.message_retention_seconds == 1209600 && aws_sqs_queue.failures.sqs_managed_sse_enabled && aws_sqs_queue.failures.kms_master_key_id == null
-    error_message = "Failed events are kept for 14 days, encrypted by SQS."
+    error_message = "Failed events must be kept for 14 days, encrypted by SQS."
   }
 
   assert {
     condition     = aws_sns_topic.this.kms_master_key_id == null
-    error_message = "Alarms cannot use alias/aws/sns."
+    error_message = "Without kms_key_arn the topic must not be encrypted: alarms cannot use alias/aws/sns."
   }
 
   assert {
     condition     = { for address, subscription in aws_sns_topic_subscription.email : address => subscription.protocol } == { "ml-team@example.com" = "email", "on-call@example.com" = "email" }
-    error_message = "Every address is subscribed."
+    error_message = "Every address must be subscribed."
   }
 
   assert {
     condition     = output.queue_arn == "arn:aws:sqs:eu-west-1:111122223333:failures" && output.topic_arn == "arn:aws:sns:eu-west-1:111122223333:topic"
-    error_message = "The ARNs are known in the plan."
+    error_message = "The plan must know the ARNs."
   }
 
   assert {
     condition     = aws_sns_topic.this.tags == tomap(var.tags) && aws_sqs_queue.failures.tags == tomap(var.tags)
-    error_message = "Topic and queue carry the tags."
+    error_message = "Topic and queue must have the tags."
   }
 }
 
@@ -131,7 +131,7 @@ run "an_own_key_encrypts_topic_and_queue" {
 
   assert {
     condition     = aws_sns_topic.this.kms_master_key_id == var.kms_key_arn && aws_sqs_queue.failures.kms_master_key_id == var.kms_key_arn
-    error_message = "The key encrypts both."
+    error_message = "The key must encrypt both."
   }
 }
 
@@ -144,11 +144,11 @@ run "without_alarmed_endpoints_there_are_no_endpoint_alarms" {
 
   assert {
     condition     = length(aws_cloudwatch_metric_alarm.endpoint) == 0 && length(output.deployment_alarm_names) == 0
-    error_message = "Serverless endpoints take no deployment settings."
+    error_message = "Serverless endpoints must have no alarms."
   }
 }
 
-# Applied, with everything that would reach AWS overridden: the topic's ARN is known only then.
+# Applied, because the topic's ARN is only known then, with everything overridden that would call AWS.
 run "alarms_say_what_is_wrong_to_people" {
   override_resource {
     target = aws_sns_topic.this
@@ -203,7 +203,7 @@ run "alarms_say_what_is_wrong_to_people" {
       length(alarm.alarm_description) > 40 &&
       alarm.tags == tomap(var.tags)
     ])
-    error_message = "Every alarm reaches people, is quiet without data, says what to do and carries the tags."
+    error_message = "Every alarm must notify, ignore missing data, say what to do, and have the tags."
   }
 
   assert {
@@ -213,7 +213,7 @@ run "alarms_say_what_is_wrong_to_people" {
       aws_cloudwatch_metric_alarm.failures.dimensions["QueueName"],
       tostring(aws_cloudwatch_metric_alarm.failures.threshold),
     ] == ["AWS/SQS", "ApproximateNumberOfMessagesVisible", "failures", "0"]
-    error_message = "One failed event is enough."
+    error_message = "A single failed event must set off the alarm."
   }
 
   assert {
@@ -231,7 +231,7 @@ run "alarms_say_what_is_wrong_to_people" {
       "training_orchestrator errors"    = "AWS/Lambda Errors trainer Sum 0"
       "training_orchestrator throttles" = "AWS/Lambda Throttles trainer Sum 0"
     }
-    error_message = "Every function is watched for errors, throttles and slowness."
+    error_message = "Every function must have alarms for errors, throttles and duration."
   }
 
   assert {
@@ -246,11 +246,11 @@ run "alarms_say_what_is_wrong_to_people" {
       "reviews/5xx-errors"      = "AWS/SageMaker Invocation5XXErrors reviews AllTraffic Average 0.05"
       "reviews/latency"         = "AWS/SageMaker ModelLatency reviews AllTraffic Average 4000000"
     }
-    error_message = "Every named endpoint is watched for refused and failed calls and for latency (in microseconds)."
+    error_message = "Every listed endpoint must have alarms for 4xx, 5xx and latency (in microseconds)."
   }
 
   assert {
     condition     = output.deployment_alarm_names == sort([for key in keys(aws_cloudwatch_metric_alarm.endpoint) : key])
-    error_message = "The deployments watch the alarms of the endpoints."
+    error_message = "The output must list the endpoint alarms, for the deployments."
   }
 }

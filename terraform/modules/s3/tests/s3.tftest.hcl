@@ -31,12 +31,12 @@ run "a_new_bucket_is_closed_keeps_versions_and_forgets_in_time" {
       aws_s3_bucket_public_access_block.this[0].ignore_public_acls,
       aws_s3_bucket_public_access_block.this[0].restrict_public_buckets,
     ])
-    error_message = "Nothing of the bucket may be public."
+    error_message = "Nothing in the bucket may be public."
   }
 
   assert {
     condition     = one(aws_s3_bucket_ownership_controls.this[0].rule).object_ownership == "BucketOwnerEnforced"
-    error_message = "There are no ACLs."
+    error_message = "ACLs must be disabled."
   }
 
   assert {
@@ -48,22 +48,22 @@ run "a_new_bucket_is_closed_keeps_versions_and_forgets_in_time" {
       Resource  = ["arn:aws:s3:::team-models/*", "arn:aws:s3:::team-models"]
       Condition = { Bool = { "aws:SecureTransport" = "false" } }
     }]
-    error_message = "The bucket is reached by TLS only, and its policy lets nobody in."
+    error_message = "The bucket must only be reachable with TLS, and its policy must allow nobody."
   }
 
   assert {
     condition     = jsondecode(aws_s3_bucket_policy.this[0].policy) == jsondecode(data.aws_iam_policy_document.bucket.json)
-    error_message = "The policy is the bucket's."
+    error_message = "The bucket must have that policy."
   }
 
   assert {
     condition     = one(one(aws_s3_bucket_server_side_encryption_configuration.this[0].rule).apply_server_side_encryption_by_default).sse_algorithm == "AES256"
-    error_message = "Without a key of one's own, S3's encrypts."
+    error_message = "Without kms_key_arn, S3's own keys must encrypt."
   }
 
   assert {
     condition     = aws_s3_bucket_versioning.this[0].versioning_configuration[0].status == "Enabled"
-    error_message = "A job trains on the version that was uploaded."
+    error_message = "The bucket must be versioned, so that a job trains on the upload that started it."
   }
 
   assert {
@@ -72,7 +72,7 @@ run "a_new_bucket_is_closed_keeps_versions_and_forgets_in_time" {
       raw-models = "models/raw/"
       snapshots  = "data/snapshots/"
     }
-    error_message = "Only leases, raw models and snapshots expire: uploads, approved models and records stay."
+    error_message = "Only leases, raw models and snapshots may expire; uploads, approved models and records must stay."
   }
 
   assert {
@@ -81,32 +81,32 @@ run "a_new_bucket_is_closed_keeps_versions_and_forgets_in_time" {
       raw-models = 31
       snapshots  = 365
     }
-    error_message = "They expire after the days that were set."
+    error_message = "They must expire after the configured days."
   }
 
   assert {
     condition     = [for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : one(rule.noncurrent_version_expiration).noncurrent_days if length(rule.noncurrent_version_expiration) == 1] == [30]
-    error_message = "Old versions expire."
+    error_message = "Old versions must expire."
   }
 
   assert {
     condition     = alltrue([for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : rule.status == "Enabled"])
-    error_message = "Every rule is on."
+    error_message = "Every rule must be enabled."
   }
 
   assert {
     condition     = aws_s3_bucket_notification.this[0].eventbridge
-    error_message = "Without its events nothing happens."
+    error_message = "The bucket must send its events to EventBridge."
   }
 
   assert {
     condition     = aws_s3_bucket.this[0].force_destroy == false && aws_s3_bucket.this[0].tags == tomap(var.tags)
-    error_message = "The bucket is not destroyed with data in it, and carries the tags."
+    error_message = "The bucket must not be destroyed with data in it, and must have the tags."
   }
 
   assert {
     condition     = aws_s3_object.training_source.key == "code/training.tar.gz" && aws_s3_object.training_source.source_hash == filesha256("main.tf")
-    error_message = "Another source is another version of the same object, so a waiting job finds one."
+    error_message = "A changed source must become a new version of the same object, where a waiting job finds it."
   }
 }
 
@@ -122,12 +122,12 @@ run "an_own_key_encrypts_the_bucket" {
       kms_master_key_id = var.kms_key_arn
       sse_algorithm     = "aws:kms"
     }
-    error_message = "Every object is encrypted by the key."
+    error_message = "The key must encrypt every object."
   }
 
   assert {
     condition     = one(aws_s3_bucket_server_side_encryption_configuration.this[0].rule).bucket_key_enabled
-    error_message = "A bucket key spares a call to KMS for every object."
+    error_message = "A bucket key must spare a KMS call for each object."
   }
 }
 
@@ -151,12 +151,12 @@ run "an_existing_bucket_keeps_its_settings" {
         aws_s3_bucket_versioning.this,
       ] : length(resource) == 0
     ])
-    error_message = "Nothing of an existing bucket is managed."
+    error_message = "No setting of an existing bucket may be managed."
   }
 
   assert {
     condition     = aws_s3_object.training_source.bucket == "team-models"
-    error_message = "The training source goes into it."
+    error_message = "The training source must go into the existing bucket."
   }
 }
 
@@ -170,12 +170,12 @@ run "an_existing_bucket_sends_its_events_by_terraform_when_asked" {
 
   assert {
     condition     = aws_s3_bucket_notification.this[0].eventbridge && aws_s3_bucket_notification.this[0].bucket == "team-models"
-    error_message = "Its events go to EventBridge."
+    error_message = "Its events must go to EventBridge."
   }
 
   assert {
     condition     = length(aws_s3_bucket.this) == 0 && length(aws_s3_bucket_versioning.this) == 0
-    error_message = "Nothing else of it is managed."
+    error_message = "No other setting may be managed."
   }
 }
 

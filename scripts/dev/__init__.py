@@ -1,0 +1,1 @@
+"""What is run to work on the project: measurements, generated docs, checks of terraform/."""

@@ -1,0 +1,1 @@
+"""The local AWS, and this project deployed to it."""

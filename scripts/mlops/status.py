@@ -1,0 +1,156 @@
+"""mlops status: endpoints, newest jobs, rejected uploads, and what needs attention."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from mlops import bucket
+from mlops.endpoints import describe_endpoint
+from mlops.records import (
+    DEFAULT_MODEL,
+    DEPLOYMENT_PREFIX,
+    LEDGER_KEY,
+    PAUSED_KEY,
+    REJECTED_PREFIX,
+    SNAPSHOT_PREFIX,
+    Decision,
+    Deployment,
+    Ledger,
+    Source,
+    decision,
+    decision_key,
+    deployment,
+    ledger,
+    paused,
+    rejected,
+    snapshot_key,
+    source,
+    waiting,
+)
+from mlops.target import Target
+
+JOBS_SHOWN = 10
+
+
+def newest_jobs(target: Target) -> list[str]:
+    """The names of the training jobs that have a snapshot, newest first."""
+    pages = (
+        target.client("s3")
+        .get_paginator("list_objects_v2")
+        .paginate(Bucket=target.bucket, Prefix=SNAPSHOT_PREFIX, Delimiter="/")
+    )
+    prefixes = (item["Prefix"] for page in pages for item in page.get("CommonPrefixes", []))
+    return sorted((prefix.split("/")[-2] for prefix in prefixes), reverse=True)
+
+
+def job_line(target: Target, job: str, data: Source) -> str:
+    """One line on a training job: its verdict, what became of its model, its data and numbers."""
+    name = data["key"].rsplit("/", 1)[-1]
+    verdict = bucket.read(target, decision_key(job), decision)
+    if verdict is None:
+        return f"{job}  {undecided(target, job, name)}"
+    deployments = [record.value for record in bucket.read_all(target, f"{DEPLOYMENT_PREFIX}{job}-", deployment)]
+    state = ", ".join(record["state"] for record in deployments) or "-"
+    state = state.replace("confirmed", "deployed")
+    why = "" if verdict.value["verdict"] == "approved" else f"  {verdict.value['reason']:.100}"
+    for record in deployments:
+        if record["state"] == "withdrawn":
+            why = f"  {withdrawal(record)}"
+    return f"{job}  {verdict.value['verdict']:<11} {state:<12} {name}  {numbers(verdict.value)}{why}"
+
+
+def undecided(target: Target, job: str, name: str) -> str:
+    """The state of a job without a decision, its data, and what it waits for."""
+    if bucket.exists(target, snapshot_key(job, "started.json")):
+        return f"{'training':<11} {name}"
+    waits = bucket.read(target, snapshot_key(job, "waiting.json"), waiting)
+    state = "starting" if waits is None else "waiting"
+    if bucket.exists(target, snapshot_key(job, "given_up.json")):
+        state = "given up"
+    return f"{state:<11} {name}" + (f"  for {waits.value['for']}" if waits else "")
+
+
+def numbers(verdict: Decision) -> str:
+    """The metrics that were judged."""
+    # The job's own hold-out comes first; the comparison with the live model has the same metrics again.
+    values = {check["metric"]: check["value"] for check in reversed(verdict["checks"])}
+    return "  ".join(f"{metric} {value:.3f}" for metric, value in sorted(values.items()) if value is not None)
+
+
+def withdrawal(record: Deployment) -> str:
+    """When a model was withdrawn, by whom and why."""
+    said = record["withdrawn"]
+    return f"{said['at'][:16]} by {said['by'].rsplit('/', 1)[-1]}: {said['reason'] or 'no reason given':.100}"
+
+
+def training_line(guards: Ledger | None) -> str:
+    """How much of the spend guards is used, from the training orchestrator's ledger (None: nothing was started)."""
+    held = sum(entry["state"] == "held" for entry in guards["jobs"].values()) if guards else 0
+    today = guards is not None and guards["day"]["date"] == f"{datetime.now(UTC):%Y-%m-%d}"
+    started = len(guards["day"]["jobs"]) if guards and today else 0
+    quota = guards["quota"] if guards else None
+    none = f"; the quota of {quota['instance_type']} is 0" if quota and quota["is_0"] else ""
+    return f"training   {held} running, {started} started today (UTC){none}"
+
+
+def endpoint_line(target: Target, model: str, is_paused: bool) -> str:
+    """What a model's endpoint serves now."""
+    endpoint = describe_endpoint(target, target.endpoint_of(model))
+    if endpoint is None:
+        return "none while the pipeline is paused" if is_paused else "none"
+    serving = f"{endpoint['EndpointStatus']}, serves {endpoint['EndpointConfigName']}"
+    return serving + (" (it should not be there while the pipeline is paused: make pause)" if is_paused else "")
+
+
+def show_status(target: Target) -> int:
+    """Print the endpoints, the newest jobs, rejected uploads, and what needs attention; the exit status."""
+    print(f"bucket     {target.bucket}")
+    pause = bucket.read(target, PAUSED_KEY, paused)
+    if pause is not None:
+        print(
+            f"PAUSED     since {pause.value['at'][:16]} by {pause.value['by']}: no new jobs, no endpoints; "
+            "make resume ends it"
+        )
+    guards = bucket.read(target, LEDGER_KEY, ledger)
+    print(training_line(guards.value if guards else None))
+    by_model: dict[str, list[str]] = {DEFAULT_MODEL: []}
+    for job in newest_jobs(target)[:JOBS_SHOWN]:
+        data = bucket.read(target, snapshot_key(job, "source.json"), source)
+        if data is not None:
+            by_model.setdefault(data.value["model"], []).append(job_line(target, job, data.value))
+    for model, lines in by_model.items():
+        print(
+            f"\nmodel      {model}\nendpoint   {target.endpoint_of(model)}: {endpoint_line(target, model, bool(pause))}"
+        )
+        for line in lines:
+            print(f"  {line}")
+    refused = [record.value for record in bucket.read_all(target, REJECTED_PREFIX, rejected)]
+    if refused:
+        print("\nrejected uploads, newest first")
+        for record in sorted(refused, key=lambda record: record["job"], reverse=True)[:JOBS_SHOWN]:
+            print(f"  {record['rejected_at'][:16]}  {record['key']}: {record['reason']}")
+    show_attention(target)
+    return 0
+
+
+def show_attention(target: Target) -> None:
+    """Print what somebody should look at: failed events in the queue, unconfirmed email subscriptions."""
+    queue = target.client("sqs").get_queue_attributes(
+        QueueUrl=target.outputs["failure_queue_url"], AttributeNames=["ApproximateNumberOfMessages"]
+    )
+    failed = int(queue["Attributes"]["ApproximateNumberOfMessages"])
+    if failed:
+        print(f"\n{failed} failed events wait in {target.outputs['failure_queue_url']}:")
+        print("make logs shows the errors; once the cause is fixed, make redrive sends the events again")
+    for address in unconfirmed(target):
+        print(f"\n{address} gets no email yet: the link in AWS's confirmation email was not clicked")
+
+
+def unconfirmed(target: Target) -> list[Any]:
+    """The email addresses that have not confirmed their subscription."""
+    pages = (
+        target.client("sns").get_paginator("list_subscriptions_by_topic").paginate(TopicArn=target.outputs["topic_arn"])
+    )
+    items = (item for page in pages for item in page["Subscriptions"])
+    return [item["Endpoint"] for item in items if item["SubscriptionArn"] == "PendingConfirmation"]

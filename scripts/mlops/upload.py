@@ -1,0 +1,41 @@
+"""mlops upload: send a CSV to the bucket, which starts a training."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mlops.records import DEFAULT_MODEL, UPLOAD_PREFIX
+from mlops.target import Target, UsageError, model_name
+
+
+def check_upload(data: Path) -> None:
+    """Raises UsageError unless there is such a file, and it can be read and uploaded under its name."""
+    if not data.is_file():
+        raise UsageError(f"DATA={data}: there is no such file")
+    if data.suffix.lower() != ".csv":
+        raise UsageError(f"DATA={data}: only files named .csv are trained on")
+    if not os.access(data, os.R_OK):
+        raise UsageError(f"DATA={data}: you may not read this file")
+    try:
+        data.name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"DATA={str(data)!a}: the file's name is not UTF-8, so S3 cannot take it") from None
+
+
+def upload(target: Target, data: Path, model: str) -> str:
+    """Upload a CSV for a model; returns its S3 URI. Raises UsageError when the file cannot be uploaded."""
+    check_upload(data)
+    folder = "" if model == DEFAULT_MODEL else f"{model}/"
+    key = f"{UPLOAD_PREFIX}{folder}{data.name}"
+    target.client("s3").upload_file(str(data), target.bucket, key)
+    return f"s3://{target.bucket}/{key}"
+
+
+def run(target: Target, data: str, model: str) -> int:
+    """Upload a file and say what follows; the exit status. Raises UsageError."""
+    if not data:
+        raise UsageError("say which file: make upload DATA=file.csv [MODEL=name]")
+    uri = upload(target, Path(data), model_name(model))
+    print(f"uploaded {uri}\na training starts now; follow it with make status and make logs")
+    return 0
