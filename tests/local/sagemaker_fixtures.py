@@ -267,9 +267,7 @@ class LocalSageMaker:
         )
         return name
 
-    def config(
-        self, name: str, inference: str = INFERENCE, concurrency: int | None = 5, requirements: str = ""
-    ) -> str:
+    def config(self, name: str, inference: str = INFERENCE, concurrency: int | None = 5, requirements: str = "") -> str:
         """A model and an endpoint config of one name; serverless, or on an instance with None."""
         self.model(name, inference, requirements)
         self.api.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant(name, concurrency)])
