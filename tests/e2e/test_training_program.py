@@ -106,6 +106,7 @@ def trained(tmp_path_factory, base_model):
     run = subprocess.run(
         command,
         env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
+        umask=0o077,
         capture_output=True,
         text=True,
         timeout=120,
@@ -172,6 +173,15 @@ def test_metrics_tell_the_figures_the_counts_and_the_labels_in_index_order(train
     assert 0 < figures["eval_loss"] < 1
     assert seconds > 0
     assert not (Path(trained[0]["SM_OUTPUT_DIR"]) / "failure").exists()
+
+
+def test_every_user_may_read_the_model_whatever_wrote_it(trained):
+    """A serverless endpoint's container does not run as root."""
+    folder = Path(trained[0]["SM_MODEL_DIR"])
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
+    folders = {folder.name, "code"}
+    assert modes == {name: 0o755 if name in folders else 0o644 for name in modes}
+    assert modes.keys() >= {"model.safetensors", "config.json", "inference.py", "golden.json", "holdout.csv"}
 
 
 def test_progress_is_printed_as_it_trains(trained):

@@ -48,7 +48,9 @@ def predict_fn(data, model):
             time.sleep(0.01)
     return {"answer": model}
 """
+# A model that cannot be loaded, and one whose server does not come up: requirements are installed before it starts.
 BROKEN_INFERENCE = "raise RuntimeError('cannot load')\n"
+UNMET_REQUIREMENTS = "surely-not-installed==1\n"
 
 
 def wait_for(what: str, condition: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -255,8 +257,9 @@ class LocalSageMaker:
         self.api.create_training_job(**self.job_request(name, program, **changes))
         return self.wait_job(name, status)
 
-    def model(self, name: str, inference: str = INFERENCE, **container: Any) -> str:
-        url = self.put(f"models/{name}.tar.gz", archive(answer_txt=name, code__inference_py=inference))
+    def model(self, name: str, inference: str = INFERENCE, requirements: str = "", **container: Any) -> str:
+        files = {"answer_txt": name, "code__inference_py": inference, "code__requirements_txt": requirements}
+        url = self.put(f"models/{name}.tar.gz", archive(**files))
         self.api.create_model(
             ModelName=name,
             PrimaryContainer={"Image": IMAGE, "ModelDataUrl": url, **container},
@@ -264,9 +267,9 @@ class LocalSageMaker:
         )
         return name
 
-    def config(self, name: str, inference: str = INFERENCE, concurrency: int | None = 5) -> str:
+    def config(self, name: str, inference: str = INFERENCE, concurrency: int | None = 5, requirements: str = "") -> str:
         """A model and an endpoint config of one name; serverless, or on an instance with None."""
-        self.model(name, inference)
+        self.model(name, inference, requirements)
         self.api.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant(name, concurrency)])
         return name
 

@@ -17,6 +17,7 @@ from sagemaker_fixtures import (  # noqa: F401  fixtures
     IMAGE,
     INFERENCE,
     ROLE,
+    UNMET_REQUIREMENTS,
     LocalSageMaker,
     Receiver,
     Start,
@@ -71,14 +72,10 @@ def test_endpoint_on_instances_says_how_many(server: LocalSageMaker) -> None:  #
     assert (summary["CurrentInstanceCount"], summary["DesiredInstanceCount"]) == (1, 1)
 
 
-def slow_start(gate: Path) -> str:
-    """Inference code whose server comes up when the file is there."""
-    return f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n{INFERENCE}"
-
-
-def test_creating_endpoint_is_busy_and_answers_nobody(server: LocalSageMaker, tmp_path: Path) -> None:  # noqa: F811
+def test_creating_endpoint_is_busy_and_answers_nobody(start: Start, tmp_path: Path) -> None:  # noqa: F811
     gate = tmp_path / "go"
-    server.config("slow", slow_start(gate))
+    server = start("--start-gate", str(gate))  # noqa: F811
+    server.config("slow")
     server.config("slow-next")
     server.api.create_endpoint(EndpointName="slow", EndpointConfigName="slow")
     assert server.endpoint("slow")["EndpointStatus"] == "Creating"
@@ -96,12 +93,13 @@ def test_creating_endpoint_is_busy_and_answers_nobody(server: LocalSageMaker, tm
 
 
 def test_failed_creation_has_a_reason_and_can_only_be_deleted(server: LocalSageMaker) -> None:  # noqa: F811
-    server.config("broken", BROKEN_INFERENCE)
+    server.config("broken", requirements=UNMET_REQUIREMENTS)
     server.api.create_endpoint(EndpointName="broken", EndpointConfigName="broken")
     endpoint = server.wait_endpoint("broken", "Failed")
     assert endpoint["FailureReason"].endswith(HEALTH_CHECK)
     # The server was started three times, and its output is in the endpoint's log.
-    assert (server.state / "logs/endpoint-broken.log").read_text().count("RuntimeError: cannot load") == 3
+    log = (server.state / "logs/endpoint-broken.log").read_text()
+    assert log.count("No matching distribution found for surely-not-installed==1") == 3
     server.config("broken-next")
     code, message = refusal(server.api.update_endpoint, EndpointName="broken", EndpointConfigName="broken-next")
     assert code == "ValidationException"
@@ -111,8 +109,8 @@ def test_failed_creation_has_a_reason_and_can_only_be_deleted(server: LocalSageM
 
 
 def test_server_that_never_answers_fails_after_the_health_check(start: Start, tmp_path: Path) -> None:  # noqa: F811
-    server = start("--health-check-seconds", "0.5")  # noqa: F811
-    server.config("silent", slow_start(tmp_path / "never"))
+    server = start("--health-check-seconds", "0.5", "--start-gate", str(tmp_path / "never"))  # noqa: F811
+    server.config("silent")
     server.api.create_endpoint(EndpointName="silent", EndpointConfigName="silent")
     assert server.wait_endpoint("silent", "Failed")["FailureReason"].endswith(HEALTH_CHECK)
     wait_for("no process", lambda: not server.processes())
@@ -172,11 +170,14 @@ class Asker:
         self._thread.join()
 
 
-def test_update_switches_without_a_failed_request(server: LocalSageMaker, tmp_path: Path) -> None:  # noqa: F811
+def test_update_switches_without_a_failed_request(start: Start, tmp_path: Path) -> None:  # noqa: F811
+    gate = tmp_path / "go"
+    gate.touch()
+    server = start("--start-gate", str(gate))  # noqa: F811
     server.serve("blue-green", server.config("blue"))
     before = server.endpoint("blue-green")["LastModifiedTime"]
-    gate = tmp_path / "go"
-    server.config("green", slow_start(gate))
+    gate.unlink()
+    server.config("green")
     with Asker(server, "blue-green") as asker:
         server.api.update_endpoint(EndpointName="blue-green", EndpointConfigName="green")
         during = server.endpoint("blue-green")
@@ -197,7 +198,7 @@ def test_update_switches_without_a_failed_request(server: LocalSageMaker, tmp_pa
     assert after["EndpointConfigName"] == "green"
     assert after["LastModifiedTime"] > before
     assert "PendingDeploymentSummary" not in after
-    wait_for("old server gone", lambda: len([p for p in server.processes() if "/servers/blue-green." in p]) == 2)
+    wait_for("old server gone", lambda: len([p for p in server.processes() if "/servers/blue-green." in p]) == 3)
 
 
 def test_request_in_flight_is_answered_by_the_old_server(server: LocalSageMaker, tmp_path: Path) -> None:  # noqa: F811
@@ -218,7 +219,7 @@ def test_update_that_does_not_come_up_rolls_back(start: Start, receiver: Receive
     server = start("--events-url", receiver.url)  # noqa: F811
     server.serve("safe", server.config("good"))
     before = server.endpoint("safe")
-    server.config("bad", BROKEN_INFERENCE)
+    server.config("bad", requirements=UNMET_REQUIREMENTS)
     with Asker(server, "safe") as asker:
         server.api.update_endpoint(EndpointName="safe", EndpointConfigName="bad")
         after = server.wait_endpoint("safe", "InService")
@@ -322,7 +323,7 @@ def test_alarm_during_a_deployment_rolls_it_back(start: Start, receiver: Receive
     statuses = ["CREATING", "IN_SERVICE", "UPDATING", "ROLLING_BACK", "IN_SERVICE"]
     wait_for("events", lambda: len(receiver.of("Endpoint", "watched")) == len(statuses))
     assert [detail["EndpointStatus"] for detail in receiver.of("Endpoint", "watched")] == statuses
-    wait_for("the new server gone", lambda: len([p for p in server.processes() if "/servers/watched." in p]) == 2)
+    wait_for("the new server gone", lambda: len([p for p in server.processes() if "/servers/watched." in p]) == 3)
 
 
 def test_deleted_endpoint_is_gone_with_its_server(start: Start, receiver: Receiver) -> None:  # noqa: F811
@@ -392,19 +393,77 @@ def test_error_in_user_code_is_a_model_error_400(server: LocalSageMaker, questio
     assert answer["Error"]["Message"].startswith("Received client error (400) from primary with message")
 
 
-def test_model_server_that_dies_is_started_again(server: LocalSageMaker) -> None:  # noqa: F811
+def test_worker_that_dies_answers_500_and_is_started_again(server: LocalSageMaker) -> None:  # noqa: F811
     server.serve("mortal", server.config("mortal"))
     with pytest.raises(server.runtime.exceptions.ModelError) as caught:
         server.ask("mortal", exit=True)
     assert caught.value.response["OriginalStatusCode"] == 500
+    assert json.loads(caught.value.response["OriginalMessage"]) == {
+        "code": 500,
+        "type": "InternalServerException",
+        "message": "Worker died.",
+    }
+    assert server.ask("mortal") == {"answer": "mortal"}
 
-    def answered() -> bool:
-        try:
-            return bool(server.ask("mortal") == {"answer": "mortal"})
-        except (server.runtime.exceptions.ServiceUnavailable, server.runtime.exceptions.ModelError):
-            return False
 
-    wait_for("answer of the new server", answered)
+@pytest.mark.parametrize(
+    "inference", [BROKEN_INFERENCE, "def model_fn(model_dir):\n    raise RuntimeError('cannot load')\n"]
+)
+def test_model_that_cannot_be_loaded_is_in_service_and_answers_400(
+    server: LocalSageMaker,  # noqa: F811
+    inference: str,
+) -> None:
+    """As with the real model server, whose /ping answers 200 whatever becomes of the model."""
+    name = f"unloadable-{len(inference)}"
+    server.serve(name, server.config(name, inference))
+    for _ in range(2):
+        with pytest.raises(server.runtime.exceptions.ModelError) as caught:
+            server.ask(name)
+        assert caught.value.response["OriginalStatusCode"] == 400
+        assert json.loads(caught.value.response["OriginalMessage"])["message"] == "cannot load"
+    log = (server.state / f"logs/endpoint-{name}.log").read_text()
+    assert log.count("RuntimeError: cannot load") == 3
+    assert server.endpoint(name)["EndpointStatus"] == "InService"
+
+
+def test_model_whose_worker_dies_at_every_load_is_in_service_and_never_answers(start: Start) -> None:  # noqa: F811
+    server = start("--invoke-seconds", "0.5")  # noqa: F811
+    server.serve("doomed", server.config("doomed", "import os\nprint('dies', flush=True)\nos._exit(3)\n"))
+    for _ in range(2):
+        with pytest.raises(server.runtime.exceptions.ModelError) as caught:
+            server.ask("doomed")
+        assert caught.value.response["OriginalStatusCode"] == 0
+        assert "timed out" in caught.value.response["OriginalMessage"]
+    log = server.state / "logs/endpoint-doomed.log"
+    wait_for("the next worker", lambda: log.read_text().count("dies") > 1)
+    assert "Worker died. Retry worker in 1 seconds." in log.read_text()
+    assert server.endpoint("doomed")["EndpointStatus"] == "InService"
+
+
+def test_requests_wait_for_a_model_that_is_being_loaded(server: LocalSageMaker, tmp_path: Path) -> None:  # noqa: F811
+    loading, gate = tmp_path / "loading", tmp_path / "go"
+    wait = f"open({str(loading)!r}, 'w').close()\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+    server.serve("cold", server.config("cold", INFERENCE + wait))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.ask, "cold")
+        wait_for("the load has begun", loading.exists)
+        assert not asked.done()
+        gate.touch()
+        assert asked.result() == {"answer": "cold"}
+
+
+def test_worker_that_loads_for_too_long_is_ended_and_started_again(
+    server: LocalSageMaker,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """By default that is an hour: MMS reads SAGEMAKER_MODEL_SERVER_TIMEOUT, 60, as minutes."""
+    gate = tmp_path / "go"
+    hang = f"if not os.path.exists({str(gate)!r}):\n    open({str(gate)!r}, 'w').close()\n    time.sleep(600)\n"
+    server.model("late", INFERENCE + hang, Environment={"SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS": "1"})
+    server.api.create_endpoint_config(EndpointConfigName="late", ProductionVariants=[variant("late")])
+    server.serve("late", "late")
+    assert server.ask("late") == {"answer": "late"}
+    assert "Backend worker did not respond in given time" in (server.state / "logs/endpoint-late.log").read_text()
 
 
 def test_serverless_concurrency_is_limited(server: LocalSageMaker, tmp_path: Path) -> None:  # noqa: F811
@@ -437,11 +496,10 @@ def transform_fn(model, data, content_type, accept):
     assert ask(ContentType=octets) == (f"[True, b'a,b', '{octets}', 'application/json']", "application/json")
 
 
-def test_function_with_the_wrong_number_of_arguments_does_not_come_up(server: LocalSageMaker) -> None:  # noqa: F811
-    server.config("arity", "def model_fn():\n    return 1\n")
-    server.api.create_endpoint(EndpointName="arity", EndpointConfigName="arity")
-    server.wait_endpoint("arity", "Failed")
-    assert "takes 1 or 2 arguments but has 0" in (server.state / "logs/endpoint-arity.log").read_text()
+def test_function_with_the_wrong_number_of_arguments_is_not_loaded(server: LocalSageMaker) -> None:  # noqa: F811
+    server.serve("arity", server.config("arity", "def model_fn():\n    return 1\n"))
+    log = server.state / "logs/endpoint-arity.log"
+    wait_for("the reason", lambda: "takes 1 or 2 arguments but has 0" in log.read_text())
 
 
 def test_unmet_requirements_of_the_inference_code_do_not_come_up(server: LocalSageMaker) -> None:  # noqa: F811

@@ -7,6 +7,7 @@ import pytest
 
 from sagemaker_fixtures import (  # noqa: F401  fixtures
     INFERENCE,
+    LocalSageMaker,
     Receiver,
     Start,
     aws,
@@ -113,13 +114,22 @@ def test_endpoint_in_service_answers_again_after_a_kill(start: Start) -> None:  
     assert server.ask("steady") == {"answer": "steady"}
 
 
+def two_servers(server: LocalSageMaker, endpoint: str) -> bool:
+    """Whether the guards of two model servers of an endpoint run, the old one's and the new one's."""
+    return sum("guard.py" in line and f"/servers/{endpoint}." in line for line in server.processes()) == 2
+
+
 def test_update_in_flight_rolls_back_after_a_kill(start: Start, receiver: Receiver, tmp_path: Path) -> None:  # noqa: F811
-    server = start("--events-url", receiver.url)
+    gate = tmp_path / "gate"
+    gate.touch()
+    server = start("--events-url", receiver.url, "--start-gate", str(gate))
     server.serve("updated", server.config("old"))
-    server.config("new", waiting_inference(tmp_path))
+    server.config("new")
+    gate.unlink()
     server.api.update_endpoint(EndpointName="updated", EndpointConfigName="new")
-    wait_for("new server loads", (tmp_path / "loads").exists)
+    wait_for("new server starts", lambda: two_servers(server, "updated"))
     server.kill()
+    gate.touch()
     server.start()
     endpoint = server.wait_endpoint("updated", "InService")
     assert endpoint["EndpointConfigName"] == "old"
@@ -130,11 +140,14 @@ def test_update_in_flight_rolls_back_after_a_kill(start: Start, receiver: Receiv
 
 
 def test_rollback_to_a_model_that_is_gone_ends_as_failed(start: Start, tmp_path: Path) -> None:  # noqa: F811
-    server = start()
+    gate = tmp_path / "gate"
+    gate.touch()
+    server = start("--start-gate", str(gate))
     server.serve("lost", server.config("lost-old"))
-    server.config("lost-new", waiting_inference(tmp_path))
+    server.config("lost-new")
+    gate.unlink()
     server.api.update_endpoint(EndpointName="lost", EndpointConfigName="lost-new")
-    wait_for("new server loads", (tmp_path / "loads").exists)
+    wait_for("new server starts", lambda: two_servers(server, "lost"))
     server.kill()
     server.s3.delete_object(Bucket=server.bucket, Key="models/lost-old.tar.gz")
     server.start()
@@ -144,12 +157,13 @@ def test_rollback_to_a_model_that_is_gone_ends_as_failed(start: Start, tmp_path:
 
 
 def test_creation_in_flight_starts_over_after_a_kill(start: Start, tmp_path: Path) -> None:  # noqa: F811
-    server = start()
-    server.config("late", waiting_inference(tmp_path))
+    gate = tmp_path / "gate"
+    server = start("--start-gate", str(gate))
+    server.config("late")
     server.api.create_endpoint(EndpointName="late", EndpointConfigName="late")
-    wait_for("server loads", (tmp_path / "loads").exists)
+    wait_for("server starts", lambda: [line for line in server.processes() if "/servers/late." in line])
     server.kill()
-    (tmp_path / "go").touch()
+    gate.touch()
     server.start()
     server.wait_endpoint("late", "InService")
     assert server.ask("late") == {"answer": "late"}

@@ -139,7 +139,7 @@ sys.exit(3)
     assert len(job["FailureReason"]) == 1024
     short = program.replace('" " * 2000', '""')
     assert server.train("failing-short", short, "Failed")["FailureReason"] == (
-        "AlgorithmError: only one class in the data, exit code: 3"
+        "AlgorithmError: only one class in the data, exit code: 1"
     )
 
 
@@ -172,7 +172,9 @@ def test_missing_input_fails_while_downloading(server: LocalSageMaker) -> None: 
 def test_source_that_is_no_gzip_tar_fails(server: LocalSageMaker) -> None:  # noqa: F811
     source = server.put("other/rubbish.tar.gz", "not an archive")
     job = server.train("rubbish", "pass", "Failed", parameters={"sagemaker_submit_directory": source})
-    assert job["FailureReason"].startswith("AlgorithmError: cannot use sagemaker_submit_directory")
+    assert job["FailureReason"].startswith("AlgorithmError: Framework Error: \nTraceback (most recent call last):\n")
+    assert job["FailureReason"].endswith("not a valid gzip tar: not a gzip file, exit code: 1")
+    assert f"cannot use sagemaker_submit_directory {source}: " in (server.state / "logs/rubbish.log").read_text()
 
 
 def test_source_archive_cannot_leave_its_folder(server: LocalSageMaker) -> None:  # noqa: F811
@@ -185,22 +187,29 @@ def test_source_archive_cannot_leave_its_folder(server: LocalSageMaker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("requirements", "reason"),
+    ("requirements", "said", "quoted"),
     [
-        ("boto3==0.0.1\n", "No matching distribution found for boto3==0.0.1"),
-        ("# a comment\nsurely-not-installed>=1 # why\n", "No matching distribution found for surely-not-installed>=1"),
-        ("this is not a requirement\n", "Invalid requirement"),
+        ("boto3==0.0.1\n", "No matching distribution found for boto3==0.0.1", ""),
+        (
+            "# a comment\nsurely-not-installed>=1 # why\n",
+            "No matching distribution found for surely-not-installed>=1",
+            "",
+        ),
+        ("this is not a requirement\n", "Invalid requirement", "ERROR: Invalid requirement: 'this is not a req"),
     ],
 )
 def test_unmet_requirements_fail_as_pip_would(
     server: LocalSageMaker,  # noqa: F811
     requirements: str,
-    reason: str,
+    said: str,
+    quoted: str,
 ) -> None:
+    """The toolkit's reason quotes lines that name a Python error: "No matching distribution" stands in the log only."""
     name = f"unmet-{abs(hash(requirements))}"
     job = server.train(name, "pass", "Failed", files={"requirements_txt": requirements})
-    assert job["FailureReason"].startswith("AlgorithmError: InstallRequirementsError:")
-    assert reason in job["FailureReason"]
+    beginning = f'AlgorithmError: InstallRequirementsError:\nExitCode 1\nErrorMessage "{quoted}'
+    assert job["FailureReason"].startswith(beginning if quoted else f'{beginning}"\n')
+    assert said in (server.state / f"logs/{name}.log").read_text()
 
 
 def test_met_requirements_pass(server: LocalSageMaker) -> None:  # noqa: F811
@@ -215,20 +224,26 @@ def save(*_):
     open(os.path.join(os.environ["SM_MODEL_DIR"], "saved"), "w").close()
     sys.exit(1)
 signal.signal(signal.SIGTERM, save)
+open(os.path.join(os.environ["SM_MODEL_DIR"], "begun"), "w").close()
 while True:
     time.sleep(0.01)
 """
     job = server.train("too-long", program, "Stopped", StoppingCondition={"MaxRuntimeInSeconds": 2})
     assert job["SecondaryStatus"] == "MaxRuntimeExceeded"
     assert "FailureReason" not in job
-    assert set(members(server.get("models/too-long/output/model.tar.gz"))) == {"saved"}
+    assert set(members(server.get("models/too-long/output/model.tar.gz"))) == {"begun"}
 
 
-def test_stop_ends_a_program_that_ignores_sigterm(server: LocalSageMaker, tmp_path: Path) -> None:  # noqa: F811
+def test_no_program_is_told_of_a_stop(server: LocalSageMaker, tmp_path: Path) -> None:  # noqa: F811
+    """SIGTERM ends at the container's first process; the program is killed when the grace is over."""
     ready = tmp_path / "ready"
     program = f"""
-import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+import os, signal, sys, time
+def save(*_):
+    open(os.path.join(os.environ["SM_MODEL_DIR"], "saved"), "w").close()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+open(os.path.join(os.environ["SM_MODEL_DIR"], "begun"), "w").close()
 open({str(ready)!r}, "w").close()
 while True:
     time.sleep(0.01)
@@ -240,29 +255,27 @@ while True:
     job = server.wait_job("stubborn", "Stopped")
     assert job["SecondaryStatus"] == "Stopped"
     assert [step["Status"] for step in job["SecondaryStatusTransitions"]][-3:] == ["Stopping", "Uploading", "Stopped"]
+    assert set(members(server.get("models/stubborn/output/model.tar.gz"))) == {"begun"}
 
 
-def test_program_under_a_shell_may_save_its_work_when_stopped(
+def test_a_stopped_program_that_ends_within_the_grace_keeps_its_model(
     server: LocalSageMaker,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    ready = tmp_path / "ready"
+    ready, go = tmp_path / "ready", tmp_path / "go"
     program = f"""
-import os, signal, sys, time
-def save(*_):
-    time.sleep(0.3)
-    open(os.path.join(os.environ["SM_MODEL_DIR"], "saved"), "w").close()
-    sys.exit(0)
-signal.signal(signal.SIGTERM, save)
+import os, time
 open({str(ready)!r}, "w").close()
-while True:
+while not os.path.exists({str(go)!r}):
     time.sleep(0.01)
+open(os.path.join(os.environ["SM_MODEL_DIR"], "saved"), "w").close()
 """
-    # The second command keeps the shell between the guard and the program; it dies of SIGTERM at once.
+    # The second command keeps a shell between the guard and the program.
     request = server.job_request("saving", program, parameters={"z": "1; true"})
     server.api.create_training_job(**request)
     wait_for("program runs", ready.exists)
     server.api.stop_training_job(TrainingJobName="saving")
+    go.touch()
     server.wait_job("saving", "Stopped")
     assert set(members(server.get("models/saving/output/model.tar.gz"))) == {"saved"}
 

@@ -35,11 +35,12 @@ Different from AWS
       under the state folder, and programs find it through the SM_* variables.
     * Nothing is installed. A ``requirements.txt`` beside the program is compared with what the interpreter
       has; an unmet line fails the job as pip would.
+    * AWS's toolkit prints its whole environment before the program starts; here that is one line.
     * Hyperparameters reach the program through a shell without quoting, exactly as in SageMaker's framework
       containers: a value such as ``x; rm -r .`` is executed. That hazard is kept, so that it is found here first.
     * Training input that does not exist fails the job while it downloads; AWS may already refuse the call.
     * VPC, KMS, roles and signatures are checked for shape only. Spot jobs run like any other.
-    * One process per variant serves all its instances, one prediction at a time.
+    * One server per variant plays all its instances, with one worker: one prediction at a time.
     * A rolling deployment switches all traffic at once. Blue/green ones take their steps and their time, and watch
       their alarms; no metrics are written, so an alarm goes off when somebody sets its state.
     * After a rollback FailureReason is empty, as it may be on AWS; the reason is in this server's log.

@@ -48,8 +48,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--parallel", type=int, default=1, help="training jobs that run at once")
     parser.add_argument("--health-check-seconds", type=float, default=480.0, help="time for a model server to come up")
+    parser.add_argument("--invoke-seconds", type=float, default=60.0, help="time for a model to answer an invocation")
     parser.add_argument(
-        "--stop-grace-seconds", type=float, default=120.0, help="time between SIGTERM and SIGKILL of a training"
+        "--start-gate", type=Path, help="endpoints come up only while there is this file: for tests of what is Creating"
+    )
+    parser.add_argument(
+        "--stop-grace-seconds", type=float, default=120.0, help="time from the stop of a training to its SIGKILL"
     )
     parser.add_argument(
         "--pass-env", action="append", default=[], metavar="NAME", help="variable handed on to every program"
@@ -77,6 +81,8 @@ def main(argv: list[str]) -> int:
         quotas=dict(arguments.quota),
         parallel=arguments.parallel,
         health_check_seconds=arguments.health_check_seconds,
+        invoke_seconds=arguments.invoke_seconds,
+        start_gate=arguments.start_gate,
         stop_grace_seconds=arguments.stop_grace_seconds,
         pass_env=tuple(arguments.pass_env),
     )

@@ -4,7 +4,7 @@ The server starts every child through this small process. Its standard input is 
 holds: when the pipe closes, the server is gone (however it died) or wants the command gone, and the guard
 kills the command with everything that it started. SIGTERM is passed on to the command's process group, whose
 members may take their time to end. When the command ends on its own, what it left running is killed, and
-the guard exits with its exit code (128 + N after signal N, as a shell reports it).
+the guard ends as the command did: with its exit code, or by the same signal.
 
 A separate process rather than PR_SET_PDEATHSIG in the server: that signal follows the death of the *thread*
 that forked, reaches only direct children, and needs code between fork and exec in a threaded process. The
@@ -14,6 +14,7 @@ guard has one thread, so it can use the signal for its own child.
 import ctypes
 import os
 import pathlib
+import resource
 import select
 import signal
 import subprocess
@@ -28,6 +29,7 @@ _KILLED = 128 + signal.SIGKILL
 
 
 def main(command: list[str]) -> int:
+    """Run the command; returns its exit code, -N after signal N."""
     linux = sys.platform == "linux"
     libc = ctypes.CDLL(None, use_errno=True) if linux else None
     if libc is not None:
@@ -75,7 +77,7 @@ def main(command: list[str]) -> int:
         # After SIGTERM a shell may be gone while the program that it runs still saves its work.
         if code is not None and not (terminated and _group_lives(pid)):
             _kill_all(pid, linux)
-            return code if code >= 0 else 128 - code
+            return code
 
 
 def _reap(pid: int) -> int | None:
@@ -138,5 +140,14 @@ def _descendants(root: int) -> list[int]:
     return found[1:]
 
 
+def _end(code: int) -> None:
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _end(main(sys.argv[1:]))

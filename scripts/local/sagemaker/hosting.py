@@ -33,8 +33,7 @@ _SERVE = str(Path(__file__).with_name("serve.py"))
 _MEMORY_STEPS_MB = (1024, 2048, 3072, 4096, 5120, 6144)
 # Environment of a container: total size, keys and values (ContainerDefinition, API reference).
 _MAX_ENVIRONMENT_BYTES = 32 * 1024
-# A container has 60 seconds to answer an invocation and 2 to answer /ping (developer guide, inference code).
-_INVOKE_SECONDS = 60.0
+# A container has 2 seconds to answer /ping (developer guide, inference code).
 _PING_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 # How often a server that exits before it is healthy is started, in all.
@@ -102,8 +101,12 @@ class _Variant:
         self._log = logs.open(group, f"{self.name}/{self._id}", path)
 
     def start(self, cancelled: threading.Event) -> None:
-        """Download, start, wait until healthy; raises _Unhealthy or _Cancelled."""
+        """Download, start, wait until healthy; raises _Unhealthy or _Cancelled.
+
+        Healthy is a server that answers /ping, whether or not its model is loaded or ever will be: see serve.py.
+        """
         self._fetch()
+        gate = self._settings.start_gate
         seconds = self._variant.get("ContainerStartupHealthCheckTimeoutInSeconds", self._settings.health_check_seconds)
         deadline = time.monotonic() + seconds
         unhealthy = (
@@ -116,7 +119,7 @@ class _Variant:
             while not self._child.ended.wait(_POLL_SECONDS):
                 if cancelled.is_set():
                     raise _Cancelled
-                if self._ping():
+                if (gate is None or gate.exists()) and self._ping():
                     return
                 if time.monotonic() >= deadline:
                     raise _Unhealthy(unhealthy)
@@ -132,7 +135,7 @@ class _Variant:
 
     def invoke(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
         """Status, body and headers of the model's answer; raises OSError, TimeoutError or HTTPException."""
-        connection = self._connect(_INVOKE_SECONDS)
+        connection = self._connect(self._settings.invoke_seconds)
         try:
             connection.request("POST", "/invocations", body=body, headers=headers)
             answer = connection.getresponse()
@@ -855,7 +858,7 @@ class Hosting:
         with self._idle:
             self._idle.wait_for(
                 lambda: not any(variant.in_flight for variant in fleet.variants) or self._shutdown.is_set(),
-                _INVOKE_SECONDS,
+                self._settings.invoke_seconds,
             )
         _stop_fleet(fleet)
 

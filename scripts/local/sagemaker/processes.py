@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
 
 _GUARD = str(Path(__file__).with_name("guard.py"))
 # Longest line that is passed on; a longer one is split (CloudWatch Logs takes 256 KB events everywhere).
@@ -13,32 +14,37 @@ _MAX_LINE_BYTES = 200_000
 
 
 class Child:
-    """A command in a process group of its own; `on_line` gets its output, stdout and stderr as one."""
+    """A command in a process group of its own; `on_line` gets its output, stdout and stderr as one.
+
+    With `on_error`, that gets the lines of stderr instead, in a thread of its own.
+    """
 
     def __init__(
-        self, command: list[str], *, env: Mapping[str, str], cwd: Path, on_line: Callable[[str], None]
+        self,
+        command: list[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        on_line: Callable[[str], None],
+        on_error: Callable[[str], None] | None = None,
     ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", _GUARD, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT if on_error is None else subprocess.PIPE,
             cwd=cwd,
             env=dict(env),
             start_new_session=True,
         )
         self.ended = threading.Event()
         self._lock = threading.Lock()
-        threading.Thread(target=self._read, args=(on_line,), name="child-output", daemon=True).start()
+        threading.Thread(target=self._watch, args=(on_line, on_error), name="child-output", daemon=True).start()
 
     @property
     def exit_code(self) -> int | None:
-        """Exit code once `ended` is set (128 + N after signal N), else None."""
-        if not self.ended.is_set():
-            return None
-        code = self._process.returncode
-        # Negative: SIGTERM came before the guard was ready to pass it on.
-        return code if code >= 0 else 128 - code
+        """Exit code once `ended` is set (-N after signal N), else None."""
+        return self._process.returncode if self.ended.is_set() else None
 
     def terminate(self) -> None:
         """SIGTERM to the command's process group."""
@@ -58,12 +64,21 @@ class Child:
             self.kill()
             self.ended.wait()
 
-    def _read(self, on_line: Callable[[str], None]) -> None:
-        stdout = self._process.stdout
-        assert stdout is not None
-        while line := stdout.readline(_MAX_LINE_BYTES):
-            on_line(line.decode("utf-8", "replace").rstrip("\r\n"))
-        stdout.close()
+    def _watch(self, on_line: Callable[[str], None], on_error: Callable[[str], None] | None) -> None:
+        errors = None
+        if on_error is not None:
+            errors = threading.Thread(target=_read, args=(self._process.stderr, on_error), daemon=True)
+            errors.start()
+        _read(self._process.stdout, on_line)
+        if errors is not None:
+            errors.join()
         self._process.wait()
         self.kill()
         self.ended.set()
+
+
+def _read(stream: IO[bytes] | None, on_line: Callable[[str], None]) -> None:
+    assert stream is not None
+    while line := stream.readline(_MAX_LINE_BYTES):
+        on_line(line.decode("utf-8", "replace").rstrip("\r\n"))
+    stream.close()

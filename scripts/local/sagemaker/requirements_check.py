@@ -21,8 +21,8 @@ except ImportError:
 
 def unmet(path: Path) -> str | None:
     """The first requirement that is not met, as pip says it, or None. Raises OSError, UnicodeError."""
-    text = path.read_text(encoding="utf-8-sig").replace("\\\n", "")
-    for line in text.splitlines():
+    text = path.read_text(encoding="utf-8-sig")
+    for number, line in logical_lines(text):
         line = line.split(" #")[0].strip()
         if not line or line.startswith("#"):
             continue
@@ -32,17 +32,32 @@ def unmet(path: Path) -> str | None:
         elif line.startswith("-"):
             continue
         else:
-            problem = _unmet_line(line.split(" --")[0])
+            problem = _unmet_line(line.split(" --")[0], f"line {number} of {path.name}")
         if problem:
             return problem
     return None
 
 
-def _unmet_line(line: str) -> str | None:
+def logical_lines(text: str) -> list[tuple[int, str]]:
+    """Each line with the number of its first one; a backslash at a line's end joins it with the next."""
+    lines: list[tuple[int, str]] = []
+    joined = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if joined:
+            lines[-1] = (lines[-1][0], lines[-1][1] + line)
+        else:
+            lines.append((number, line))
+        joined = line.endswith("\\")
+        if joined:
+            lines[-1] = (lines[-1][0], lines[-1][1][:-1])
+    return lines
+
+
+def _unmet_line(line: str, where: str) -> str | None:
     try:
         wanted = Requirement(line)
     except InvalidRequirement as exc:
-        return f"ERROR: Invalid requirement: {line!r}: {exc}"
+        return f"ERROR: Invalid requirement: {line!r}: {exc} (from {where})"
     if wanted.marker and not wanted.marker.evaluate():
         return None
     try:

@@ -22,6 +22,8 @@ class Settings:
     quotas: dict[str, int] = dataclasses.field(default_factory=dict)
     parallel: int = 1
     health_check_seconds: float = 480.0
+    invoke_seconds: float = 60.0
+    start_gate: Path | None = None
     stop_grace_seconds: float = 120.0
     pass_env: tuple[str, ...] = ()
 

@@ -1,37 +1,68 @@
 """The container contract of SageMaker's framework images, as far as a training program can see it.
 
-Source: aws/sagemaker-training-toolkit (environment.py, mapping.py, entry_point.py, files.py). The paths are
-those of /opt/ml, below the job's own folder.
+Source: sagemaker-training 5.1.1 (environment.py, mapping.py, entry_point.py, process.py, errors.py) and
+sagemaker-pytorch-training 3.0.0; tests/toolkits runs both beside this and compares. The paths are those of /opt/ml,
+below the job's own folder.
 """
 
+import functools
 import json
 import os
 import shlex
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 _HOST = "algo-1"
 _DEFAULT_LOG_LEVEL = 20
 _RESERVED = "sagemaker_"
+# The hyperparameters that the toolkit takes for itself; others of that beginning are the framework's.
+_TOOLKITS_OWN = (
+    "sagemaker_program", "sagemaker_submit_directory", "sagemaker_enable_cloudwatch_metrics", "sagemaker_region",
+    "sagemaker_container_log_level", "sagemaker_job_name", "sagemaker_s3_output",
+)  # fmt: skip
+_GROUP = "homogeneousCluster"
+_FRAMEWORK_MODULE = "sagemaker_pytorch_container.training:main"
+_MASTER_PORT = "7777"
+# What the training image sets beyond base_environment (aws/deep-learning-containers, docker/pytorch/Dockerfile.cpu).
+TRAINING_IMAGE = {"DLC_CONTAINER_TYPE": "training", "SAGEMAKER_TRAINING_MODULE": _FRAMEWORK_MODULE}
+# A job's reason quotes a program's output from the first line on that holds one of these (sagemaker_training,
+# _PYTHON_ERRORS_ and _MPI_ERRORS_).
+_TELLING = (
+    "BaseException", "Exception", "ArithmeticError", "AssertionError", "AttributeError", "BlockingIOError",
+    "BrokenPipeError", "BufferError", "ChildProcessError", "ConnectionAbortedError", "ConnectionError",
+    "ConnectionRefusedError", "ConnectionResetError", "EOFError", "EnvironmentError", "FileExistsError",
+    "FileNotFoundError", "FloatingPointError", "IOError", "ImportError", "IndentationError", "IndexError",
+    "InterruptedError", "IsADirectoryError", "KeyError", "LookupError", "MemoryError", "ModuleNotFoundError",
+    "NameError", "NotADirectoryError", "NotImplementedError", "OSError", "OverflowError", "PermissionError",
+    "ProcessLookupError", "RecursionError", "ReferenceError", "RuntimeError", "SyntaxError", "SystemError", "TabError",
+    "TimeoutError", "TypeError", "UnboundLocalError", "UnicodeDecodeError", "UnicodeEncodeError", "UnicodeError",
+    "UnicodeTranslateError", "ValueError", "ZeroDivisionError", "Invalid requirement", "ResourceExhaustedError",
+    "OutOfRangeError", "InvalidArgumentError", "mpirun.real", "ORTE",
+)  # fmt: skip
 # What a child gets from this server's own environment: enough to find programs, a home and certificates.
 _INHERITED = (
-    "PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE",
+    "PATH", "HOME", "USER", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
 )  # fmt: skip
 
 
 def base_environment(python: str, region: str, aws_endpoint: str | None, pass_env: tuple[str, ...]) -> dict[str, str]:
-    """What every container has: a path that starts with its interpreter, a region, unbuffered output."""
+    """What every container has: a path that starts with its interpreter, a region, unbuffered output.
+
+    AWS_REGION is all that a container is sure to have: no AWS_DEFAULT_REGION, which boto3 would find by itself.
+    """
     environment = {name: os.environ[name] for name in (*_INHERITED, *pass_env) if name in os.environ}
     folder = str(Path(python).parent)
     environment["PATH"] = os.pathsep.join([folder, environment.get("PATH", os.defpath)])
     environment.update(
         {
             "AWS_REGION": region,
-            "AWS_DEFAULT_REGION": region,
+            "LANG": "C.UTF-8",
+            "LC_ALL": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",
             "PYTHONIOENCODING": "UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -70,8 +101,38 @@ def program_arguments(hyperparameters: Mapping[str, str]) -> list[str]:
 
 def shell_command(python: str, program: str, hyperparameters: Mapping[str, str]) -> str:
     """The line that is given to ``sh -c``. The arguments are NOT quoted, as in the toolkit: see the package."""
-    start = f"/bin/sh -c ./{program}" if program.endswith(".sh") else f"{shlex.quote(python)} {program}"
-    return " ".join([start, *program_arguments(hyperparameters)])
+    arguments = program_arguments(hyperparameters)
+    if program.endswith(".sh"):
+        return f'/bin/sh -c "./{program} {" ".join(map(shlex.quote, arguments))}"'
+    return " ".join([shlex.quote(python), program, *arguments])
+
+
+@functools.cache
+def torch_version(python: str) -> str | None:
+    """The version of torch that an interpreter has, which the PyTorch images tell the program; None without it."""
+    code = "import importlib.metadata as m\nprint(m.version('torch'))"
+    run = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
+    return run.stdout.strip() if run.returncode == 0 else None
+
+
+def telling_lines(output: Iterable[str]) -> str:
+    """What a job's reason quotes of one stream of a program: the lines from the first that names an error."""
+    kept: list[str] = []
+    for line in output:
+        if kept or any(name in line for name in _TELLING):
+            kept.append(line.strip(" :\n") + "\n")
+    return " ".join(kept)
+
+
+def failure_text(error: str, code: int, command: str, streams: Iterable[Iterable[str]]) -> str:
+    """What the toolkit writes into output/failure of a program that failed and wrote none: `error` is its class.
+
+    code: as subprocess has it, -N after signal N. streams: the lines of standard output and of standard error.
+    """
+    quoted = " ".join(telling_lines(lines) for lines in streams)
+    quoted = "\n".join(dict.fromkeys(quoted.split("\n"))).strip()
+    extra = '\nExtraInfo "OutOfMemory: Process killed by SIGKILL (signal 9)"' if code == 137 else ""
+    return f'{error}:\nExitCode {code}\nErrorMessage "{quoted}"{extra}\nCommand "{command}"'
 
 
 def write_config(root: Path, job: Mapping[str, Any]) -> None:
@@ -100,11 +161,11 @@ def _configuration(job: Mapping[str, Any]) -> dict[str, Any]:
         "resourceconfig": {
             "current_host": _HOST,
             "current_instance_type": instance_type,
-            "current_group_name": "homogeneousCluster",
+            "current_group_name": _GROUP,
             "hosts": [_HOST],
             "instance_groups": [
                 {
-                    "instance_group_name": "homogeneousCluster",
+                    "instance_group_name": _GROUP,
                     "instance_type": instance_type,
                     "hosts": [_HOST],
                 }
@@ -114,53 +175,88 @@ def _configuration(job: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def training_environment(root: Path, job: Mapping[str, Any]) -> dict[str, str]:
-    """The SM_* variables. Names are upper-cased only: channel ``a-b`` gives SM_CHANNEL_A-B."""
+def training_environment(root: Path, job: Mapping[str, Any], python: str) -> dict[str, str]:
+    """What the toolkit adds to a container's variables. Names are upper-cased only: channel ``a-b``: SM_CHANNEL_A-B."""
     hyperparameters = job.get("HyperParameters", {})
-    own = {key: decode(value) for key, value in hyperparameters.items() if not key.startswith(_RESERVED)}
+    decoded = {key: decode(value) for key, value in hyperparameters.items()}
+    own = {key: value for key, value in decoded.items() if not key.startswith(_RESERVED)}
     configuration = _configuration(job)
+    resources = configuration["resourceconfig"]
     program = program_name(hyperparameters)
-    channels = {name: str(root / "input/data" / name) for name in sorted(configuration["inputdataconfig"])}
-    module = program.removesuffix(".py")
+    channels = {name: str(root / "input/data" / name) for name in configuration["inputdataconfig"]}
+    framework = {key: value for key, value in decoded.items() if key.startswith(_RESERVED) and key not in _TOOLKITS_OWN}
     values: dict[str, Any] = {
         "hosts": [_HOST],
         "current_host": _HOST,
-        "network_interface_name": configuration["resourceconfig"]["network_interface_name"],
-        "hps": own,
+        "current_instance_type": resources["current_instance_type"],
+        "current_instance_group": _GROUP,
+        "current_instance_group_hosts": [_HOST],
+        "instance_groups": [_GROUP],
+        "instance_groups_dict": {_GROUP: resources["instance_groups"][0]},
+        "distribution_instance_groups": [],
+        "is_hetero": False,
+        "network_interface_name": resources["network_interface_name"],
         "user_entry_point": program,
-        "framework_params": {},
-        "resource_config": configuration["resourceconfig"],
+        "resource_config": resources,
         "input_data_config": configuration["inputdataconfig"],
         "output_data_dir": str(root / "output/data"),
         "output_intermediate_dir": str(root / "output/intermediate"),
         "output_dir": str(root / "output"),
-        "channels": list(channels),
-        "module_name": module,
-        "module_dir": decode(hyperparameters.get("sagemaker_submit_directory", str(root / "code"))),
-        "log_level": decode(hyperparameters.get("sagemaker_container_log_level", str(_DEFAULT_LOG_LEVEL))),
+        "module_name": program.removesuffix(".py"),
+        "module_dir": str(decoded["sagemaker_submit_directory"]),
+        "framework_module": _FRAMEWORK_MODULE,
+        "log_level": decoded.get("sagemaker_container_log_level", _DEFAULT_LOG_LEVEL),
         "input_dir": str(root / "input"),
         "input_config_dir": str(root / "input/config"),
         "model_dir": str(root / "model"),
         "num_cpus": os.cpu_count() or 1,
         "num_gpus": 0,
         "num_neurons": 0,
-        "user_args": program_arguments(hyperparameters),
     }
-    values["training_env"] = {
+    training_env = {
         **values,
-        "job_name": job["TrainingJobName"],
+        "additional_framework_parameters": framework,
         "channel_input_dirs": channels,
+        "distribution_hosts": [],
         "hyperparameters": own,
         "is_master": True,
+        "is_modelparallel_enabled": None,
+        "is_smddpmprun_installed": False,
+        "is_smddprun_installed": False,
+        "job_name": job["TrainingJobName"],
         "master_hostname": _HOST,
+        "topology": [],
     }
-    values.update({f"channel_{name}": path for name, path in channels.items()})
-    values.update({f"hp_{name}": value for name, value in own.items()})
+    values.update(
+        {
+            "hps": own,
+            "framework_params": framework,
+            "channels": sorted(channels),
+            "user_args": program_arguments(hyperparameters),
+            "training_env": training_env,
+            **{f"channel_{name}": path for name, path in channels.items()},
+            **{f"hp_{name}": value for name, value in own.items()},
+        }
+    )
     environment = {f"SM_{name}".upper(): _text(value) for name, value in values.items()}
-    environment["TRAINING_JOB_NAME"] = job["TrainingJobName"]
-    environment["TRAINING_JOB_ARN"] = job["TrainingJobArn"]
-    environment["CURRENT_HOST"] = _HOST
-    environment["PYTHONPATH"] = str(root / "code")
+    environment.update(
+        {
+            "TRAINING_JOB_NAME": job["TrainingJobName"],
+            "TRAINING_JOB_ARN": job["TrainingJobArn"],
+            "CURRENT_HOST": _HOST,
+            "SAGEMAKER_JOB_NAME": _text(decoded.get("sagemaker_job_name", "")),
+            "SAGEMAKER_REGION": _text(decoded.get("sagemaker_region", "")),
+            "MASTER_ADDR": _HOST,
+            "MASTER_PORT": _MASTER_PORT,
+            "NCCL_SOCKET_IFNAME": resources["network_interface_name"],
+            "NCCL_IB_DISABLE": "1",
+            "NCCL_DEBUG": "WARN",
+            "PYTHONPATH": str(root / "code"),
+        }
+    )
+    version = torch_version(python)
+    if version is not None:
+        environment["SM_DLC_TORCH_VERSION"] = version
     return environment
 
 

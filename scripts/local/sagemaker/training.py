@@ -8,7 +8,7 @@ import shlex
 import shutil
 import threading
 import time
-from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ _MAX_REASON_CHARACTERS = 1024
 _DEFAULT_MAX_RUNTIME_SECONDS = 86_400
 _POLL_SECONDS = 0.1
 _SHUTDOWN_SECONDS = 5.0
-# Output kept for the failure reason of a program that wrote none.
-_TAIL_CHARACTERS = 600
-_TAIL_LINES = 20
+# The toolkit's own exit code when the program fails, whatever that one's is.
+_TOOLKIT_FAILED = 1
 INTERNAL_ERROR = "InternalServerError: We encountered an internal error. Please try again."
 _REQUIREMENTS_CHECK = str(Path(__file__).with_name("requirements_check.py"))
 
@@ -147,7 +146,11 @@ class Training:
         return {name: job[name] for name in _SUMMARY if name in job}
 
     def stop(self, request: Record) -> Record:
-        """StopTrainingJob: SIGTERM now, SIGKILL after the grace; a job that waits stops at once."""
+        """StopTrainingJob: SIGKILL after the grace; a job that waits stops at once.
+
+        SageMaker sends SIGTERM to a container's first process, which in the framework images is a shell that does
+        not react to it: no program hears of it (aws/sagemaker-training-toolkit#125), though it may still end in time.
+        """
         name = request["TrainingJobName"]
         with self._store.lock:
             job = self._existing(name)
@@ -336,16 +339,18 @@ class Training:
             s3.download(self._s3, source, archive)
             s3.unpack(archive, root / "code")
         except (s3.S3Error, s3.ArchiveError) as exc:
-            raise _JobFailed(
-                f"AlgorithmError: cannot use sagemaker_submit_directory {source}: {exc}, exit code: 1"
-            ) from exc
+            stream.write(f"cannot use sagemaker_submit_directory {source}: {exc}")
+            raise _framework_error(exc) from exc
+        if (root / "code/setup.py").exists():
+            raise _JobFailed("Local SageMaker does not support a training source with a setup.py")
         program = toolkit.program_name(parameters)
-        if not (root / "code" / program).is_file():
-            raise _JobFailed(f"AlgorithmError: {program} is not in {source}, exit code: 1")
-        if (root / "code/requirements.txt").is_file():
-            self._check_requirements(root, run, stream)
         if program.endswith(".sh"):
-            (root / "code" / program).chmod(0o755)
+            try:
+                (root / "code" / program).chmod(0o777)
+            except OSError as exc:
+                raise _framework_error(exc) from exc
+        elif (root / "code/requirements.txt").is_file():
+            self._check_requirements(root, run, stream)
 
     def _download(self, channel: Record, role: str, root: Path) -> None:
         uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
@@ -376,28 +381,34 @@ class Training:
         for line in lines:
             stream.write(line)
         if child.exit_code:
-            message = "\n".join(lines)[-_TAIL_CHARACTERS:]
-            raise _JobFailed(
-                f'AlgorithmError: InstallRequirementsError:\nExitCode 1\nErrorMessage "{message}"\n'
-                f'Command "{self._settings.python} -m pip install -r requirements.txt", exit code: 1'
-            )
+            pip = f"{self._settings.python} -m pip install -r requirements.txt"
+            reason = toolkit.failure_text("InstallRequirementsError", child.exit_code, pip, [[], lines])
+            raise _JobFailed(f"AlgorithmError: {reason}, exit code: {_TOOLKIT_FAILED}")
 
     def _train(self, job: Record, run: _Run, root: Path, stream: LogStream, started: float) -> tuple[bool, str | None]:
         """Run the program: (ended for its MaxRuntimeInSeconds, FailureReason when it failed on its own)."""
         parameters = job["HyperParameters"]
         line = toolkit.shell_command(self._settings.python, toolkit.program_name(parameters), parameters)
         metrics = _Metrics(job["AlgorithmSpecification"].get("MetricDefinitions", []))
-        tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        printed: tuple[list[str], list[str]] = ([], [])
+        lock = threading.Lock()
 
-        def on_line(text: str) -> None:
-            stream.write(text)
-            metrics.read(text)
-            tail.append(text)
+        def on_line(text: str, lines: list[str]) -> None:
+            with lock:
+                stream.write(text)
+                metrics.read(text)
+            lines.append(text)
 
         stream.write(f"Invoking script with the following command: {line}")
-        environment = self._environment(job.get("Environment", {}))
-        environment.update(toolkit.training_environment(root, job))
-        child = Child(["/bin/sh", "-c", line], env=environment, cwd=root / "code", on_line=on_line)
+        environment = self._environment({**toolkit.TRAINING_IMAGE, **job.get("Environment", {})})
+        environment.update(toolkit.training_environment(root, job, self._settings.python))
+        child = Child(
+            ["/bin/sh", "-c", line],
+            env=environment,
+            cwd=root / "code",
+            on_line=lambda text: on_line(text, printed[0]),
+            on_error=lambda text: on_line(text, printed[1]),
+        )
         limit = job["StoppingCondition"].get("MaxRuntimeInSeconds", _DEFAULT_MAX_RUNTIME_SECONDS)
         deadline = started + limit
         over = False
@@ -408,7 +419,6 @@ class Training:
             elif kill_at is None and (run.stop_requested.is_set() or time.time() >= deadline):
                 over = not run.stop_requested.is_set()
                 kill_at = time.monotonic() + self._settings.stop_grace_seconds
-                child.terminate()
             elif kill_at is not None and time.monotonic() >= kill_at:
                 child.kill()
         if self._shutdown.is_set():
@@ -417,8 +427,8 @@ class Training:
         code = child.exit_code
         if not code or kill_at is not None:
             return over, None
-        failure = _failure_text(root / "output/failure", code, line, list(tail))
-        return False, f"AlgorithmError: {failure}, exit code: {code}"
+        failure = _failure(root / "output/failure", "ExecuteUserScriptError", code, line, printed)
+        return False, f"AlgorithmError: {failure}, exit code: {_TOOLKIT_FAILED}"
 
     def _environment(self, own: dict[str, str]) -> dict[str, str]:
         settings = self._settings
@@ -468,16 +478,21 @@ class _Metrics:
         return list(self._last.values())
 
 
-def _failure_text(path: Path, code: int, command: str, tail: list[str]) -> str:
+def _framework_error(error: Exception) -> _JobFailed:
+    """How a job ends when the toolkit itself raises: with a traceback, which is not copied here."""
+    code = getattr(error, "errno", _TOOLKIT_FAILED)
+    return _JobFailed(
+        "AlgorithmError: Framework Error: \nTraceback (most recent call last):\n"
+        f"{type(error).__name__}: {error}\n\n{error}, exit code: {code}"
+    )
+
+
+def _failure(path: Path, error: str, code: int, command: str, printed: Iterable[Iterable[str]]) -> str:
     """The program's own reason, or what the toolkit writes when there is none."""
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(_MAX_REASON_CHARACTERS)
-        if text.strip():
-            return text
-    message = "\n".join(tail)[-_TAIL_CHARACTERS:]
-    killed = "\nOutOfMemory: Process killed by SIGKILL" if code == 137 else ""
-    return f'ExecuteUserScriptError:\nExitCode {code}{killed}\nErrorMessage "{message}"\nCommand "{command}"'
+            return file.read(_MAX_REASON_CHARACTERS)
+    return toolkit.failure_text(error, code, command, printed)
 
 
 def _check_request(request: Record) -> None:
