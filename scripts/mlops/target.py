@@ -110,6 +110,11 @@ def error_code(error: ClientError) -> str:
     return str(error.response["Error"].get("Code", ""))
 
 
+def is_denied(error: ClientError) -> bool:
+    """Whether whoever runs this command is not allowed to make a call; services name that differently."""
+    return "AccessDenied" in error_code(error) or error_code(error) in ("403", "AuthorizationError", "Forbidden")
+
+
 def error_message(error: ClientError) -> str:
     return str(error.response["Error"].get("Message", ""))
 
@@ -134,9 +139,12 @@ def invoke(target: Target, function: str, payload: Mapping[str, Any]) -> None:
     target.client("lambda").invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(payload).encode())
 
 
-def check_functions(target: Target) -> None:
-    """Raises UsageError when the stack's functions are gone: a bucket that make destroy kept is no stack."""
-    name = target.functions["deployer"]
+def check_functions(target: Target, function: str = "deployer") -> None:
+    """Raises UsageError when the stack's functions are gone: a bucket that make destroy kept is no stack.
+
+    function: which of them is looked for, by its short name.
+    """
+    name = target.functions[function]
     try:
         target.client("lambda").invoke(FunctionName=name, InvocationType="DryRun", Payload=b"{}")
     except ClientError as error:
