@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import terraform
 
 BUCKET_RESOURCES = "module.s3.aws_s3_bucket"
 BUCKET = f"{BUCKET_RESOURCES}.this[0]"
+# "It takes around five minutes for the changes to take effect": S3 user guide, "Enabling Amazon EventBridge".
+EVENTS_NEED = timedelta(minutes=6)
 DEPLOYER = "module.lambda_deployment_orchestrator."
 NOTIFICATION = f"{BUCKET_RESOURCES}_notification.this[0]"
 # The answer is null where it depends on the account, as the default bucket name does: nothing is deployed yet.
@@ -196,6 +199,14 @@ def check_notifications(s3: Any, plan: Plan, bucket: str) -> None:
         )
 
 
+def say_when_events_flow(directory: Path) -> None:
+    """After Terraform has switched S3's events on: from when on uploads are seen."""
+    plan = read_plan(directory, os.environ)
+    if NOTIFICATION in plan.managed:
+        moment = datetime.now() + EVENTS_NEED
+        print(f"S3 needs about five minutes before it sends events: upload after {moment:%H:%M}")
+
+
 def run(command: str, options: Sequence[str], directory: Path) -> int:
     """Check, then run Terraform's plan or apply with its own options; the exit code."""
     try:
@@ -207,7 +218,10 @@ def run(command: str, options: Sequence[str], directory: Path) -> int:
         check_names(plan)
         for warning in check_bucket(boto3.client("s3", region_name=region), plan):
             print(f"warning: {warning}", file=sys.stderr)
-        return terraform.run([command, *options], directory, os.environ)
+        status = terraform.run([command, *options], directory, os.environ)
+        if command == "apply" and status == 0 and NOTIFICATION not in plan.managed:
+            say_when_events_flow(directory)
+        return status
     except NoCredentialsError:
         print(
             "error: no AWS credentials: log in (aws sso login, aws configure), or set AWS_PROFILE, or "

@@ -7,12 +7,16 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
 from moto import mock_aws
 
+import terraform
 from mlops import deploy
 from mlops.deploy import Plan, Refused
 
@@ -177,3 +181,46 @@ def test_a_bucket_without_versions_is_warned_of(s3: Any) -> None:
     (warning,) = deploy.check_bucket(s3, EXISTING)
     assert "keeps no versions" in warning
     assert "Status=Enabled" in warning
+
+
+# --- from when on events flow -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "before", "status", "after", "said"),
+    [
+        ("apply", set(), 0, {deploy.NOTIFICATION}, True),
+        ("apply", {deploy.BUCKET}, 0, {deploy.BUCKET, deploy.NOTIFICATION}, True),
+        ("apply", {deploy.NOTIFICATION}, 0, {deploy.NOTIFICATION}, False),
+        ("apply", set(), 1, {deploy.NOTIFICATION}, False),
+        ("apply", set(), 0, {"module.iam.aws_iam_role.model"}, False),
+        ("plan", set(), 0, set(), False),
+    ],
+)
+def test_the_deployment_that_switches_events_on_says_from_when_on_they_flow(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    before: set[str],
+    status: int,
+    after: set[str],
+    said: bool,
+) -> None:
+    managed = before
+
+    def run(arguments: list[str], directory: Path, environment: Any) -> int:
+        nonlocal managed
+        managed = after
+        return status
+
+    def plan(directory: Path, environment: Any) -> Plan:
+        return Plan(BUCKET, create=True, notify=False, managed=frozenset(managed))
+
+    monkeypatch.setenv("AWS_REGION", REGION)
+    monkeypatch.setattr(terraform, "run", run)
+    monkeypatch.setattr(deploy, "read_plan", plan)
+    monkeypatch.setattr(deploy, "check_bucket", lambda s3, plan: [])
+    monkeypatch.setattr(deploy, "datetime", SimpleNamespace(now=lambda: datetime(2026, 12, 1, 23, 55)))
+    assert deploy.run(command, [], Path("terraform")) == status
+    sentence = "S3 needs about five minutes before it sends events: upload after 00:01\n"
+    assert (sentence in capsys.readouterr().out) == said
