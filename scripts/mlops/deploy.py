@@ -21,6 +21,7 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 import terraform
+from mlops import account
 
 BUCKET_RESOURCES = "module.s3.aws_s3_bucket"
 BUCKET = f"{BUCKET_RESOURCES}.this[0]"
@@ -31,7 +32,7 @@ NOTIFICATION = f"{BUCKET_RESOURCES}_notification.this[0]"
 # The answer is null where it depends on the account, as the default bucket name does: nothing is deployed yet.
 ASKED = (
     "jsonencode({ bucket = var.bucket_name, create = var.create_bucket, endpoint = var.endpoint_name, "
-    "key = var.kms_key_arn, notify = var.manage_bucket_notification })"
+    f"key = var.kms_key_arn, notify = var.manage_bucket_notification, settings = {account.ASKED} }})"
 )
 
 
@@ -50,6 +51,7 @@ class Plan:
     endpoint: str = ""
     key: str | None = None
     outputs: Mapping[str, str] = field(default_factory=dict)
+    settings: account.Settings | None = None
 
 
 def read_plan(directory: Path, environment: Mapping[str, str]) -> Plan:
@@ -74,7 +76,16 @@ def read_plan(directory: Path, environment: Mapping[str, str]) -> Plan:
             [*binary, "output", "-json"], env=environment, capture_output=True, text=True, check=True
         )
         outputs = {name: output["value"] for name, output in json.loads(answer.stdout).items()}
-    return Plan(asked["bucket"], asked["create"], asked["notify"], managed, asked["endpoint"], asked["key"], outputs)
+    return Plan(
+        asked["bucket"],
+        asked["create"],
+        asked["notify"],
+        managed,
+        asked["endpoint"],
+        asked["key"],
+        outputs,
+        account.settings(asked["settings"]),
+    )
 
 
 def check_names(plan: Plan) -> None:
@@ -199,6 +210,15 @@ def check_notifications(s3: Any, plan: Plan, bucket: str) -> None:
         )
 
 
+def warn_of_account(plan: Plan, region: str) -> None:
+    """What the account lacks: images that do not exist, quotas that are too low. The local AWS has neither."""
+    if plan.settings is None or os.environ.get("AWS_ENDPOINT_URL"):
+        return
+    for line in account.check_account(boto3.Session(region_name=region), plan.settings):
+        if line.level != "ok":
+            print(f"warning: {line.subject}: {line.text}", file=sys.stderr)
+
+
 def say_when_events_flow(directory: Path) -> None:
     """After Terraform has switched S3's events on: from when on uploads are seen."""
     plan = read_plan(directory, os.environ)
@@ -218,6 +238,7 @@ def run(command: str, options: Sequence[str], directory: Path) -> int:
         check_names(plan)
         for warning in check_bucket(boto3.client("s3", region_name=region), plan):
             print(f"warning: {warning}", file=sys.stderr)
+        warn_of_account(plan, region)
         status = terraform.run([command, *options], directory, os.environ)
         if command == "apply" and status == 0 and NOTIFICATION not in plan.managed:
             say_when_events_flow(directory)

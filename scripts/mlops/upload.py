@@ -62,6 +62,6 @@ def run(target: Target, data: str, model: str) -> int:
     check_upload(file)
     then = outlook(target)
     print(f"uploaded {upload(target, file, model)}")
-    print(f"the training of the model {model} {then}; if it is good enough, {target.endpoint_of(model)} serves it")
-    print("follow it with make status and make logs")
+    print(f"the training of the model {model} {then}")
+    print(f"if the new model is good enough, {target.endpoint_of(model)} serves it (make status, make logs)")
     return 0

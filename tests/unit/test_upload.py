@@ -26,9 +26,11 @@ def test_upload_names_the_model_and_its_endpoint(shell: Shell, data: str, capsys
     said = capsys.readouterr().out
     assert f"uploaded s3://{BUCKET}/data/train/tickets/tickets.csv\n" in said
     assert "the training of the model tickets starts now" in said
-    assert f"{ENDPOINT}-tickets serves it" in said
+    assert f"if the new model is good enough, {ENDPOINT}-tickets serves it" in said
     assert shell.run("upload", "--data", data) == 0
-    assert f"the model default starts now; if it is good enough, {ENDPOINT} serves it" in capsys.readouterr().out
+    assert (
+        f"the model default starts now\nif the new model is good enough, {ENDPOINT} serves" in capsys.readouterr().out
+    )
 
 
 def test_while_the_pipeline_is_paused_an_upload_waits(
