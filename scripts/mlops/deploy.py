@@ -206,7 +206,7 @@ def check_notifications(s3: Any, plan: Plan, bucket: str) -> None:
         way_out = "Add EventBridge to its notifications" if others else "Set manage_bucket_notification = true, or"
         raise Refused(
             f"the bucket {bucket} does not send its events to EventBridge, so no upload would ever start a training. "
-            f"{way_out}:\n  {switch_on(bucket, others)}"
+            f"{way_out}:\n  {switch_on(bucket, others)}\nS3 then needs about five minutes before it sends events"
         )
 
 
@@ -219,29 +219,23 @@ def warn_of_account(plan: Plan, region: str) -> None:
             print(f"warning: {line.subject}: {line.text}", file=sys.stderr)
 
 
-def say_when_events_flow(directory: Path) -> None:
-    """After Terraform has switched S3's events on: from when on uploads are seen."""
-    plan = read_plan(directory, os.environ)
-    if NOTIFICATION in plan.managed:
-        moment = datetime.now() + EVENTS_NEED
-        print(f"S3 needs about five minutes before it sends events: upload after {moment:%H:%M}")
-
-
 def run(command: str, options: Sequence[str], directory: Path) -> int:
     """Check, then run Terraform's plan or apply with its own options; the exit code."""
     try:
         region = terraform.find_region(os.environ)
         plan = read_plan(directory, os.environ)
         if plan.bucket is None and plan.create and BUCKET not in plan.managed:
-            account = boto3.client("sts", region_name=region).get_caller_identity()["Account"]
-            plan = replace(plan, bucket=f"atml-models-{account}-{region}")
+            number = boto3.client("sts", region_name=region).get_caller_identity()["Account"]
+            plan = replace(plan, bucket=f"atml-models-{number}-{region}")
         check_names(plan)
         for warning in check_bucket(boto3.client("s3", region_name=region), plan):
             print(f"warning: {warning}", file=sys.stderr)
         warn_of_account(plan, region)
         status = terraform.run([command, *options], directory, os.environ)
-        if command == "apply" and status == 0 and NOTIFICATION not in plan.managed:
-            say_when_events_flow(directory)
+        if command == "apply" and status == 0 and (plan.create or plan.notify) and NOTIFICATION not in plan.managed:
+            # Terraform has just switched S3's events on.
+            moment = datetime.now() + EVENTS_NEED
+            print(f"S3 needs about five minutes before it sends events: upload after {moment:%H:%M}")
         return status
     except NoCredentialsError:
         print(

@@ -187,38 +187,31 @@ def test_a_bucket_without_versions_is_warned_of(s3: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "before", "status", "after", "said"),
+    ("command", "switches_on", "managed", "status", "said"),
     [
-        ("apply", set(), 0, {deploy.NOTIFICATION}, True),
-        ("apply", {deploy.BUCKET}, 0, {deploy.BUCKET, deploy.NOTIFICATION}, True),
-        ("apply", {deploy.NOTIFICATION}, 0, {deploy.NOTIFICATION}, False),
-        ("apply", set(), 1, {deploy.NOTIFICATION}, False),
-        ("apply", set(), 0, {"module.iam.aws_iam_role.model"}, False),
-        ("plan", set(), 0, set(), False),
+        ("apply", {"create": True}, set(), 0, True),
+        ("apply", {"notify": True}, set(), 0, True),
+        ("apply", {"create": True}, {deploy.BUCKET}, 0, True),
+        ("apply", {"create": True}, {deploy.BUCKET, deploy.NOTIFICATION}, 0, False),
+        ("apply", {"create": True}, set(), 1, False),
+        ("apply", {}, set(), 0, False),
+        ("plan", {"create": True}, set(), 0, False),
     ],
 )
 def test_the_deployment_that_switches_events_on_says_from_when_on_they_flow(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     command: str,
-    before: set[str],
+    switches_on: dict[str, bool],
+    managed: set[str],
     status: int,
-    after: set[str],
     said: bool,
 ) -> None:
-    managed = before
-
-    def run(arguments: list[str], directory: Path, environment: Any) -> int:
-        nonlocal managed
-        managed = after
-        return status
-
-    def plan(directory: Path, environment: Any) -> Plan:
-        return Plan(BUCKET, create=True, notify=False, managed=frozenset(managed))
-
+    asked = {"create": False, "notify": False} | switches_on
+    plan = Plan(BUCKET, **asked, managed=frozenset(managed))
     monkeypatch.setenv("AWS_REGION", REGION)
-    monkeypatch.setattr(terraform, "run", run)
-    monkeypatch.setattr(deploy, "read_plan", plan)
+    monkeypatch.setattr(terraform, "run", lambda *_: status)
+    monkeypatch.setattr(deploy, "read_plan", lambda *_: plan)
     monkeypatch.setattr(deploy, "check_bucket", lambda s3, plan: [])
     monkeypatch.setattr(deploy, "datetime", SimpleNamespace(now=lambda: datetime(2026, 12, 1, 23, 55)))
     assert deploy.run(command, [], Path("terraform")) == status
