@@ -111,6 +111,10 @@ redrive: .venv/.tools ## Send the failed events to their functions again
 package: .venv/.tools ## Build the functions' zips and the training source into build/
 	@$(MLOPS) package
 
+.PHONY: doctor
+doctor: .venv/.tools ## What is wrong or missing, before and after a deploy: tools, quotas, images, emails, ...
+	@$(MLOPS) doctor
+
 .PHONY: plan
 plan: package ## Show what deploy would change on AWS
 	@$(MLOPS) plan

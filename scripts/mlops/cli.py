@@ -211,6 +211,14 @@ def package() -> int:
 
 
 @app.command(rich_help_panel=AWS)
+def doctor(target: Target = "") -> int:
+    """Say what is wrong or missing, before and after a deployment: tools, account, quotas, images, stack, emails."""
+    from mlops import doctor
+
+    return doctor.run(target)
+
+
+@app.command(rich_help_panel=AWS)
 def plan(options: TerraformOptions = None, directory: Directory = CONFIGURATION) -> int:
     """Show what deploy would change."""
     from mlops import deploy

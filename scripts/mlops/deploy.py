@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 import terraform
+from mlops import account
 
 BUCKET_RESOURCES = "module.s3.aws_s3_bucket"
 BUCKET = f"{BUCKET_RESOURCES}.this[0]"
+# "It takes around five minutes for the changes to take effect": S3 user guide, "Enabling Amazon EventBridge".
+EVENTS_NEED = timedelta(minutes=6)
 DEPLOYER = "module.lambda_deployment_orchestrator."
 NOTIFICATION = f"{BUCKET_RESOURCES}_notification.this[0]"
 # The answer is null where it depends on the account, as the default bucket name does: nothing is deployed yet.
 ASKED = (
     "jsonencode({ bucket = var.bucket_name, create = var.create_bucket, endpoint = var.endpoint_name, "
-    "key = var.kms_key_arn, notify = var.manage_bucket_notification })"
+    f"key = var.kms_key_arn, notify = var.manage_bucket_notification, settings = {account.ASKED} }})"
 )
 
 
@@ -47,6 +51,7 @@ class Plan:
     endpoint: str = ""
     key: str | None = None
     outputs: Mapping[str, str] = field(default_factory=dict)
+    settings: account.Settings | None = None
 
 
 def read_plan(directory: Path, environment: Mapping[str, str]) -> Plan:
@@ -71,7 +76,16 @@ def read_plan(directory: Path, environment: Mapping[str, str]) -> Plan:
             [*binary, "output", "-json"], env=environment, capture_output=True, text=True, check=True
         )
         outputs = {name: output["value"] for name, output in json.loads(answer.stdout).items()}
-    return Plan(asked["bucket"], asked["create"], asked["notify"], managed, asked["endpoint"], asked["key"], outputs)
+    return Plan(
+        asked["bucket"],
+        asked["create"],
+        asked["notify"],
+        managed,
+        asked["endpoint"],
+        asked["key"],
+        outputs,
+        account.settings(asked["settings"]),
+    )
 
 
 def check_names(plan: Plan) -> None:
@@ -192,8 +206,17 @@ def check_notifications(s3: Any, plan: Plan, bucket: str) -> None:
         way_out = "Add EventBridge to its notifications" if others else "Set manage_bucket_notification = true, or"
         raise Refused(
             f"the bucket {bucket} does not send its events to EventBridge, so no upload would ever start a training. "
-            f"{way_out}:\n  {switch_on(bucket, others)}"
+            f"{way_out}:\n  {switch_on(bucket, others)}\nS3 then needs about five minutes before it sends events"
         )
+
+
+def warn_of_account(plan: Plan, region: str) -> None:
+    """What the account lacks: images that do not exist, quotas that are too low. The local AWS has neither."""
+    if plan.settings is None or os.environ.get("AWS_ENDPOINT_URL"):
+        return
+    for line in account.check_account(boto3.Session(region_name=region), plan.settings):
+        if line.level != "ok":
+            print(f"warning: {line.subject}: {line.text}", file=sys.stderr)
 
 
 def run(command: str, options: Sequence[str], directory: Path) -> int:
@@ -202,12 +225,18 @@ def run(command: str, options: Sequence[str], directory: Path) -> int:
         region = terraform.find_region(os.environ)
         plan = read_plan(directory, os.environ)
         if plan.bucket is None and plan.create and BUCKET not in plan.managed:
-            account = boto3.client("sts", region_name=region).get_caller_identity()["Account"]
-            plan = replace(plan, bucket=f"atml-models-{account}-{region}")
+            number = boto3.client("sts", region_name=region).get_caller_identity()["Account"]
+            plan = replace(plan, bucket=f"atml-models-{number}-{region}")
         check_names(plan)
         for warning in check_bucket(boto3.client("s3", region_name=region), plan):
             print(f"warning: {warning}", file=sys.stderr)
-        return terraform.run([command, *options], directory, os.environ)
+        warn_of_account(plan, region)
+        status = terraform.run([command, *options], directory, os.environ)
+        if command == "apply" and status == 0 and (plan.create or plan.notify) and NOTIFICATION not in plan.managed:
+            # Terraform has just switched S3's events on.
+            moment = datetime.now() + EVENTS_NEED
+            print(f"S3 needs about five minutes before it sends events: upload after {moment:%H:%M}")
+        return status
     except NoCredentialsError:
         print(
             "error: no AWS credentials: log in (aws sso login, aws configure), or set AWS_PROFILE, or "

@@ -25,7 +25,16 @@ import mlops.target
 import terraform
 from local import stack
 from mlops import bucket, deploy
-from mlops.endpoints import delete_endpoint, is_missing, own_endpoints, own_tags, running_jobs, stop_job
+from mlops.endpoints import (
+    PAGES,
+    Endpoint,
+    delete_endpoint,
+    is_missing,
+    own_endpoints,
+    own_tags,
+    running_jobs,
+    stop_job,
+)
 from mlops.pause import note_pause
 from mlops.records import DEPLOYMENT_PREFIX, PAUSED_KEY, deployment, paused
 from mlops.target import (
@@ -42,7 +51,8 @@ from mlops.target import (
 # An endpoint that is being changed can be deleted only when that has ended, and a crash-looping one takes about 25
 # minutes to end; a training job has two minutes between the request to stop and its end.
 WAIT_SECONDS = 40 * 60
-POLL_SECONDS = 2
+POLL_SECONDS = 15
+LOCAL_POLL_SECONDS = 2
 DELETE_AT_ONCE = 1000  # keys in one DeleteObjects
 # Terraform's resources that people know by a name of their own, and the attribute with it; others belong to these.
 SHOWN = {
@@ -131,7 +141,7 @@ def find(where: str) -> Target:
 def owned(target: Target, kind: str) -> list[str]:
     """The names of this stack's endpoint configs or models. kind: EndpointConfig or Model."""
     operation = {"EndpointConfig": "list_endpoint_configs", "Model": "list_models"}[kind]
-    pages = target.client("sagemaker").get_paginator(operation).paginate(NameContains="training-job-")
+    pages = target.client("sagemaker").get_paginator(operation).paginate(NameContains="training-job-", **PAGES)
     items = [item for page in pages for item in page[f"{kind}s"]]
     return [item[f"{kind}Name"] for item in items if own_tags(target, item[f"{kind}Arn"])]
 
@@ -186,6 +196,8 @@ class Destroy:
         self.has_bucket = bool(target.outputs.get("bucket_name")) and bucket_exists(target)
         # The very last step removes the outputs; only the emptied bucket is left then.
         self.known = "endpoint_name" in target.outputs
+        # Endpoints that are not this stack's: each is looked at once.
+        self.others: set[Any] = set()
         if delete_data and self.state and not self.own_bucket and self.has_bucket:
             raise UsageError(
                 f"DATA=delete: {target.bucket} was not made by this stack (create_bucket = false), so it is not this "
@@ -234,10 +246,14 @@ class Destroy:
         target = self.target
         return [
             *(("training job", f"{job} ({status}): is stopped") for job, status in unfinished_jobs(target).items()),
-            *(("endpoint", f"{item['name']} ({item['config']})") for item in own_endpoints(target, every_name=True)),
+            *(("endpoint", f"{item['name']} ({item['config']})") for item in self.endpoints()),
             *(("endpoint config", name) for name in owned(target, "EndpointConfig")),
             *(("model", name) for name in owned(target, "Model")),
         ]
+
+    def endpoints(self) -> list[Endpoint]:
+        """This stack's endpoints, whatever their names."""
+        return own_endpoints(self.target, every_name=True, others=self.others)
 
     def show(self, kept: set[str]) -> None:
         """Name what is deleted, and what stays."""
@@ -285,7 +301,7 @@ class Destroy:
         asked: set[str] = set()
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
-            jobs, endpoints = unfinished_jobs(target), own_endpoints(target, every_name=True)
+            jobs, endpoints = unfinished_jobs(target), self.endpoints()
             for job in jobs.keys() - asked:
                 stop_job(target, job)
                 print(f"stopping  training job {job}")
@@ -298,7 +314,7 @@ class Destroy:
             if time.monotonic() > deadline:
                 left = ", ".join([*jobs, *(item["name"] for item in endpoints)])
                 raise Unfinished(f"{left}: still there after {WAIT_SECONDS // 60} minutes; rerun make destroy later")
-            time.sleep(POLL_SECONDS)
+            time.sleep(LOCAL_POLL_SECONDS if target.environment else POLL_SECONDS)
         for kind, delete in (("EndpointConfig", "delete_endpoint_config"), ("Model", "delete_model")):
             for name in owned(target, kind):
                 try:

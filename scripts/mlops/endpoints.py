@@ -9,6 +9,9 @@ from botocore.exceptions import ClientError
 from mlops.records import DEFAULT_MODEL, JOB_NAME, MODEL_NAME
 from mlops.target import Target, error_code, error_message
 
+# SageMaker's lists have 10 items a page unless asked for more, 100 at most (ListEndpoints, MaxResults).
+PAGES = {"PaginationConfig": {"PageSize": 100}}
+
 
 class Endpoint(TypedDict):
     """An endpoint of this stack's. model: None where the name does not say; config: the endpoint config it serves."""
@@ -37,8 +40,16 @@ def describe_endpoint(target: Target, name: str) -> dict[str, Any] | None:
 
 
 def own_tags(target: Target, arn: str) -> list[dict[str, str]]:
-    """The tags of something that this stack created; none when another did. AWS's own tags cannot be set again."""
-    tags = target.client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
+    """The tags of something that this stack created; none when another did, or when it is gone by now.
+
+    AWS's own tags cannot be set again.
+    """
+    try:
+        tags = target.client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
+    except ClientError as error:
+        if is_missing(error):
+            return []
+        raise
     if {"Key": "Stack", "Value": target.bucket} not in tags:
         return []
     return [tag for tag in tags if not tag["Key"].startswith("aws:")]
@@ -53,19 +64,27 @@ def model_of_endpoint(target: Target, name: str) -> str | None:
     return model if model != name and MODEL_NAME.fullmatch(model) else None
 
 
-def own_endpoints(target: Target, every_name: bool = False) -> list[Endpoint]:
+def own_endpoints(target: Target, every_name: bool = False, others: set[Any] | None = None) -> list[Endpoint]:
     """This stack's endpoints, by name.
 
-    every_name: by their tag alone, as endpoint_name may have changed since.
+    every_name: by their tag alone, as endpoint_name may have changed since. others: filled with the endpoints of
+    others, which are not asked for their tags again when it is given again: an account may have hundreds.
     """
     found: list[Endpoint] = []
+    others = set() if others is None else others
     names = {} if every_name else {"NameContains": target.endpoint_of(DEFAULT_MODEL)}
-    for page in target.client("sagemaker").get_paginator("list_endpoints").paginate(**names):
-        for item in page["Endpoints"]:
-            name, model = item["EndpointName"], model_of_endpoint(target, item["EndpointName"])
-            endpoint = describe_endpoint(target, name) if model or every_name else None
-            if endpoint is None or not (tags := own_tags(target, endpoint["EndpointArn"])):
-                continue
+    pages = target.client("sagemaker").get_paginator("list_endpoints").paginate(**names, **PAGES)
+    for item in [item for page in pages for item in page["Endpoints"]]:
+        name, model = item["EndpointName"], model_of_endpoint(target, item["EndpointName"])
+        # A later endpoint of the same name has the same ARN.
+        identity = (item["EndpointArn"], item["CreationTime"])
+        if identity in others or not (model or every_name):
+            continue
+        if not (tags := own_tags(target, item["EndpointArn"])):
+            others.add(identity)
+            continue
+        endpoint = describe_endpoint(target, name)
+        if endpoint is not None:
             status, config = endpoint["EndpointStatus"], endpoint["EndpointConfigName"]
             found.append({"name": name, "model": model, "status": status, "config": config, "tags": tags})
     return sorted(found, key=lambda endpoint: endpoint["name"])
@@ -76,7 +95,7 @@ def running_jobs(target: Target, status: str = "InProgress") -> list[str]:
     pages = (
         target.client("sagemaker")
         .get_paginator("list_training_jobs")
-        .paginate(StatusEquals=status, NameContains="training-job-")
+        .paginate(StatusEquals=status, NameContains="training-job-", **PAGES)
     )
     jobs = [
         (item["TrainingJobName"], item["TrainingJobArn"]) for page in pages for item in page["TrainingJobSummaries"]

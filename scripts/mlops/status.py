@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlops import bucket
@@ -14,6 +14,7 @@ from mlops.records import (
     PAUSED_KEY,
     REJECTED_PREFIX,
     SNAPSHOT_PREFIX,
+    UPLOAD_PREFIX,
     Decision,
     Deployment,
     Ledger,
@@ -24,6 +25,7 @@ from mlops.records import (
     ledger,
     paused,
     rejected,
+    rejected_key,
     snapshot_key,
     source,
     waiting,
@@ -31,6 +33,9 @@ from mlops.records import (
 from mlops.target import Target
 
 JOBS_SHOWN = 10
+# An upload that no function has seen. An event is late by minutes at most, and nobody waits for older ones any more.
+UNSEEN_AFTER = timedelta(minutes=10)
+UNSEEN_UNTIL = timedelta(days=7)
 
 
 def newest_jobs(target: Target) -> list[str]:
@@ -130,8 +135,36 @@ def show_status(target: Target) -> int:
         print("\nrejected uploads, newest first")
         for record in sorted(refused, key=lambda record: record["job"], reverse=True)[:JOBS_SHOWN]:
             print(f"  {record['rejected_at'][:16]}  {record['key']}: {record['reason']}")
+    for key in unseen(target, bucket.now()):
+        print(f"\n{key} was never seen: the event of its upload is late or lost")
+        print("if it is still named here in half an hour, upload it again")
     show_attention(target)
     return 0
+
+
+def unseen(target: Target, now: datetime) -> list[str]:
+    """The keys of uploads that no function has seen: neither a snapshot nor a rejection names them.
+
+    S3 sends no events in the first minutes after they are switched on.
+    """
+    pages = target.client("s3").get_paginator("list_objects_v2").paginate(Bucket=target.bucket, Prefix=UPLOAD_PREFIX)
+    uploads = {
+        (item["Key"], item["ETag"].strip('"')): item["LastModified"]
+        for page in pages
+        for item in page.get("Contents", [])
+        if UNSEEN_AFTER < now - item["LastModified"] < UNSEEN_UNTIL and item["Key"].lower().endswith(".csv")
+    }
+    if not uploads:
+        return []
+    # A job's name has the time of its upload, so older ones need not be read.
+    since = f"training-job-{min(uploads.values()) - timedelta(hours=1):%Y%m%d-%H%M%S}"
+    for job in newest_jobs(target):
+        if job >= since and (data := bucket.read(target, snapshot_key(job, "source.json"), source)):
+            uploads.pop((data.value["key"], data.value["etag"]), None)
+    for name in bucket.list_keys(target, REJECTED_PREFIX):
+        if name >= rejected_key(since) and (record := bucket.read(target, name, rejected)):
+            uploads.pop((record.value["key"], record.value["etag"]), None)
+    return sorted(key for key, _ in uploads)
 
 
 def show_attention(target: Target) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import boto3
 from boto3.exceptions import Boto3Error
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 import terraform
@@ -28,6 +29,9 @@ ENDPOINT_LOG_GROUP = "/aws/sagemaker/Endpoints/"
 SWEEP = {"source": "sweep"}
 # What AWS says of a queue, a bucket or a function that is no longer there.
 GONE = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NoSuchBucket", "ResourceNotFoundException")
+
+# An account with much in it throttles lists of it: the SDK slows down, and asks more often than its usual 4 times.
+RETRIES = Config(retries={"mode": "adaptive", "total_max_attempts": 10})
 
 
 class UsageError(Exception):
@@ -53,7 +57,7 @@ class Target:
         if service not in self.clients:
             name = {"sagemaker": "SAGEMAKER", "sagemaker-runtime": "SAGEMAKER_RUNTIME"}.get(service, "")
             url = self.environment.get(f"AWS_ENDPOINT_URL_{name}") or self.environment.get("AWS_ENDPOINT_URL")
-            self.clients[service] = self.session.client(service, endpoint_url=url)
+            self.clients[service] = self.session.client(service, endpoint_url=url, config=None if url else RETRIES)
         return self.clients[service]
 
     @property
@@ -106,6 +110,11 @@ def error_code(error: ClientError) -> str:
     return str(error.response["Error"].get("Code", ""))
 
 
+def is_denied(error: ClientError) -> bool:
+    """Whether whoever runs this command is not allowed to make a call; services name that differently."""
+    return "AccessDenied" in error_code(error) or error_code(error) in ("403", "AuthorizationError", "Forbidden")
+
+
 def error_message(error: ClientError) -> str:
     return str(error.response["Error"].get("Message", ""))
 
@@ -130,9 +139,12 @@ def invoke(target: Target, function: str, payload: Mapping[str, Any]) -> None:
     target.client("lambda").invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(payload).encode())
 
 
-def check_functions(target: Target) -> None:
-    """Raises UsageError when the stack's functions are gone: a bucket that make destroy kept is no stack."""
-    name = target.functions["deployer"]
+def check_functions(target: Target, function: str = "deployer") -> None:
+    """Raises UsageError when the stack's functions are gone: a bucket that make destroy kept is no stack.
+
+    function: which of them is looked for, by its short name.
+    """
+    name = target.functions[function]
     try:
         target.client("lambda").invoke(FunctionName=name, InvocationType="DryRun", Payload=b"{}")
     except ClientError as error:

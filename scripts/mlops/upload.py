@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mlops.records import DEFAULT_MODEL, UPLOAD_PREFIX
-from mlops.target import Target, UsageError, model_name
+from botocore.exceptions import ClientError
+
+from mlops import bucket
+from mlops.records import DEFAULT_MODEL, PAUSED_KEY, UPLOAD_PREFIX, paused
+from mlops.target import Target, UsageError, check_functions, is_denied, model_name
 
 
 def check_upload(data: Path) -> None:
@@ -32,10 +35,33 @@ def upload(target: Target, data: Path, model: str) -> str:
     return f"s3://{target.bucket}/{key}"
 
 
+def outlook(target: Target) -> str:
+    """What becomes of an upload now. Raises UsageError when nothing ever would, because the functions are gone.
+
+    Who may only upload is not allowed to look.
+    """
+    try:
+        check_functions(target, "training")
+        pause = bucket.read(target, PAUSED_KEY, paused)
+    except ClientError as error:
+        if not is_denied(error):
+            raise
+        return f"starts now, if the stack is there and not paused: you may not look ({error.operation_name})"
+    if pause is None:
+        return "starts now"
+    return (
+        f"waits: the pipeline is paused, since {pause.value['at'][:16]} by {pause.value['by']}; make resume starts it"
+    )
+
+
 def run(target: Target, data: str, model: str) -> int:
     """Upload a file and say what follows; the exit status. Raises UsageError."""
     if not data:
         raise UsageError("say which file: make upload DATA=file.csv [MODEL=name]")
-    uri = upload(target, Path(data), model_name(model))
-    print(f"uploaded {uri}\na training starts now; follow it with make status and make logs")
+    model, file = model_name(model), Path(data)
+    check_upload(file)
+    then = outlook(target)
+    print(f"uploaded {upload(target, file, model)}")
+    print(f"the training of the model {model} {then}")
+    print(f"if the new model is good enough, {target.endpoint_of(model)} serves it (make status, make logs)")
     return 0

@@ -134,3 +134,13 @@ def test_redrive_sends_what_eventbridge_could_not_deliver_once_it_may(pipeline: 
     assert run("redrive") == 0
     pipeline.wait_for_email(model, "Training data rejected")
     assert pipeline.failed_events() == []
+
+
+def test_doctor_finds_the_deployed_stack_in_order(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    run("doctor")
+    said = capsys.readouterr().out
+    # Events of other tests may have failed; what follows holds whatever they do.
+    wanted = [f"{pipeline.target.bucket}, this stack's", "are sent to EventBridge", "none is on"]
+    wanted += [f"{name}: this checkout's" for name in pipeline.target.functions.values()]
+    assert [text for text in wanted if text not in said] == []
+    assert "does not answer" not in said

@@ -7,7 +7,8 @@ rollback and resume are followed to their end by the real deployment orchestrato
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -23,17 +24,27 @@ READS = ("Get", "Head", "List", "Describe")
 FUNCTIONS = {"training": "train-function", "evaluator": "judge-function", "deployer": "deploy-function"}
 FUNCTION_ARN = f"arn:aws:lambda:{REGION}:{DEFAULT_ACCOUNT_ID}:function"
 SWEEP = {"source": "sweep"}
+CREATED = datetime(2026, 11, 24, tzinfo=UTC)
 
 
 class Account(FakeSageMaker):
     """The fake with the calls that only people's commands make."""
 
     def get_paginator(self, operation: str) -> Any:
-        return SimpleNamespace(paginate=lambda **request: iter([getattr(self, operation)(**request)]))
+        def paginate(PaginationConfig: dict[str, int] | None = None, **request: Any) -> Iterator[dict[str, Any]]:
+            """All in one page: PaginationConfig is the SDK's, and goes to no AWS."""
+            return iter([getattr(self, operation)(**request)])
+
+        return SimpleNamespace(paginate=paginate)
 
     def _list_endpoints(self, request: dict[str, Any]) -> dict[str, Any]:
-        names = [name for name in self.endpoints if request.get("NameContains", "") in name]
-        return {"Endpoints": [{"EndpointName": name} for name in names]}
+        wanted = [item for name, item in self.endpoints.items() if request.get("NameContains", "") in name]
+        names = ("EndpointName", "EndpointArn", "EndpointStatus", "CreationTime")
+        return {
+            "Endpoints": [
+                {"CreationTime": CREATED, **{name: item[name] for name in names if name in item}} for item in wanted
+            ]
+        }
 
     def _list_training_jobs(self, request: dict[str, Any]) -> dict[str, Any]:
         jobs = [job for job in self.jobs.values() if job["TrainingJobStatus"] == request["StatusEquals"]]

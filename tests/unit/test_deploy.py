@@ -7,12 +7,16 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
 from moto import mock_aws
 
+import terraform
 from mlops import deploy
 from mlops.deploy import Plan, Refused
 
@@ -177,3 +181,39 @@ def test_a_bucket_without_versions_is_warned_of(s3: Any) -> None:
     (warning,) = deploy.check_bucket(s3, EXISTING)
     assert "keeps no versions" in warning
     assert "Status=Enabled" in warning
+
+
+# --- from when on events flow -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "switches_on", "managed", "status", "said"),
+    [
+        ("apply", {"create": True}, set(), 0, True),
+        ("apply", {"notify": True}, set(), 0, True),
+        ("apply", {"create": True}, {deploy.BUCKET}, 0, True),
+        ("apply", {"create": True}, {deploy.BUCKET, deploy.NOTIFICATION}, 0, False),
+        ("apply", {"create": True}, set(), 1, False),
+        ("apply", {}, set(), 0, False),
+        ("plan", {"create": True}, set(), 0, False),
+    ],
+)
+def test_the_deployment_that_switches_events_on_says_from_when_on_they_flow(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    switches_on: dict[str, bool],
+    managed: set[str],
+    status: int,
+    said: bool,
+) -> None:
+    asked = {"create": False, "notify": False} | switches_on
+    plan = Plan(BUCKET, **asked, managed=frozenset(managed))
+    monkeypatch.setenv("AWS_REGION", REGION)
+    monkeypatch.setattr(terraform, "run", lambda *_: status)
+    monkeypatch.setattr(deploy, "read_plan", lambda *_: plan)
+    monkeypatch.setattr(deploy, "check_bucket", lambda s3, plan: [])
+    monkeypatch.setattr(deploy, "datetime", SimpleNamespace(now=lambda: datetime(2026, 12, 1, 23, 55)))
+    assert deploy.run(command, [], Path("terraform")) == status
+    sentence = "S3 needs about five minutes before it sends events: upload after 00:01\n"
+    assert (sentence in capsys.readouterr().out) == said

@@ -27,6 +27,7 @@ SOURCE = "module.s3.aws_s3_object.training_source"
 VERSIONING = "module.s3.aws_s3_bucket_versioning.this[0]"
 RUNNING, FOREIGN_JOB = "training-job-20261124-000000-00000001", "training-job-20261124-000000-00000002"
 LOG = ENDPOINT_LOG_GROUP + ENDPOINT
+POLL_SECONDS = destroy.POLL_SECONDS
 
 
 class Cloud(Account):
@@ -354,3 +355,74 @@ def test_what_aws_refuses_is_one_line_and_exit_status_1(
     shell.world.around.interruption = Interruption("DisableRule", denied)
     assert run() == 1
     assert "You are not authorized" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("foreign", [50, 300])
+def test_the_endpoints_of_others_are_looked_at_once_however_long_ours_take(
+    make_end: Callable[..., Shell], monkeypatch: pytest.MonkeyPatch, foreign: int
+) -> None:
+    shell = make_end()
+    for number in range(foreign):
+        name = f"theirs-{number}"
+        tags = [{"Key": "Stack", "Value": "another-stack"}]
+        shell.sagemaker.create_endpoint(EndpointName=name, EndpointConfigName="their-config", Tags=tags)
+        shell.sagemaker.come_up(name)
+    shell.sagemaker.endpoints[ENDPOINT]["EndpointStatus"] = "Updating"
+    rounds = iter(range(20))
+
+    def sleep(_: float) -> None:
+        if next(rounds, None) == 19:
+            shell.sagemaker.come_up(ENDPOINT)
+
+    monkeypatch.setattr(destroy.time, "sleep", sleep)
+    calls = shell.world.around.calls
+    calls.clear()
+    assert run() == 0
+    assert ENDPOINT not in shell.sagemaker.endpoints
+    # 20 rounds with a look at our own endpoint and job in each, and then at their configs and models.
+    assert foreign < calls.count("ListTags") <= foreign + 60
+    assert calls.count("DescribeEndpoint") <= 25
+    assert calls.count("ListEndpoints") <= 25
+
+
+def test_an_endpoint_of_ours_under_the_name_of_one_of_others_that_has_gone_is_found(
+    make_end: Callable[..., Shell],
+) -> None:
+    shell = make_end()
+    name = f"{ENDPOINT}-theirs"
+
+    def take_its_name() -> None:
+        shell.sagemaker.endpoints[name] |= {"Tags": [{"Key": "Stack", "Value": BUCKET}], "CreationTime": "later"}
+
+    terraform_of(shell).meanwhile = take_its_name
+    assert run() == 0
+    assert others(shell)[0] == []
+
+
+@pytest.mark.parametrize(("settings", "seconds"), [({}, 15), ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, 2)])
+def test_aws_is_asked_less_often_than_the_local_one(
+    make_end: Callable[..., Shell], monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], seconds: int
+) -> None:
+    shell = make_end()
+    slept: list[float] = []
+
+    def sleep(time: float) -> None:
+        slept.append(time)
+        if ENDPOINT in shell.sagemaker.endpoints:
+            shell.sagemaker.come_up(ENDPOINT)
+
+    monkeypatch.setattr(destroy, "POLL_SECONDS", POLL_SECONDS)
+    monkeypatch.setattr(destroy.time, "sleep", sleep)
+    shell.sagemaker.endpoints[ENDPOINT]["EndpointStatus"] = "Updating"
+    shell.target.environment = settings
+    assert run() == 0
+    assert slept == [seconds] * 2
+
+
+def test_aws_throttling_is_waited_out_and_the_local_aws_is_not_waited_for() -> None:
+    session = boto3.Session(region_name=REGION)
+    on_aws = mlops.target.Target("AWS", session, {}, {}).client("sagemaker").meta.config
+    assert on_aws.retries == {"mode": "adaptive", "total_max_attempts": 10}
+    url = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    local = mlops.target.Target("the local AWS", session, url, {}).client("sagemaker").meta.config
+    assert local.retries["mode"] == "legacy"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mlops import cli
+from mlops import bucket, cli
 from shell import FUNCTIONS, SWEEP, Shell, dead_letter
 from test_deployment_orchestrator import FIRST, SECOND, THIRD
-from world import BUCKET, ENDPOINT
+from world import BUCKET, ENDPOINT, World
 
 
 def test_status_shows_the_pause_what_waits_and_what_was_withdrawn(
@@ -62,3 +63,65 @@ def test_status_knows_the_states_and_the_ledger_of_schema_2(shell: Shell, capsys
     shown = capsys.readouterr().out
     assert "training   0 running, 1 started today (UTC); the quota of ml.g5.xlarge is 0\n" in shown
     assert f"{FIRST}  approved    held         x.csv  accuracy 0.910" in shown
+
+
+# --- uploads that nothing has seen --------------------------------------------------------------------
+
+KEY = "data/train/tickets/week 1.csv"
+JOB = "training-job-{:%Y%m%d-%H%M%S}-0123abcd"
+
+
+def snapshot(world: World, etag: str) -> None:
+    job = JOB.format(datetime.now(UTC))
+    record = {"schema": 2, "job": job, "model": "tickets", "bucket": BUCKET, "key": KEY, "etag": etag}
+    world.put(f"data/snapshots/{job}/source.json", record)
+
+
+def reject(world: World, etag: str) -> None:
+    job = JOB.format(datetime.now(UTC))
+    record = {"schema": 2, "job": job, "key": KEY, "etag": etag, "reason": "it is empty", "rejected_at": "2026-12-01"}
+    world.put(f"data/rejected/{job}.json", record)
+
+
+def shown_after(shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **age: int) -> str:
+    monkeypatch.setattr(bucket, "now", lambda: datetime.now(UTC) + timedelta(**age))
+    assert cli.main(["status"]) == 0
+    return capsys.readouterr().out
+
+
+def test_an_upload_whose_event_is_lost_is_named(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.world.put(KEY, b"text,label\n")
+    assert f"{KEY} was never seen: the event of its upload is late or lost" in shown_after(
+        shell, monkeypatch, capsys, minutes=11
+    )
+
+
+@pytest.mark.parametrize("age", [{"minutes": 9}, {"days": 7, "minutes": 1}])
+def test_an_upload_that_is_new_or_old_is_not_named(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], age: dict[str, int]
+) -> None:
+    shell.world.put(KEY, b"text,label\n")
+    assert "never seen" not in shown_after(shell, monkeypatch, capsys, **age)
+
+
+@pytest.mark.parametrize("take", [snapshot, reject])
+def test_an_upload_that_was_taken_or_rejected_is_not_named_and_a_later_version_is(
+    shell: Shell,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    take: Callable[[World, str], None],
+) -> None:
+    take(shell.world, shell.world.put(KEY, b"text,label\n"))
+    assert "never seen" not in shown_after(shell, monkeypatch, capsys, minutes=11)
+    shell.world.put(KEY, b"text,label\nhello,greeting\n")
+    assert f"{KEY} was never seen" in shown_after(shell, monkeypatch, capsys, minutes=11)
+
+
+def test_what_is_no_csv_is_not_named(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key in ("data/train/tickets/", "data/train/README.md"):
+        shell.world.put(key, b"")
+    assert "never seen" not in shown_after(shell, monkeypatch, capsys, minutes=11)
