@@ -460,6 +460,8 @@ class Step:
         except CannotDeploy as obstacle:
             return self.put_off(record, obstacle.state, str(obstacle))
         except (BotoCoreError, ClientError) as error:
+            if isinstance(error, ClientError) and is_refused(error):
+                return self.put_off(record, "waiting", refusal_text(error))
             # It stays requested, as the call may have been made. The email on giving up quotes the reason.
             self.move(record, "requested", reason=str(error))
             raise
@@ -781,16 +783,8 @@ def ask_sagemaker(config: Settings, record: Record, endpoint: Mapping[str, Any] 
 
     Raises CannotDeploy, ClientError.
     """
-    sagemaker, model, new = client("sagemaker"), record.requests["model"], record.requests["config"]
-    for create, request in ((sagemaker.create_model, model), (sagemaker.create_endpoint_config, new)):
-        try:
-            create(**request)
-        except ClientError as error:
-            # What exists under this name is the same. (The text for a config is seen, that for a model unconfirmed.)
-            if error_code(error) != "ValidationException" or "already exist" not in error_message(error):
-                raise
-    # CreateEndpoint may not see a new config yet; AWS advises to describe it first (CreateEndpoint reference).
-    sagemaker.describe_endpoint_config(EndpointConfigName=record.config)
+    new = record.requests["config"]
+    create_parts(record)
     variants = endpoint.get("ProductionVariants", []) if endpoint else []
     was_serverless = all("CurrentServerlessConfig" in variant for variant in variants)
     if "ServerlessConfig" in new["ProductionVariants"][0] and not was_serverless:
@@ -798,11 +792,12 @@ def ask_sagemaker(config: Settings, record: Record, endpoint: Mapping[str, Any] 
         return False
     try:
         if endpoint is None:
-            sagemaker.create_endpoint(EndpointName=record.endpoint, EndpointConfigName=record.config, Tags=new["Tags"])
+            name = {"EndpointName": record.endpoint, "EndpointConfigName": record.config}
+            client("sagemaker").create_endpoint(**name, Tags=new["Tags"])
         else:
-            sagemaker.update_endpoint(**update_request(config, record, endpoint))
+            update_endpoint(config, record, endpoint)
     except ClientError as error:
-        if error_code(error) == "ResourceLimitExceeded":
+        if over_quota(error):
             text = f"a quota of the account is used up. SageMaker said: {error_message(error)}"
             raise CannotDeploy("waiting", text) from error
         busy = ("Cannot update in-progress", "Cannot create already existing endpoint", 'Could not find endpoint "')
@@ -813,6 +808,38 @@ def ask_sagemaker(config: Settings, record: Record, endpoint: Mapping[str, Any] 
         if found.get("PendingDeploymentSummary", found).get("EndpointConfigName") != record.config:
             raise CannotDeploy("busy") from error
     return True
+
+
+def create_parts(record: Record) -> None:
+    """Create the model and the endpoint config of a record, where they do not exist. Raises ClientError."""
+    sagemaker, model, new = client("sagemaker"), record.requests["model"], record.requests["config"]
+    for create, request in ((sagemaker.create_model, model), (sagemaker.create_endpoint_config, new)):
+        try:
+            create(**request)
+        except ClientError as error:
+            # What exists under this name is the same. (The text for a config is seen, that for a model unconfirmed.)
+            if error_code(error) != "ValidationException" or "already exist" not in error_message(error):
+                raise
+    # CreateEndpoint may not see a new config yet; AWS advises to describe it first (CreateEndpoint reference).
+    sagemaker.describe_endpoint_config(EndpointConfigName=record.config)
+
+
+def update_endpoint(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> None:
+    """Update an endpoint. Raises ClientError, CannotDeploy.
+
+    SageMaker needs the endpoint config in use, too (seen in hashicorp/terraform-provider-aws#40048). One that somebody
+    deleted is created again from its record.
+    """
+    try:
+        client("sagemaker").update_endpoint(**update_request(config, record, endpoint))
+    except ClientError as error:
+        if not is_missing(error) or "endpoint configuration" not in error_message(error):
+            raise
+        in_use = read_record(config.bucket, f"{DEPLOYMENT_PREFIX}{endpoint['EndpointConfigName']}.json")
+        if in_use is None:
+            raise CannotDeploy("waiting", refusal_text(error)) from error
+        create_parts(in_use)
+        client("sagemaker").update_endpoint(**update_request(config, record, endpoint))
 
 
 def update_request(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -877,11 +904,6 @@ def why_rolled_back(endpoint: Mapping[str, Any]) -> str:
     alarms = ", ".join(alarm["AlarmName"] for alarm in rollback.get("Alarms", []))
     why = "SageMaker gave no reason: the new model's server did not come up (see its log)"
     return f"{why}, or an alarm went off while traffic moved to it ({alarms})" if alarms else why
-
-
-def cause(reason: str) -> str:
-    """A reason without its numbers: the utilisation in a quota's text changes, the cause does not."""
-    return re.sub(r"[0-9]+", "#", reason)
 
 
 # --- does the right model answer? -------------------------------------------------------------------
@@ -1044,6 +1066,25 @@ CUT_OFF = "the function was cut off; see make logs"
 DELETED_BY_HAND = "the endpoint was deleted by hand"
 
 
+# What to do about a refusal, by what AWS says.
+DEPLOYMENT_ADVICE = {
+    "not available in this region": "Set endpoint_instance_type in Terraform to a type of this region, and apply",
+    "find endpoint configuration": "Somebody deleted that endpoint config. Create it again under the same name, or "
+    "delete the endpoint and run make resume MODEL=<model>",
+    r"[Ii]mage|[Rr]epository": "Set inference_image in Terraform to an image that exists in this region, and apply",
+    r"not authorized|[Aa]ssume|[Aa]ccess ?denied": "Run make deploy, which restores the stack's roles. If AWS refuses "
+    "it again, ask whoever manages the account: a policy of theirs may deny it",
+    "": "Change what AWS names in Terraform, and apply",
+}
+
+
+def refusal_text(error: ClientError) -> str:
+    """What AWS said when it refused a call, and what to do, for people."""
+    text = error_message(error)
+    advice = next(advice for said, advice in DEPLOYMENT_ADVICE.items() if re.search(said, text))
+    return f"AWS refused it ({error.operation_name}). AWS said: {text}\n{advice}."
+
+
 def send_email(config: Settings, record: Record, email: Mapping[str, str], reason: str = "", then: str = "") -> None:
     """Fill an email of EMAILS with what a record says, and send it."""
     source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{record.job}/source.json")
@@ -1123,6 +1164,11 @@ CONFLICT_PAUSE_SECONDS = 0.2
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
+# Seen in examples of CreateTrainingJob (amazon-sagemaker-examples#1001).
+NOT_IN_REGION = "is not available in this region"
+# The calls whose refusal is an outcome, which people are emailed.
+REFUSABLE = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint")
+THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
@@ -1212,6 +1258,23 @@ def error_code(error: ClientError) -> str:
 
 def error_message(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Message", ""))
+
+
+def over_quota(error: ClientError) -> bool:
+    """Whether a quota of the account is used up. The same code says that a region lacks an instance type."""
+    return error_code(error) == "ResourceLimitExceeded" and NOT_IN_REGION not in error_message(error)
+
+
+def is_refused(error: ClientError) -> bool:
+    """Whether SageMaker refuses to do what it is asked for: unlike its own faults, that does not pass by itself."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    is_client_error = 400 <= status < 500 and error_code(error) not in THROTTLED
+    return error.operation_name in REFUSABLE and is_client_error and not over_quota(error)
+
+
+def cause(reason: str) -> str:
+    """What AWS said without ids and numbers: a request's id or a quota's use change, the cause does not."""
+    return re.sub(r"[0-9]+", "#", re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "#", reason))
 
 
 def is_gone(error: ClientError) -> bool:

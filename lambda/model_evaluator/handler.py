@@ -87,7 +87,7 @@ EMAILS = {
         "subject": "Training failed: {model} ({file})",
         "body": "The training job {verdict}, so there is no new model.\n\n{table}\n\nWhy: {reason}\n\n"
         "The endpoint is not affected: it keeps serving what it serves now.\n"
-        "What next: fix the cause given above, then upload the CSV again.\nSee the log: make logs JOB={job}\n",
+        "What next: {next}.\nSee the log: make logs JOB={job}\n",
     },
 }
 EMAILS["stopped"] = EMAILS["failed"] | {"status": "stopped"}
@@ -104,12 +104,16 @@ WORDINGS = {
     "To replace the live model although it scores better: raise champion_margin in Terraform, deploy, and upload the "
     "data again. Or upload it for a model of its own, to data/train/<name>/.\n",
     "no reason": "SageMaker gave no reason; see the job's log",
+    "fix it": "fix the cause given above, then upload the CSV again",
+    "AWS failed": "the fault is AWS's, and nothing is wrong with your data. Train on it again: make retrain JOB={job}",
     "timed out": "it reached its time limit of {hours:g} h (training_max_runtime_seconds)",
     "stopped": "somebody stopped it",
     "deleted": "the training job does not exist any more: somebody deleted it in SageMaker",
     "given up": "its evaluation failed {tries} times, most recently with: {error}. The model evaluator's log has the "
     "details (make logs). Once that is fixed, make retrain trains again on the same data",
 }
+# The reasons of failed jobs that are AWS's own.
+AWS_FAILED = re.compile(r"(CapacityError|InternalServerError)\b|ClientError\b.*[Pp]lease (retry|try again)", re.DOTALL)
 AT = {"min": "at least", "max": "at most"}
 
 Figures = dict[str, float]  # by metric
@@ -485,6 +489,8 @@ def email_decision(topic_arn: str, decision: Decision) -> None:
         then = WORDINGS["not newest" if newer > job else "newest"].format(newer=newer)
     elif any(check.live is not None and not check.passed for check in decision.checks):
         then = WORDINGS["worse than live"]
+    elif decision.verdict in ("failed", "stopped"):
+        then = WORDINGS["AWS failed" if AWS_FAILED.match(decision.reason) else "fix it"].format(job=job)
     if note := decision.golden_note:
         rows.append(("golden rows", f"none, so the endpoint's answers will not be checked: {note}"))
     checks = f"\n{check_table(decision.checks)}\n\n{champion_text(decision.champion)}\n{rivals_text(decision)}"
@@ -768,6 +774,11 @@ CONFLICT_PAUSE_SECONDS = 0.2
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
+# Seen in examples of CreateTrainingJob (amazon-sagemaker-examples#1001).
+NOT_IN_REGION = "is not available in this region"
+# The calls whose refusal is an outcome, which people are emailed.
+REFUSABLE = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint")
+THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
@@ -857,6 +868,23 @@ def error_code(error: ClientError) -> str:
 
 def error_message(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Message", ""))
+
+
+def over_quota(error: ClientError) -> bool:
+    """Whether a quota of the account is used up. The same code says that a region lacks an instance type."""
+    return error_code(error) == "ResourceLimitExceeded" and NOT_IN_REGION not in error_message(error)
+
+
+def is_refused(error: ClientError) -> bool:
+    """Whether SageMaker refuses to do what it is asked for: unlike its own faults, that does not pass by itself."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    is_client_error = 400 <= status < 500 and error_code(error) not in THROTTLED
+    return error.operation_name in REFUSABLE and is_client_error and not over_quota(error)
+
+
+def cause(reason: str) -> str:
+    """What AWS said without ids and numbers: a request's id or a quota's use change, the cause does not."""
+    return re.sub(r"[0-9]+", "#", re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "#", reason))
 
 
 def is_gone(error: ClientError) -> bool:

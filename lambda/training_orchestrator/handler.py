@@ -11,8 +11,8 @@ so they hold exactly, however many invocations run at once. A job's entry in it 
 
   state   meaning                            next state, and when
   (none)  not tried yet, or over             held: its turn has come and there is room (take_slot)
-  held    has a slot: starting or running    ended: SageMaker says so (free_slots); (none): no quota (note_refusal);
-                                             failed: refused (note_refusal), or not there when its lease expired
+  held    has a slot: starting or running    ended: SageMaker says so (free_slots); (none): no quota (note_failure);
+                                             failed: refused (note_failure), or not there when its lease expired
   ended   its start may not be recorded yet  (none): its lease has expired (free_slots)
   failed  could not be started               held: tried again (take_slot), until it is given up (give_up);
                                              (none): LOOK_BACK_DAYS later (free_slots)
@@ -53,6 +53,8 @@ LEDGER_TRIES = 200
 # What the line of uploads can wait for.
 A_SLOT, THE_NEXT_DAY, RESUME = "a slot", "the next day", "resume"
 QUOTA, QUOTA_ABOVE_0 = "quota", "a quota above 0"
+# What can become of a job whose turn it is, besides waiting.
+STARTED, REFUSED = "started", "refused"
 
 # The training program's last line is "hold-out:  accuracy 0.9812  macro_f1 ..."; SageMaker charts what these find.
 METRIC_DEFINITIONS = [
@@ -111,6 +113,14 @@ EMAILS = {
         "Why: AWS failed or refused {tries} times. {reason}",
         "What next: fix the cause, then run make retrain JOB={job}. The data is kept; the live model is not affected.",
     ),
+    REFUSED: training_email(
+        "waiting",
+        "Training not started: {model}: AWS refused it ({file})",
+        "No training job was started for this upload yet. Its data is kept, and so is its place in the line.",
+        "Why: AWS refused to start the training job. AWS said: {reason}",
+        "What next: {advice}\nThe upload is retried by itself, {tries} times within about a day: it needs no second "
+        "upload. The live model is not affected.",
+    ),
     A_SLOT: waiting(
         "every training slot is taken: max_concurrent_training_jobs is {config.max_concurrent_training_jobs}.",
         "nothing to do. The upload is started once jobs have ended and its turn has come, in order of upload.",
@@ -132,6 +142,15 @@ EMAILS = {
         "training_instance_type to a type that your account may use, and apply. The upload is retried every hour.",
         "Training not started: {model}: instance quota is 0",
     ),
+}
+
+# What to do about a refusal, by what AWS says.
+TRAINING_ADVICE = {
+    "not available in this region": "set training_instance_type in Terraform to a type of this region, and apply.",
+    r"[Ii]mage|[Rr]epository": "set training_image in Terraform to an image that exists in this region, and apply.",
+    r"not authorized|[Aa]ssume|[Aa]ccess ?denied": "run make deploy, which restores the stack's roles. If AWS refuses "
+    "it again, ask whoever manages the account: a policy of theirs may deny it.",
+    "": "fix what AWS names: change that variable in Terraform, and apply.",
 }
 
 
@@ -168,12 +187,22 @@ GivenUp = TypedDict("GivenUp", {"schema": int, "job": str, "tries": int, "at": s
 # data/snapshots/<job>/waiting.json: the upload joined the line; for: what that waited for then (A_SLOT, ...).
 Waiting = TypedDict("Waiting", {"schema": int, "job": str, "model": str, "for": str, "at": str})
 
-# The parts of the ledger: a job's entry; SageMaker's refusals for want of quota since a job last ended; the jobs that
-# count against the daily limit (of a date in UTC); and the last email that the line waits, which is leased until done.
-Slot = TypedDict("Slot", {"state": str, "by": str, "at": str, "tries": int, "reason": NotRequired[str]})
+# Parts of the ledger: SageMaker's refusals for want of quota since a job last ended; the jobs that count against the
+# daily limit (of a date in UTC); and the last email that the line waits, which is leased until done.
 Quota = TypedDict("Quota", {"name": str, "instance_type": str, "tries": int, "at": str, "reason": str, "is_0": bool})
 Starts = TypedDict("Starts", {"date": str, "jobs": list[str]})
 LineEmail = TypedDict("LineEmail", {"by": str, "at": str, "done": bool})
+
+
+class Slot(TypedDict):
+    """A job's entry in the ledger."""
+
+    state: str
+    by: str
+    at: str
+    tries: int
+    reason: NotRequired[str]  # what AWS said last
+    emailed: NotRequired[str]  # the refusal that people were emailed: its cause
 
 
 class Ledger(TypedDict):
@@ -396,10 +425,10 @@ def start_waiting(config: Settings, request_id: str, own: str = "", ended: str =
             return "already started"
         snapshots[own] = set()  # an event sent again: its job is older than the look-back, or was given up
     line = sorted(snapshots)
-    started, waiting, waits_for = list[str](), list[str](), RESUME
+    done, waiting, waits_for = dict[str, str](), list[str](), RESUME
     if not paused:
         give_up(config, ledger, line, request_id, own)
-        started, waits_for = start_in_turn(config, line, request_id, own)
+        done, waits_for = start_in_turn(config, line, request_id, own)
     if line and waits_for:
         # Another upload's own invocation says that it waits; where that died, the sweep does.
         newcomers = [job for job in line if "waiting.json" not in snapshots[job] and (sweep or job == own)]
@@ -407,9 +436,11 @@ def start_waiting(config: Settings, request_id: str, own: str = "", ended: str =
     elif ledger["oldest_waiting"]:
         update_ledger(config.bucket, lambda ledger: ledger.update({"oldest_waiting": ""}))
     if not own:
-        return f"started {len(started)}, waiting {len(waiting)}" + (f" for {waits_for}" if waiting else "")
-    if own in started:
-        return "started"
+        started, refused = (list(done.values()).count(what) for what in (STARTED, REFUSED))
+        text = f"started {started}, waiting {len(waiting)}" + (f" for {waits_for}" if waiting else "")
+        return text + (f", refused {refused}" if refused else "")
+    if own in done:
+        return done[own]
     return f"waiting for {waits_for}" if own in waiting else "in hand"
 
 
@@ -452,39 +483,54 @@ def give_up(config: Settings, ledger: Ledger, line: list[str], request_id: str, 
             put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/given_up.json", record)
 
 
-def start_in_turn(config: Settings, line: list[str], request_id: str, own: str) -> tuple[list[str], str]:
-    """Start jobs and take them out of the line while there is room; returns which, and what the others wait for."""
-    started: list[str] = []
+def start_in_turn(config: Settings, line: list[str], request_id: str, own: str) -> tuple[dict[str, str], str]:
+    """Start jobs and take them out of the line while there is room.
+
+    Returns those that were STARTED or REFUSED, and what the others wait for.
+    """
+    done: dict[str, str] = {}
     waits_for = ""
     while line and not waits_for:
         job, waits_for = update_ledger(config.bucket, lambda ledger: take_slot(ledger, line, config, request_id, own))
         if not job:
             break
-        waits_for = create_job(config, read_source(config.bucket, job))
-        if not waits_for:
-            started.append(job)
+        outcome = create_job(config, read_source(config.bucket, job))
+        if outcome in (STARTED, REFUSED):
+            done[job] = outcome
             line.remove(job)
-    return started, waits_for
+        else:
+            waits_for = outcome
+    return done, waits_for
 
 
 def create_job(config: Settings, source: Source) -> str:
-    """Create the training job, email it, record it; returns "", or which quota it waits for; raises what else fails."""
+    """Create the training job, email it, record it; returns STARTED, REFUSED, or which quota it waits for."""
     job, instance_type = source["job"], config.training_instance_type
     try:
         client("sagemaker").create_training_job(**training_job_request(config, source))
     except ClientError as error:
         # The name follows from the event: an existing job is this upload's, created by an attempt that crashed.
         if error_code(error) != "ResourceInUse":
-            note = functools.partial(note_refusal, job=job, error=error, instance_type=instance_type)
-            if waits_for := update_ledger(config.bucket, note):
-                return waits_for
+            if is_refused(error):
+                email_refusal(config, source, error_message(error))
+            note = functools.partial(note_failure, job=job, error=error, instance_type=instance_type)
+            if outcome := update_ledger(config.bucket, note):
+                return outcome
             raise
     log.info("training job created", extra={"training_job": job})
     instance = f"{instance_type}, at most {config.training_max_runtime_seconds / 3600:g} h"
     send("started", config, source, [("base model", config.base_model), ("instance", instance)])
     record: Started = {"schema": SCHEMA, "job": job, "started_at": now().isoformat()}
     put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/started.json", record)
-    return ""
+    return STARTED
+
+
+def email_refusal(config: Settings, source: Source, reason: str) -> None:
+    """Email that AWS refused a job, once for each cause. It still has its slot, so nobody else is at it."""
+    entry = read_ledger(config.bucket)[0]["jobs"].get(source["job"])
+    if entry is None or entry.get("emailed") != cause(reason):
+        advice = next(advice for said, advice in TRAINING_ADVICE.items() if re.search(said, reason))
+        send(REFUSED, config, source, [], reason=reason, advice=advice, tries=GIVE_UP_TRIES)
 
 
 def training_job_request(config: Settings, source: Source) -> dict[str, Any]:
@@ -648,6 +694,8 @@ def take_slot(ledger: Ledger, line: Sequence[str], config: Settings, request_id:
             state = "held"
             ledger["day"]["jobs"] = sorted({*ledger["day"]["jobs"], job})
         jobs[job] = {"state": state, "by": request_id, "at": at, "tries": entry["tries"] + 1}
+        if "emailed" in entry:
+            jobs[job]["emailed"] = entry["emailed"]
         return job, ""
     return "", waits_for
 
@@ -663,25 +711,25 @@ def what_is_full(ledger: Ledger, job: str, config: Settings) -> str:
     return A_SLOT if held >= config.max_concurrent_training_jobs else ""
 
 
-def note_refusal(ledger: Ledger, job: str, error: ClientError, instance_type: str) -> str:
-    """Note that SageMaker did not create a job; returns the quota that it waits for, "" when it is not that.
+def note_failure(ledger: Ledger, job: str, error: ClientError, instance_type: str) -> str:
+    """Note that SageMaker did not create a job; returns the quota that it waits for, REFUSED, or "" when AWS failed.
 
     After a failure of AWS or a throttled call (an earlier try of the SDK), the job may exist, and keeps its slot.
     """
     entry, before, at, reason = ledger["jobs"][job], ledger["quota"], now().isoformat(), error_message(error)
-    if error_code(error) == "ResourceLimitExceeded":
+    if over_quota(error):
         give_slot_back(ledger, job)
         tries = before["tries"] + 1 if before and before["instance_type"] == instance_type else 1
         said = re.search(r"service limit '(.+?)' is (\d+)", reason)
         name, is_0 = (said[1], said[2] == "0") if said else (f"{instance_type} for training job usage", False)
         ledger["quota"] = Quota(name=name, instance_type=instance_type, tries=tries, at=at, reason=reason, is_0=is_0)
         return QUOTA_ABOVE_0 if is_0 else QUOTA
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-    if 400 <= status < 500 and error_code(error) != "ThrottlingException":
-        give_slot_back(ledger, job)
-        entry["state"] = "failed"
     ledger["jobs"][job] = entry | {"reason": reason}
-    return ""
+    if not is_refused(error):
+        return ""
+    give_slot_back(ledger, job)
+    ledger["jobs"][job] = entry | {"state": "failed", "reason": reason, "emailed": cause(reason)}
+    return REFUSED
 
 
 def give_slot_back(ledger: Ledger, job: str) -> None:
@@ -771,6 +819,11 @@ CONFLICT_PAUSE_SECONDS = 0.2
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
+# Seen in examples of CreateTrainingJob (amazon-sagemaker-examples#1001).
+NOT_IN_REGION = "is not available in this region"
+# The calls whose refusal is an outcome, which people are emailed.
+REFUSABLE = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint")
+THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS = 99
 MESSAGE_MAX_BYTES = 262_144
@@ -860,6 +913,23 @@ def error_code(error: ClientError) -> str:
 
 def error_message(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Message", ""))
+
+
+def over_quota(error: ClientError) -> bool:
+    """Whether a quota of the account is used up. The same code says that a region lacks an instance type."""
+    return error_code(error) == "ResourceLimitExceeded" and NOT_IN_REGION not in error_message(error)
+
+
+def is_refused(error: ClientError) -> bool:
+    """Whether SageMaker refuses to do what it is asked for: unlike its own faults, that does not pass by itself."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    is_client_error = 400 <= status < 500 and error_code(error) not in THROTTLED
+    return error.operation_name in REFUSABLE and is_client_error and not over_quota(error)
+
+
+def cause(reason: str) -> str:
+    """What AWS said without ids and numbers: a request's id or a quota's use change, the cause does not."""
+    return re.sub(r"[0-9]+", "#", re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "#", reason))
 
 
 def is_gone(error: ClientError) -> bool:

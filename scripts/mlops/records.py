@@ -172,6 +172,7 @@ class LedgerJob(TypedDict):
     at: str  # of the last change
     tries: int
     reason: NotRequired[str]  # of a failed one: what AWS said
+    emailed: NotRequired[str]  # the refusal by AWS that people were emailed, without its ids and numbers
 
 
 class LedgerDay(TypedDict):

@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 import mlops.target
+from fake_sagemaker import refusal
 from mlops import bucket
 from shell import FUNCTIONS, Shell
 from test_deployment_orchestrator import (
@@ -258,6 +259,38 @@ def endpoint_quota(world: World, handlers: Handlers) -> Event:
     return approval(FIRST)(world, handlers)
 
 
+def refused_upload(world: World, _: Handlers) -> Event:
+    """SageMaker refuses the job of every upload."""
+    text = "Requested image 123456789012.dkr.ecr.us-east-1.amazonaws.com/x:1 not found"
+    world.sagemaker.refusals["CreateTrainingJob"] = refusal("CreateTrainingJob", "ValidationException", text)
+    return upload_of_minute(world, 1)
+
+
+def refusal_mended(world: World, handlers: Handlers) -> Event:
+    handlers["training_orchestrator"].lambda_handler(refused_upload(world, handlers), Context("refused"))
+    world.sagemaker.refusals.clear()
+    return SWEEP
+
+
+def refused_model(world: World, handlers: Handlers) -> Event:
+    text = "Requested image 123456789012.dkr.ecr.us-east-1.amazonaws.com/x:1 not found"
+    world.sagemaker.refusals["CreateModel"] = refusal("CreateModel", "ValidationException", text)
+    return approval(FIRST)(world, handlers)
+
+
+def refused_model_mended(world: World, handlers: Handlers) -> Event:
+    handlers["deployment_orchestrator"].lambda_handler(refused_model(world, handlers), Context("refused"))
+    world.sagemaker.refusals.clear()
+    return SWEEP
+
+
+def config_in_use_deleted(world: World, handlers: Handlers) -> Event:
+    live(world, handlers)
+    world.sagemaker.configs.clear()
+    world.sagemaker.models.clear()
+    return approval(SECOND)(world, handlers)
+
+
 def settled(job: str, world: World, handlers: Handlers) -> None:
     """The model is in service, and that was told."""
     handlers["deployment_orchestrator"].lambda_handler(arrival(job)(world, handlers), Context(f"arrival of {job}"))
@@ -465,6 +498,11 @@ PATHS = {
     "bad artifact": Path("deployment_orchestrator", bad_artifact),
     "endpoint of another stack": Path("deployment_orchestrator", foreign_endpoint),
     "endpoint quota": Path("deployment_orchestrator", endpoint_quota),
+    "refused": Path("training_orchestrator", refused_upload),
+    "refused, then mended": Path("training_orchestrator", refusal_mended),
+    "deployment refused": Path("deployment_orchestrator", refused_model),
+    "deployment refused, then mended": Path("deployment_orchestrator", refused_model_mended),
+    "config in use deleted": Path("deployment_orchestrator", config_in_use_deleted),
     "wait for the next day": Path("training_orchestrator", capped, environment=ONE_A_DAY),
     "the next day": Path("training_orchestrator", next_day, environment=ONE_A_DAY),
     "sweep: reject": Path("model_evaluator", lost_event_of(completed(accuracy=0.1))),

@@ -1286,6 +1286,106 @@ def test_a_quota_is_waited_for_without_end_at_every_event_first_and_once_an_hour
     assert subjects(world) == ["Deployment waiting", "Deployment started"]
 
 
+REFUSALS = {
+    "a missing image": (
+        "CreateModel",
+        refusal("CreateModel", "ValidationException", "Requested image x/pytorch:v2 not found."),
+        "Set inference_image",
+    ),
+    "no role to assume": (
+        "CreateModel",
+        refusal("CreateModel", "ValidationException", "Could not access model data. Could not assume role x"),
+        "Run make deploy",
+    ),
+    "a denied config": (
+        "CreateEndpointConfig",
+        refusal("CreateEndpointConfig", "AccessDeniedException", "User: x is not authorized to perform: x"),
+        "Run make deploy",
+    ),
+    "no such type in the region": (
+        "CreateEndpoint",
+        refusal("CreateEndpoint", "ResourceLimitExceeded", "endpoint/ml.x is not available in this region"),
+        "Set endpoint_instance_type",
+    ),
+    "an update that is refused": (
+        "UpdateEndpoint",
+        refusal("UpdateEndpoint", "ValidationException", "One or more variants are not valid"),
+        "Change what AWS names",
+    ),
+}
+
+
+@pytest.mark.parametrize(("operation", "error", "advice"), REFUSALS.values(), ids=REFUSALS)
+def test_a_refusal_is_emailed_once_in_awss_words_retried_hourly_and_ends_with_its_cause(
+    sweep: Callable[..., str],
+    run: Callable[..., str],
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    error: ClientError,
+    advice: str,
+) -> None:
+    monkeypatch.setattr(deployer, "now", world.now)
+    if operation == "UpdateEndpoint":
+        run(approve(FIRST))
+        world.sagemaker.come_up(ENDPOINT)
+        run()
+    before = len(world.emails())
+    world.sagemaker.refusals[operation] = error
+    assert run(approve(SECOND)) == "waiting"
+    hours = 3 * 24
+    for _ in range(hours * 4):
+        world.wait(minutes=15)
+        sweep()
+    assert deployer.EAGER_TRIES <= world.around.calls.count(operation) <= deployer.EAGER_TRIES + hours
+    assert subjects(world)[before:] == ["Deployment waiting"]
+    email = world.emails()[-1]
+    assert f"AWS said: {error.response['Error']['Message']}\n{advice}" in email.body
+    assert record_of(world, SECOND)["reason"] in email.body
+    del world.sagemaker.refusals[operation]
+    world.wait(hours=2)
+    sweep()
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "in service"
+    assert subjects(world)[before:] == ["Deployment waiting", "Deployment started", "Deployment successful"]
+
+
+@pytest.mark.parametrize("kind", ["serverless", "instance"])
+def test_an_endpoint_config_in_use_that_somebody_deleted_is_created_again_and_the_update_goes_on(
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    run: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setenv("ENDPOINT_TYPE", kind)
+    run(approve(FIRST))
+    world.sagemaker.come_up(ENDPOINT)
+    run()
+    live = served(world)
+    before = (dict(world.sagemaker.configs), dict(world.sagemaker.models))
+    world.sagemaker.configs.clear()
+    world.sagemaker.models.clear()
+    assert run(approve(SECOND)) == "started"
+    assert world.sagemaker.configs[live] == before[0][live]
+    assert before[1].items() <= world.sagemaker.models.items()
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "in service"
+    assert subjects(world)[2:] == ["Deployment started", "Deployment successful"]
+
+
+def test_an_endpoint_config_in_use_that_nobody_recorded_is_waited_for(
+    world: World, live: str, approve: Callable[..., dict[str, Any]], run: Callable[..., str]
+) -> None:
+    world.sagemaker.endpoints[ENDPOINT]["EndpointConfigName"] = "made-by-hand"
+    world.put(f"models/deployments/{live}.json", world.record(f"models/deployments/{live}.json") | {"state": "removed"})
+    assert run(approve(SECOND)) == "waiting"
+    assert subjects(world)[2:] == ["Deployment waiting"]
+    assert "Somebody deleted that endpoint config. Create it again under the same name" in world.emails()[-1].body
+
+
 def test_after_any_number_of_refusals_one_attempt_that_fails_is_not_the_last(
     run: Callable[..., str],
     world: World,
