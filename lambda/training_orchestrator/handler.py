@@ -570,7 +570,7 @@ def training_job_request(config: Settings, source: Source) -> dict[str, Any]:
         },
         "HyperParameters": config.hyperparameters | program,
         "InputDataConfig": channels,
-        "OutputDataConfig": {"S3OutputPath": f"s3://{config.bucket}/{RAW_MODEL_PREFIX}", **key},
+        "OutputDataConfig": {"S3OutputPath": f"s3://{config.bucket}/{RAW_MODEL_PREFIX.rstrip('/')}", **key},
         "ResourceConfig": {
             "InstanceType": config.training_instance_type,
             "InstanceCount": 1,

@@ -362,7 +362,7 @@ def test_the_job_request_is_what_the_training_program_is_promised(
     assert channel["ChannelName"] == "train"
     assert channel["ContentType"] == "text/csv"
     assert channel["DataSource"]["S3DataSource"]["S3Uri"] == f"s3://{BUCKET}/data/snapshots/{name}/data.csv"
-    assert job["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/models/raw/"}
+    assert job["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/models/raw"}
     assert job["ResourceConfig"] == {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 30}
     assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200}
     assert job["Environment"] == {
@@ -385,7 +385,7 @@ def test_with_an_own_key_the_model_is_written_under_it(
     monkeypatch.setenv("KMS_KEY_ARN", key)
     run(world.upload("data/train/x.csv"))
     (job,) = world.sagemaker.jobs.values()
-    assert job["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/models/raw/", "KmsKeyId": key}
+    assert job["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/models/raw", "KmsKeyId": key}
 
 
 def test_the_secret_of_a_hub_token_goes_to_the_job_by_name(
