@@ -26,7 +26,7 @@ import re
 import tarfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -76,9 +76,18 @@ CHECK_ATTEMPTS = 3
 CHECK_PAUSE_SECONDS = 2.0
 # A container has 60 seconds to answer (developer guide, inference code). Three attempts fit the function's 300.
 INVOKE_READ_SECONDS = 65
+# An attempt begins only with this much of the function's time left besides, for the email and the record.
+CHECK_RESERVE_SECONDS = 30
 # For this long after the endpoint settled, a timeout or server error may mean that the model is still starting, and a
 # denied call that a new policy has not spread yet: the function fails, and is retried.
 CHECK_PATIENCE_SECONDS = 10 * 60
+# A serverless endpoint starts its container when it is asked, which can take minutes. Its model counts as one that
+# does not answer after this many invocations without an answer.
+UNANSWERED_MAX = 6
+
+
+class Unanswered(Exception):
+    """The model did not answer, and may be starting. The text, for people, says what SageMaker said."""
 
 
 class CannotDeploy(Exception):
@@ -212,6 +221,7 @@ class Deployment:
     started_at: str = ""  # when SageMaker began
     ended: str | None = ""  # the endpoint's last-modified time when SageMaker had ended
     checked: str = ""  # what the golden rows showed
+    unanswered: int = 0  # invocations that asked them of a serverless endpoint, and got no answer
     cleaned: bool = True  # False: older models are still to be cleaned up
     deleted_by: str = ""  # "pipeline" when the pipeline deleted the endpoint of this deployment
     # What people were emailed: {what: {by, at, done}}; while done is False, the invocation `by` is sending it.
@@ -286,7 +296,7 @@ def newest_started(records: Iterable[Record]) -> Record | None:
 # --- the steps --------------------------------------------------------------------------------------
 
 
-def reconcile_all(config: Settings, request_id: str) -> str:
+def reconcile_all(config: Settings, request_id: str, left: Callable[[], int]) -> str:
     """Reconcile every model that has approved artifacts, which finishes what a lost event left; returns how many.
 
     One model's error does not keep the others waiting: the first error is raised after the last model.
@@ -300,7 +310,7 @@ def reconcile_all(config: Settings, request_id: str) -> str:
     errors: list[Exception] = []
     for model in filter(MODEL_NAME.fullmatch, folders):
         try:
-            reconcile(config, model, request_id)
+            reconcile(config, model, request_id, left)
         except (BotoCoreError, ClientError) as error:
             log.exception("sweep: model not reconciled", extra={"model": model})
             errors.append(error)
@@ -309,10 +319,13 @@ def reconcile_all(config: Settings, request_id: str) -> str:
     return f"{len(folders)} models swept"
 
 
-def reconcile(config: Settings, model: str, request_id: str) -> str:
-    """Bring a model's endpoint as far towards the newest approved model as it goes now; returns that in a word."""
+def reconcile(config: Settings, model: str, request_id: str, left: Callable[[], int]) -> str:
+    """Bring a model's endpoint as far towards the newest approved model as it goes now; returns that in a word.
+
+    left: milliseconds.
+    """
     for _ in range(STEPS_MAX):
-        outcome = Step(config, model, request_id).take()
+        outcome = Step(config, model, request_id, left).take()
         if outcome != AGAIN:
             break
     log.info("endpoint handled: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
@@ -325,8 +338,9 @@ class Step:
     Its parts return the outcome in a word; AGAIN when there may be more to do at once.
     """
 
-    def __init__(self, config: Settings, model: str, request_id: str) -> None:
+    def __init__(self, config: Settings, model: str, request_id: str, left: Callable[[], int]) -> None:
         self.config, self.request_id, self.name = config, request_id, config.endpoint_of(model)
+        self.left = left  # milliseconds
         self.approved = approved_models(config, model)
         self.endpoint = describe_endpoint(self.name) if self.approved else None
         # The approved models down to the newest that was confirmed, each with its records.
@@ -479,7 +493,7 @@ class Step:
         One that waited keeps what its attempts met and what people were emailed.
         """
         new: dict[str, Any] = {"started_at": "", "ended": "", "checked": "", "cleaned": True, "gone": False}
-        new |= {"deleted_by": "", "endpoint_last_modified": last_modified(self.endpoint)}
+        new |= {"unanswered": 0, "deleted_by": "", "endpoint_last_modified": last_modified(self.endpoint)}
         new["previous_config"] = self.endpoint["EndpointConfigName"] if self.endpoint else None
         if record.state == "waiting":
             new["emails"] = {what: email for what, email in record.emails.items() if email["done"]}
@@ -552,7 +566,13 @@ class Step:
         status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
         reason = str(endpoint.get("FailureReason") or "")
         if status == "InService" and served == record.config:
-            answers = check_answers(self.config, record, endpoint)
+            try:
+                answers = check_answers(self.config, record, endpoint, self.left)
+            except Unanswered as silence:
+                answers = (str(silence), "")
+                if record.unanswered + 1 < UNANSWERED_MAX:
+                    self.move(record, record.state, unanswered=record.unanswered + 1)
+                    answers = None
             if answers is None:
                 return None
             wrong, checked = answers
@@ -733,6 +753,10 @@ def new_record(config: Settings, model: str, job: str, etag: str, size: int) -> 
         f"{job}-{hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]}"
         for hashed in (parts, [*parts, capacity])
     )
+    if config.endpoint_type == "serverless":
+        # Seconds that loading may take, 60 by default (sagemaker_inference, environment.py): a cold start takes longer.
+        # It changes no answer, so it is left out of the names: what is deployed without it stays.
+        environment["SAGEMAKER_MODEL_SERVER_TIMEOUT"] = "300"
     location = f"s3://{config.bucket}/{key}"
     container = {"Image": config.inference_image, "ModelDataUrl": location, "Environment": environment}
     variants = [{"VariantName": "AllTraffic", "ModelName": model_name, **capacity}]
@@ -916,14 +940,20 @@ def runtime() -> Any:
     return boto3.client("sagemaker-runtime", config=config)
 
 
-def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] | None:
+def check_answers(
+    config: Settings, record: Record, endpoint: Mapping[str, Any], left: Callable[[], int]
+) -> tuple[str, str] | None:
     """Ask the endpoint the golden rows of the model's decision: (what is wrong, or ""; what was checked, in words).
 
-    None when the endpoint cannot be asked: it was deleted since it was looked at, or is not visible yet.
-    Raises what AWS raises on a failure that may pass (throttling, a slow cold start, no capacity): Lambda's retry or
-    the sweep asks again. A model whose own code answers with errors does not pass: the HuggingFace server turns every
-    exception in it into a 400 (handler_service.py). 5xx and timeouts that last count as well.
+    None when the endpoint cannot be asked: it was deleted since it was looked at, is not visible yet, or the function
+    has too little time left (milliseconds).
+    Raises what AWS raises on a failure that may pass (throttling, no capacity): Lambda's retry or the sweep asks again;
+    and Unanswered for a serverless model that does not answer. A model whose own code answers with errors does not
+    pass: the HuggingFace server turns every exception in it into a 400 (handler_service.py). On instances, 5xx and
+    timeouts that last count as well.
     """
+    is_serverless = "ServerlessConfig" in record.requests["config"]["ProductionVariants"][0]
+    wrong = unanswered = ""
     decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.job}.json")
     golden = (decision or {}).get("golden") or []
     if not golden:
@@ -931,6 +961,8 @@ def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any])
     body = json.dumps({"inputs": [row["text"] for row in golden]}).encode()
     request = {"EndpointName": record.endpoint, "ContentType": "application/json", "Body": body}
     for attempt in range(CHECK_ATTEMPTS):
+        if left() < (INVOKE_READ_SECONDS + CHECK_RESERVE_SECONDS) * 1000:
+            break
         time.sleep(CHECK_PAUSE_SECONDS if attempt else 0)
         try:
             wrong = difference(golden, json.loads(runtime().invoke_endpoint(**request)["Body"].read()))
@@ -945,12 +977,18 @@ def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any])
                 # It says nothing about the model.
                 return "", f"NOT CHECKED: this function may not ask the endpoint. AWS said: {text}"
             status: Any = error.response.get("OriginalStatusCode", 0)
+            silence = f"the new model does not answer. SageMaker said: {text}"
+            if is_serverless and code == "ModelError" and not 400 <= status < 500:
+                unanswered = silence
+                continue
             if code != "ModelError" or (not 400 <= status < 500 and not lasts):
                 raise
-            wrong = f"the new model does not answer. SageMaker said: {text}"
+            wrong = silence
         if not wrong:
             return "", f"{len(golden)} of {len(golden)} answered as in training"
-    return wrong, ""
+    if unanswered:
+        raise Unanswered(unanswered)
+    return (wrong, "") if wrong else None
 
 
 def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
@@ -1125,7 +1163,8 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     if read_json(config.bucket, PAUSED_KEY)[0] is not None:
         log.info("paused: nothing is done until make resume", extra={"model": model or "all"})
         return {"model": model, "outcome": "paused"}
-    outcome = reconcile(config, model, request_id) if model else reconcile_all(config, request_id)
+    left = context.get_remaining_time_in_millis
+    outcome = reconcile(config, model, request_id, left) if model else reconcile_all(config, request_id, left)
     return {"model": model, "outcome": outcome}
 
 

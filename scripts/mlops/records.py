@@ -387,6 +387,7 @@ class Deployment(TypedDict):
     started_at: str  # "" before that
     ended: NotRequired[str | None]  # the endpoint's last-modified time when the deployment was over; "" before
     checked: NotRequired[str]  # what came of the golden rows, for people
+    unanswered: NotRequired[int]  # invocations that asked them of a serverless endpoint and got no answer
     cleaned: NotRequired[bool]  # false: older models are still to be cleaned up after it
     deleted_by: Literal[
         "", "pipeline"

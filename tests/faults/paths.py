@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 import mlops.target
-from fake_sagemaker import refusal
+from fake_sagemaker import model_error, refusal
 from mlops import bucket
 from shell import FUNCTIONS, Shell
 from test_deployment_orchestrator import (
@@ -316,6 +316,25 @@ def right_answers(world: World, handlers: Handlers) -> Event:
     return arrival(SECOND)(world, handlers)
 
 
+def silent(invocations: int) -> Callable[[World, Handlers], Event]:
+    """The second model is up and does not answer, in this many invocations so far."""
+
+    def prepare(world: World, handlers: Handlers) -> Event:
+        sent = right_answers(world, handlers)
+        world.sagemaker.answers[SECOND] = model_error(0)
+        for number in range(invocations):
+            handlers["deployment_orchestrator"].lambda_handler(sent, Context(f"silent {number}"))
+        return sent
+
+    return prepare
+
+
+def answers_at_last(world: World, handlers: Handlers) -> Event:
+    sent = silent(5)(world, handlers)
+    world.sagemaker.answers.clear()
+    return sent
+
+
 def restored(world: World, handlers: Handlers) -> Event:
     sent = wrong_answers(world, handlers)
     handlers["deployment_orchestrator"].lambda_handler(sent, Context("wrong answers"))
@@ -487,6 +506,9 @@ PATHS = {
     "right answers": Path("deployment_orchestrator", right_answers),
     "wrong answers": Path("deployment_orchestrator", wrong_answers),
     "wrong answers of the first model": Path("deployment_orchestrator", first_answers_wrongly),
+    "no answer yet": Path("deployment_orchestrator", silent(4)),
+    "no answer at all": Path("deployment_orchestrator", silent(5)),
+    "an answer at last": Path("deployment_orchestrator", answers_at_last),
     "restored": Path("deployment_orchestrator", restored),
     "failed update": Path("deployment_orchestrator", failed_update),
     "failed live endpoint": Path("deployment_orchestrator", failed_live_endpoint),

@@ -82,7 +82,7 @@ ENVIRONMENT = {
     },
 }
 # What differs between two equal runs: times, request ids, the number of tries.
-VOLATILE = ("at", "by", "tries", "ended", "started_at", "decided_at", "rejected_at")
+VOLATILE = ("at", "by", "tries", "unanswered", "ended", "started_at", "decided_at", "rejected_at")
 GOOD_METRICS = {"accuracy": 0.9, "eval_loss": 0.3, "train_examples": 80, "holdout_examples": 20}
 CSV = b"text,label\nhello,ham\nwin a prize,spam\n"
 
