@@ -895,11 +895,16 @@ def is_gone(error: ClientError) -> bool:
     return error_code(error) in ("NoSuchKey", "NoSuchVersion", "404")
 
 
-def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
-    """The keys under a prefix that sort after prefix + start_after."""
+def list_objects(bucket: str, prefix: str, start_after: str = "") -> Iterator[dict[str, Any]]:
+    """The objects under a prefix whose keys sort after prefix + start_after: Key, ETag, Size and LastModified."""
     pages = client("s3").get_paginator("list_objects_v2")
     for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=prefix + start_after):
-        yield from (item["Key"] for item in page.get("Contents", []))
+        yield from page.get("Contents", [])
+
+
+def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
+    """The keys under a prefix that sort after prefix + start_after."""
+    return (item["Key"] for item in list_objects(bucket, prefix, start_after))
 
 
 def look_back() -> str:

@@ -42,9 +42,12 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 LEDGER_KEY = "slots/training.json"
+UPLOAD_CLAIM_PREFIX = "claims/snapshot/upload-"
+# S3 delivers an event within seconds. An upload that nobody claimed for this long is adopted by the sweep.
+EVENT_SECONDS = 10 * 60
 PREFLIGHT_BYTES = 1024 * 1024
 DAY_SECONDS = 24 * 60 * 60
 # Races for the ledger lost in a row before the invocation fails and Lambda retries it.
@@ -194,6 +197,11 @@ Starts = TypedDict("Starts", {"date": str, "jobs": list[str]})
 LineEmail = TypedDict("LineEmail", {"by": str, "at": str, "done": bool})
 
 
+# claims/snapshot/upload-<hash of key and ETag>.json: the jobs of an upload's versions ("": none), by whoever saw them
+# first, their event or the sweep.
+UploadClaim = TypedDict("UploadClaim", {"schema": int, "jobs": dict[str, str]})
+
+
 class Slot(TypedDict):
     """A job's entry in the ledger."""
 
@@ -278,7 +286,14 @@ def parse_upload(event: Mapping[str, Any]) -> Source:
     except ValueError as error:
         raise EventError(f"the event's time is not ISO 8601: {text!r}") from error
     time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    # The same for every delivery of this event; names sort by time.
+    return upload_of(bucket, key, version_id, etag, sequencer, item.get("size", 0), time)
+
+
+def upload_of(
+    bucket: str, key: str, version_id: str | None, etag: str, sequencer: str, size: int, time: datetime
+) -> Source:
+    """The upload of an object; size in bytes. sequencer: "" where it is known from a listing, without an event."""
+    # The same for every delivery of an event; names sort by time.
     digest = hashlib.sha256(json.dumps([bucket, key, version_id or etag, sequencer]).encode()).hexdigest()
     folder, slash, _ = key.removeprefix(UPLOAD_PREFIX).partition("/")
     model = folder if slash else DEFAULT_MODEL
@@ -291,7 +306,7 @@ def parse_upload(event: Mapping[str, Any]) -> Source:
         "version_id": version_id,
         "etag": etag,
         "sequencer": sequencer,
-        "size": item.get("size", 0),
+        "size": size,
         "uploaded_at": time.isoformat(),
     }
 
@@ -346,11 +361,36 @@ def check_header(header: Sequence[str], text_column: str, label_column: str) -> 
 def handle_upload(upload: Source, config: Settings, request_id: str) -> str:
     """Take an upload as far as it goes now; returns the outcome in words."""
     # The order makes a crash harmless, here and below: do it, email it, write the record that says so.
-    bucket, job = config.bucket, upload["job"]
     if not upload["key"].lower().endswith(".csv"):
         return "ignored"  # a folder placeholder, a README
-    if exists(bucket, f"{SNAPSHOT_PREFIX}{job}/started.json"):
+    job = upload["job"] = claim_upload(config.bucket, upload)
+    if exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/started.json"):
         return "already started"
+    return keep_upload(upload, config, request_id) or start_waiting(config, request_id, own=job)
+
+
+def claim_key(key: str, etag: str) -> str:
+    """The claim on an upload's key and ETag, which is all that a listing of S3 says."""
+    return f"{UPLOAD_CLAIM_PREFIX}{hashlib.sha256(json.dumps([key, etag]).encode()).hexdigest()[:32]}.json"
+
+
+def claim_upload(bucket: str, upload: Source) -> str:
+    """The job of an upload: the one that was claimed for its version, or else its own, which is claimed now."""
+    claim, version = claim_key(upload["key"], upload["etag"]), upload["version_id"] or ""
+    for _ in range(LEDGER_TRIES):
+        found, etag = read_json(bucket, claim)
+        jobs: dict[str, str] = found["jobs"] if found else {}
+        if version in jobs:
+            return jobs[version]
+        record: UploadClaim = {"schema": SCHEMA, "jobs": jobs | {version: upload["job"]}}
+        if put_json(bucket, claim, record, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"})):
+            return upload["job"]
+    raise TimeoutError(f"{claim}: other invocations were faster {LEDGER_TRIES} times in a row; try again later")
+
+
+def keep_upload(upload: Source, config: Settings, request_id: str) -> str:
+    """Take the snapshot of an upload, or reject it; returns the outcome, "" when the snapshot is there."""
+    bucket, job = config.bucket, upload["job"]
     if exists(bucket, f"{REJECTED_PREFIX}{job}.json"):
         return "already rejected"
     if not exists(bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
@@ -364,7 +404,65 @@ def handle_upload(upload: Source, config: Settings, request_id: str) -> str:
             record: Rejection = {**upload, "reason": str(reason), "rejected_at": now().isoformat()}
             put_json(bucket, f"{REJECTED_PREFIX}{job}.json", record)
             return "rejected"
-    return start_waiting(config, request_id, own=job)
+    return ""
+
+
+def adopt_uploads(config: Settings, request_id: str) -> int:
+    """Take snapshots of the uploads whose event never came; returns how many there are now.
+
+    S3 sends no events for some minutes after they are switched on (S3 user guide, Enabling Amazon EventBridge). Their
+    event may still come: whoever claims an upload's version first names its job. One upload's error does not keep the
+    others waiting: the first error is raised after the last upload.
+    """
+    time, taken, errors = now(), 0, list[Exception]()
+    found = {
+        claim_key(item["Key"], item["ETag"].strip('"')): item
+        for item in list_objects(config.bucket, UPLOAD_PREFIX)
+        if item["Key"].lower().endswith(".csv")
+        and EVENT_SECONDS < (time - item["LastModified"]).total_seconds() < LOOK_BACK_DAYS * DAY_SECONDS
+    }
+    claims = list_objects(config.bucket, UPLOAD_CLAIM_PREFIX) if found else []
+    claimed_at = {item["Key"]: item["LastModified"] for item in claims}
+    earlier = {} if found.keys() <= claimed_at.keys() else earlier_uploads(config.bucket)
+    for claim, item in sorted(found.items(), key=lambda pair: pair[1]["LastModified"]):
+        claimed = claimed_at.get(claim)
+        if claimed and 0 <= (claimed - item["LastModified"]).total_seconds() <= EVENT_SECONDS:
+            continue  # its event came
+        try:
+            taken += adopt(config, item, earlier, request_id)
+        except (BotoCoreError, ClientError) as error:
+            log.exception("sweep: upload not adopted", extra={"key": item["Key"]})
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return taken
+
+
+def adopt(config: Settings, item: Mapping[str, Any], earlier: Mapping[tuple[str, str], str], request_id: str) -> bool:
+    """Take the snapshot of an object as it was listed, unless it was; True when it is a new one.
+
+    earlier: the jobs of uploads that versions without claims handled.
+    """
+    try:
+        head = client("s3").head_object(Bucket=config.bucket, Key=item["Key"], IfMatch=item["ETag"])
+    except ClientError as error:
+        if is_gone(error) or error_code(error) in ("PreconditionFailed", "412"):
+            return False  # deleted or replaced just now
+        raise
+    etag, version = item["ETag"].strip('"'), head.get("VersionId")
+    upload = upload_of(config.bucket, item["Key"], version, etag, "", head["ContentLength"], head["LastModified"])
+    upload["job"] = earlier.get((upload["key"], version or etag), upload["job"])
+    job = upload["job"] = claim_upload(config.bucket, upload)
+    if exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
+        return False
+    return not keep_upload(upload, config, request_id)
+
+
+def earlier_uploads(bucket: str) -> dict[tuple[str, str], str]:
+    """The jobs of the uploads since the look-back that were kept or rejected, by key and version (or ETag)."""
+    snapshots = (key for key in list_keys(bucket, SNAPSHOT_PREFIX, look_back()) if key.endswith("/source.json"))
+    records = (read_json(bucket, key)[0] for key in (*snapshots, *list_keys(bucket, REJECTED_PREFIX, look_back())))
+    return {(found["key"], found["version_id"] or found["etag"]): found["job"] for found in records if found}
 
 
 def take_snapshot(upload: Source, config: Settings) -> None:
@@ -770,6 +868,8 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     config, (event, request_id) = settings(), unwrap(event, context)
     if event.get("source") == "sweep":
         job, outcome = "", start_waiting(config, request_id)
+        if outcome != "paused" and adopt_uploads(config, request_id):
+            outcome = start_waiting(config, request_id)
     elif event.get("source") == "aws.sagemaker":
         job, outcome = field(field(event, "detail", dict), "TrainingJobName", str), "not ours"
         if JOB_NAME.fullmatch(job) and exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
@@ -940,11 +1040,16 @@ def is_gone(error: ClientError) -> bool:
     return error_code(error) in ("NoSuchKey", "NoSuchVersion", "404")
 
 
-def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
-    """The keys under a prefix that sort after prefix + start_after."""
+def list_objects(bucket: str, prefix: str, start_after: str = "") -> Iterator[dict[str, Any]]:
+    """The objects under a prefix whose keys sort after prefix + start_after: Key, ETag, Size and LastModified."""
     pages = client("s3").get_paginator("list_objects_v2")
     for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=prefix + start_after):
-        yield from (item["Key"] for item in page.get("Contents", []))
+        yield from page.get("Contents", [])
+
+
+def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
+    """The keys under a prefix that sort after prefix + start_after."""
+    return (item["Key"] for item in list_objects(bucket, prefix, start_after))
 
 
 def look_back() -> str:

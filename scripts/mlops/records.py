@@ -240,6 +240,16 @@ class Claim(TypedDict):
     at: str
 
 
+class UploadClaim(TypedDict):
+    """claims/snapshot/upload-<hash of key and ETag>.json: the jobs of an upload, by its version ("": none).
+
+    Whoever sees a version first, its event or the sweep, names its job. Written and read by the training orchestrator.
+    """
+
+    schema: int
+    jobs: dict[str, str]
+
+
 # --- what training and evaluation found --------------------------------------------------------------
 
 

@@ -259,6 +259,17 @@ def endpoint_quota(world: World, handlers: Handlers) -> Event:
     return approval(FIRST)(world, handlers)
 
 
+def lost_upload(content: bytes) -> Callable[[World, Handlers], Event]:
+    """An upload whose event never came, after the time for it."""
+
+    def prepare(world: World, _: Handlers) -> Event:
+        world.upload("data/train/reviews/x.csv", content)
+        world.wait(minutes=11)
+        return SWEEP
+
+    return prepare
+
+
 def refused_upload(world: World, _: Handlers) -> Event:
     """SageMaker refuses the job of every upload."""
     text = "Requested image 123456789012.dkr.ecr.us-east-1.amazonaws.com/x:1 not found"
@@ -520,6 +531,9 @@ PATHS = {
     "bad artifact": Path("deployment_orchestrator", bad_artifact),
     "endpoint of another stack": Path("deployment_orchestrator", foreign_endpoint),
     "endpoint quota": Path("deployment_orchestrator", endpoint_quota),
+    "sweep: adopt": Path("training_orchestrator", lost_upload(b"text,label\na,b\n")),
+    "sweep: adopt, large": Path("training_orchestrator", lost_upload(b"text,label\na,b\n"), copy_in_parts=True),
+    "sweep: adopt and reject": Path("training_orchestrator", lost_upload(b"text;label\n")),
     "refused": Path("training_orchestrator", refused_upload),
     "refused, then mended": Path("training_orchestrator", refusal_mended),
     "deployment refused": Path("deployment_orchestrator", refused_model),

@@ -281,6 +281,8 @@ class World:
         self.sagemaker = FakeSageMaker(REGION, DEFAULT_ACCOUNT_ID, self.around)
         self._uploads = 0
         self.time = datetime(2026, 11, 23, 12, 0, 5, tzinfo=UTC)
+        if isinstance(clients, FastClients):
+            clients.s3.clock[0] = lambda: self.time
 
     def now(self) -> datetime:
         """Stands in for now() of the handlers that compare times with those of uploads; no two moments are the same."""
