@@ -26,7 +26,7 @@ import re
 import tarfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -76,9 +76,18 @@ CHECK_ATTEMPTS = 3
 CHECK_PAUSE_SECONDS = 2.0
 # A container has 60 seconds to answer (developer guide, inference code). Three attempts fit the function's 300.
 INVOKE_READ_SECONDS = 65
+# An attempt begins only with this much of the function's time left besides, for the email and the record.
+CHECK_RESERVE_SECONDS = 30
 # For this long after the endpoint settled, a timeout or server error may mean that the model is still starting, and a
 # denied call that a new policy has not spread yet: the function fails, and is retried.
 CHECK_PATIENCE_SECONDS = 10 * 60
+# A serverless endpoint starts its container when it is asked, which can take minutes. Its model counts as one that
+# does not answer after this many invocations without an answer.
+UNANSWERED_MAX = 6
+
+
+class Unanswered(Exception):
+    """The model did not answer, and may be starting. The text, for people, says what SageMaker said."""
 
 
 class CannotDeploy(Exception):
@@ -213,6 +222,7 @@ class Deployment:
     started_at: str = ""  # when SageMaker began
     ended: str | None = ""  # the endpoint's last-modified time when SageMaker had ended
     checked: str = ""  # what the golden rows showed
+    unanswered: int = 0  # invocations that asked them of a serverless endpoint, and got no answer
     cleaned: bool = True  # False: older models are still to be cleaned up
     deleted_by: str = ""  # "pipeline" when the pipeline deleted the endpoint of this deployment
     # What people were emailed: {what: {by, at, done}}; while done is False, the invocation `by` is sending it.
@@ -287,7 +297,7 @@ def newest_started(records: Iterable[Record]) -> Record | None:
 # --- the steps --------------------------------------------------------------------------------------
 
 
-def reconcile_all(config: Settings, request_id: str) -> str:
+def reconcile_all(config: Settings, request_id: str, left: Callable[[], int]) -> str:
     """Reconcile every model that has approved artifacts, which finishes what a lost event left; returns how many.
 
     One model's error does not keep the others waiting: the first error is raised after the last model.
@@ -301,7 +311,7 @@ def reconcile_all(config: Settings, request_id: str) -> str:
     errors: list[Exception] = []
     for model in filter(MODEL_NAME.fullmatch, folders):
         try:
-            reconcile(config, model, request_id)
+            reconcile(config, model, request_id, left)
         except (BotoCoreError, ClientError) as error:
             log.exception("sweep: model not reconciled", extra={"model": model})
             errors.append(error)
@@ -310,10 +320,13 @@ def reconcile_all(config: Settings, request_id: str) -> str:
     return f"{len(folders)} models swept"
 
 
-def reconcile(config: Settings, model: str, request_id: str) -> str:
-    """Bring a model's endpoint as far towards the newest approved model as it goes now; returns that in a word."""
+def reconcile(config: Settings, model: str, request_id: str, left: Callable[[], int]) -> str:
+    """Bring a model's endpoint as far towards the newest approved model as it goes now; returns that in a word.
+
+    left: milliseconds.
+    """
     for _ in range(STEPS_MAX):
-        outcome = Step(config, model, request_id).take()
+        outcome = Step(config, model, request_id, left).take()
         if outcome != AGAIN:
             break
     log.info("endpoint handled: %s", outcome, extra={"model": model, "endpoint": config.endpoint_of(model)})
@@ -326,8 +339,9 @@ class Step:
     Its parts return the outcome in a word; AGAIN when there may be more to do at once.
     """
 
-    def __init__(self, config: Settings, model: str, request_id: str) -> None:
+    def __init__(self, config: Settings, model: str, request_id: str, left: Callable[[], int]) -> None:
         self.config, self.request_id, self.name = config, request_id, config.endpoint_of(model)
+        self.left = left  # milliseconds
         self.approved = approved_models(config, model)
         self.endpoint = describe_endpoint(self.name) if self.approved else None
         # The approved models down to the newest that was confirmed, each with its records.
@@ -461,6 +475,8 @@ class Step:
         except CannotDeploy as obstacle:
             return self.put_off(record, obstacle.state, str(obstacle))
         except (BotoCoreError, ClientError) as error:
+            if isinstance(error, ClientError) and is_refused(error):
+                return self.put_off(record, "waiting", refusal_text(error))
             # It stays requested, as the call may have been made. The email on giving up quotes the reason.
             self.move(record, "requested", reason=str(error))
             raise
@@ -478,7 +494,7 @@ class Step:
         One that waited keeps what its attempts met and what people were emailed.
         """
         new: dict[str, Any] = {"started_at": "", "ended": "", "checked": "", "cleaned": True, "gone": False}
-        new |= {"deleted_by": "", "endpoint_last_modified": last_modified(self.endpoint)}
+        new |= {"unanswered": 0, "deleted_by": "", "endpoint_last_modified": last_modified(self.endpoint)}
         new["previous_config"] = self.endpoint["EndpointConfigName"] if self.endpoint else None
         if record.state == "waiting":
             new["emails"] = {what: email for what, email in record.emails.items() if email["done"]}
@@ -551,7 +567,13 @@ class Step:
         status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
         reason = str(endpoint.get("FailureReason") or "")
         if status == "InService" and served == record.config:
-            answers = check_answers(self.config, record, endpoint)
+            try:
+                answers = check_answers(self.config, record, endpoint, self.left)
+            except Unanswered as silence:
+                answers = (str(silence), "")
+                if record.unanswered + 1 < UNANSWERED_MAX:
+                    self.move(record, record.state, unanswered=record.unanswered + 1)
+                    answers = None
             if answers is None:
                 return None
             wrong, checked = answers
@@ -732,6 +754,10 @@ def new_record(config: Settings, model: str, job: str, etag: str, size: int) -> 
         f"{job}-{hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]}"
         for hashed in (parts, [*parts, capacity])
     )
+    if config.endpoint_type == "serverless":
+        # Seconds that loading may take, 60 by default (sagemaker_inference, environment.py): a cold start takes longer.
+        # It changes no answer, so it is left out of the names: what is deployed without it stays.
+        environment["SAGEMAKER_MODEL_SERVER_TIMEOUT"] = "300"
     location = f"s3://{config.bucket}/{key}"
     container = {"Image": config.inference_image, "ModelDataUrl": location, "Environment": environment}
     variants = [{"VariantName": "AllTraffic", "ModelName": model_name, **capacity}]
@@ -782,16 +808,8 @@ def ask_sagemaker(config: Settings, record: Record, endpoint: Mapping[str, Any] 
 
     Raises CannotDeploy, ClientError.
     """
-    sagemaker, model, new = client("sagemaker"), record.requests["model"], record.requests["config"]
-    for create, request in ((sagemaker.create_model, model), (sagemaker.create_endpoint_config, new)):
-        try:
-            create(**request)
-        except ClientError as error:
-            # What exists under this name is the same. (The text for a config is seen, that for a model unconfirmed.)
-            if error_code(error) != "ValidationException" or "already exist" not in error_message(error):
-                raise
-    # CreateEndpoint may not see a new config yet; AWS advises to describe it first (CreateEndpoint reference).
-    sagemaker.describe_endpoint_config(EndpointConfigName=record.config)
+    new = record.requests["config"]
+    create_parts(record)
     variants = endpoint.get("ProductionVariants", []) if endpoint else []
     was_serverless = all("CurrentServerlessConfig" in variant for variant in variants)
     if "ServerlessConfig" in new["ProductionVariants"][0] and not was_serverless:
@@ -799,11 +817,12 @@ def ask_sagemaker(config: Settings, record: Record, endpoint: Mapping[str, Any] 
         return False
     try:
         if endpoint is None:
-            sagemaker.create_endpoint(EndpointName=record.endpoint, EndpointConfigName=record.config, Tags=new["Tags"])
+            name = {"EndpointName": record.endpoint, "EndpointConfigName": record.config}
+            client("sagemaker").create_endpoint(**name, Tags=new["Tags"])
         else:
-            sagemaker.update_endpoint(**update_request(config, record, endpoint))
+            update_endpoint(config, record, endpoint)
     except ClientError as error:
-        if error_code(error) == "ResourceLimitExceeded":
+        if over_quota(error):
             text = f"a quota of the account is used up. SageMaker said: {error_message(error)}"
             raise CannotDeploy("waiting", text) from error
         busy = ("Cannot update in-progress", "Cannot create already existing endpoint", 'Could not find endpoint "')
@@ -814,6 +833,38 @@ def ask_sagemaker(config: Settings, record: Record, endpoint: Mapping[str, Any] 
         if found.get("PendingDeploymentSummary", found).get("EndpointConfigName") != record.config:
             raise CannotDeploy("busy") from error
     return True
+
+
+def create_parts(record: Record) -> None:
+    """Create the model and the endpoint config of a record, where they do not exist. Raises ClientError."""
+    sagemaker, model, new = client("sagemaker"), record.requests["model"], record.requests["config"]
+    for create, request in ((sagemaker.create_model, model), (sagemaker.create_endpoint_config, new)):
+        try:
+            create(**request)
+        except ClientError as error:
+            # What exists under this name is the same. (The text for a config is seen, that for a model unconfirmed.)
+            if error_code(error) != "ValidationException" or "already exist" not in error_message(error):
+                raise
+    # CreateEndpoint may not see a new config yet; AWS advises to describe it first (CreateEndpoint reference).
+    sagemaker.describe_endpoint_config(EndpointConfigName=record.config)
+
+
+def update_endpoint(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> None:
+    """Update an endpoint. Raises ClientError, CannotDeploy.
+
+    SageMaker needs the endpoint config in use, too (seen in hashicorp/terraform-provider-aws#40048). One that somebody
+    deleted is created again from its record.
+    """
+    try:
+        client("sagemaker").update_endpoint(**update_request(config, record, endpoint))
+    except ClientError as error:
+        if not is_missing(error) or "endpoint configuration" not in error_message(error):
+            raise
+        in_use = read_record(config.bucket, f"{DEPLOYMENT_PREFIX}{endpoint['EndpointConfigName']}.json")
+        if in_use is None:
+            raise CannotDeploy("waiting", refusal_text(error)) from error
+        create_parts(in_use)
+        client("sagemaker").update_endpoint(**update_request(config, record, endpoint))
 
 
 def update_request(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -880,11 +931,6 @@ def why_rolled_back(endpoint: Mapping[str, Any]) -> str:
     return f"{why}, or an alarm went off while traffic moved to it ({alarms})" if alarms else why
 
 
-def cause(reason: str) -> str:
-    """A reason without its numbers: the utilisation in a quota's text changes, the cause does not."""
-    return re.sub(r"[0-9]+", "#", reason)
-
-
 # --- does the right model answer? -------------------------------------------------------------------
 
 
@@ -895,14 +941,20 @@ def runtime() -> Any:
     return boto3.client("sagemaker-runtime", config=config)
 
 
-def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> tuple[str, str] | None:
+def check_answers(
+    config: Settings, record: Record, endpoint: Mapping[str, Any], left: Callable[[], int]
+) -> tuple[str, str] | None:
     """Ask the endpoint the golden rows of the model's decision: (what is wrong, or ""; what was checked, in words).
 
-    None when the endpoint cannot be asked: it was deleted since it was looked at, or is not visible yet.
-    Raises what AWS raises on a failure that may pass (throttling, a slow cold start, no capacity): Lambda's retry or
-    the sweep asks again. A model whose own code answers with errors does not pass: the HuggingFace server turns every
-    exception in it into a 400 (handler_service.py). 5xx and timeouts that last count as well.
+    None when the endpoint cannot be asked: it was deleted since it was looked at, is not visible yet, or the function
+    has too little time left (milliseconds).
+    Raises what AWS raises on a failure that may pass (throttling, no capacity): Lambda's retry or the sweep asks again;
+    and Unanswered for a serverless model that does not answer. A model whose own code answers with errors does not
+    pass: the HuggingFace server turns every exception in it into a 400 (handler_service.py). On instances, 5xx and
+    timeouts that last count as well.
     """
+    is_serverless = "ServerlessConfig" in record.requests["config"]["ProductionVariants"][0]
+    wrong = unanswered = ""
     decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.job}.json")
     golden = (decision or {}).get("golden") or []
     if not golden:
@@ -910,6 +962,8 @@ def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any])
     body = json.dumps({"inputs": [row["text"] for row in golden]}).encode()
     request = {"EndpointName": record.endpoint, "ContentType": "application/json", "Body": body}
     for attempt in range(CHECK_ATTEMPTS):
+        if left() < (INVOKE_READ_SECONDS + CHECK_RESERVE_SECONDS) * 1000:
+            break
         time.sleep(CHECK_PAUSE_SECONDS if attempt else 0)
         try:
             wrong = difference(golden, json.loads(runtime().invoke_endpoint(**request)["Body"].read()))
@@ -924,12 +978,18 @@ def check_answers(config: Settings, record: Record, endpoint: Mapping[str, Any])
                 # It says nothing about the model.
                 return "", f"NOT CHECKED: this function may not ask the endpoint. AWS said: {text}"
             status: Any = error.response.get("OriginalStatusCode", 0)
+            silence = f"the new model does not answer. SageMaker said: {text}"
+            if is_serverless and code == "ModelError" and not 400 <= status < 500:
+                unanswered = silence
+                continue
             if code != "ModelError" or (not 400 <= status < 500 and not lasts):
                 raise
-            wrong = f"the new model does not answer. SageMaker said: {text}"
+            wrong = silence
         if not wrong:
             return "", f"{len(golden)} of {len(golden)} answered as in training"
-    return wrong, ""
+    if unanswered:
+        raise Unanswered(unanswered)
+    return (wrong, "") if wrong else None
 
 
 def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
@@ -1061,6 +1121,25 @@ CUT_OFF = "the function was cut off; see make logs"
 DELETED_BY_HAND = "the endpoint was deleted by hand"
 
 
+# What to do about a refusal, by what AWS says.
+DEPLOYMENT_ADVICE = {
+    "not available in this region": "Set endpoint_instance_type in Terraform to a type of this region, and apply",
+    "find endpoint configuration": "Somebody deleted that endpoint config. Create it again under the same name, or "
+    "delete the endpoint and run make resume MODEL=<model>",
+    r"[Ii]mage|[Rr]epository": "Set inference_image in Terraform to an image that exists in this region, and apply",
+    r"not authorized|[Aa]ssume|[Aa]ccess ?denied": "Run make deploy, which restores the stack's roles. If AWS refuses "
+    "it again, ask whoever manages the account: a policy of theirs may deny it",
+    "": "Change what AWS names in Terraform, and apply",
+}
+
+
+def refusal_text(error: ClientError) -> str:
+    """What AWS said when it refused a call, and what to do, for people."""
+    text = error_message(error)
+    advice = next(advice for said, advice in DEPLOYMENT_ADVICE.items() if re.search(said, text))
+    return f"AWS refused it ({error.operation_name}). AWS said: {text}\n{advice}."
+
+
 def send_email(config: Settings, record: Record, email: Mapping[str, str], reason: str = "", then: str = "") -> None:
     """Fill an email of EMAILS with what a record says, and send it."""
     source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{record.job}/source.json")
@@ -1101,7 +1180,8 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     if read_json(config.bucket, PAUSED_KEY)[0] is not None:
         log.info("paused: nothing is done until make resume", extra={"model": model or "all"})
         return {"model": model, "outcome": "paused"}
-    outcome = reconcile(config, model, request_id) if model else reconcile_all(config, request_id)
+    left = context.get_remaining_time_in_millis
+    outcome = reconcile(config, model, request_id, left) if model else reconcile_all(config, request_id, left)
     return {"model": model, "outcome": outcome}
 
 
@@ -1137,6 +1217,11 @@ CONFLICT_TRIES, CONFLICT_PAUSE_SECONDS = 5, 0.2
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
+# Seen in examples of CreateTrainingJob (amazon-sagemaker-examples#1001).
+NOT_IN_REGION = "is not available in this region"
+# The calls whose refusal is an outcome, which people are emailed.
+REFUSABLE = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint")
+THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS, MESSAGE_MAX_BYTES = 99, 262_144
 
@@ -1226,6 +1311,23 @@ def error_message(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Message", ""))
 
 
+def over_quota(error: ClientError) -> bool:
+    """Whether a quota of the account is used up. The same code says that a region lacks an instance type."""
+    return error_code(error) == "ResourceLimitExceeded" and NOT_IN_REGION not in error_message(error)
+
+
+def is_refused(error: ClientError) -> bool:
+    """Whether SageMaker refuses to do what it is asked for: unlike its own faults, that does not pass by itself."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    is_client_error = 400 <= status < 500 and error_code(error) not in THROTTLED
+    return error.operation_name in REFUSABLE and is_client_error and not over_quota(error)
+
+
+def cause(reason: str) -> str:
+    """What AWS said without ids and numbers: a request's id or a quota's use change, the cause does not."""
+    return re.sub(r"[0-9]+", "#", re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "#", reason))
+
+
 def is_gone(error: ClientError) -> bool:
     """Whether S3 says that the object does not exist.
 
@@ -1234,11 +1336,16 @@ def is_gone(error: ClientError) -> bool:
     return error_code(error) in ("NoSuchKey", "NoSuchVersion", "404")
 
 
-def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
-    """The keys under a prefix that sort after prefix + start_after."""
+def list_objects(bucket: str, prefix: str, start_after: str = "") -> Iterator[dict[str, Any]]:
+    """The objects under a prefix whose keys sort after prefix + start_after: Key, ETag, Size and LastModified."""
     pages = client("s3").get_paginator("list_objects_v2")
     for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=prefix + start_after):
-        yield from (item["Key"] for item in page.get("Contents", []))
+        yield from page.get("Contents", [])
+
+
+def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
+    """The keys under a prefix that sort after prefix + start_after."""
+    return (item["Key"] for item in list_objects(bucket, prefix, start_after))
 
 
 def look_back() -> str:

@@ -111,12 +111,15 @@ WORDINGS = {
     "To replace the live model although it scores better: raise champion_margin in Terraform, deploy, and upload the "
     "data again. Or upload it for a model of its own, to data/train/<name>/.\n",
     "no reason": "SageMaker gave no reason; see the job's log",
+    "AWS failed": "the fault is AWS's; nothing is wrong with your data. To train on it again, run: make retrain JOB={job}",
     "timed out": "it reached its time limit of {hours:g} h (training_max_runtime_seconds)",
     "stopped": "somebody stopped it",
     "deleted": "the training job is gone: somebody deleted it in SageMaker",
     "given up": "its evaluation failed {tries} times, most recently with: {error}. The model evaluator's log has the "
     "details (make logs). Once that is fixed, make retrain trains again on the same data",
 }
+# The reasons of failed jobs that are AWS's own.
+AWS_FAILED = re.compile(r"(CapacityError|InternalServerError)\b|ClientError\b.*[Pp]lease (retry|try again)", re.DOTALL)
 AT = {"min": "at least", "max": "at most"}
 ROW_COUNTS = {"train_examples": "training rows", "holdout_examples": "hold-out rows"}
 
@@ -500,8 +503,10 @@ def what_next(decision: Decision) -> str:
         "approved": ["not newest" if newer > job else "newest"],
         "rejected": ["bad figures", *(["worse than live"] if is_worse else [])] if decision.checks else ["no model"],
         "stopped": ["too slow" if "training_max_runtime_seconds" in reason else "was stopped"],
-        "failed": ["was stopped" if reason == WORDINGS["deleted"] else "fix"],
+        "failed": ["AWS failed" if AWS_FAILED.match(reason) else "fix"],
     }
+    if reason == WORDINGS["deleted"]:
+        kinds["failed"] = ["was stopped"]
     return "".join(WORDINGS[kind] for kind in kinds[decision.verdict]).format(newer=newer, job=job)
 
 
@@ -777,6 +782,11 @@ CONFLICT_TRIES, CONFLICT_PAUSE_SECONDS = 5, 0.2
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
+# Seen in examples of CreateTrainingJob (amazon-sagemaker-examples#1001).
+NOT_IN_REGION = "is not available in this region"
+# The calls whose refusal is an outcome, which people are emailed.
+REFUSABLE = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint")
+THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS, MESSAGE_MAX_BYTES = 99, 262_144
 
@@ -866,6 +876,23 @@ def error_message(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Message", ""))
 
 
+def over_quota(error: ClientError) -> bool:
+    """Whether a quota of the account is used up. The same code says that a region lacks an instance type."""
+    return error_code(error) == "ResourceLimitExceeded" and NOT_IN_REGION not in error_message(error)
+
+
+def is_refused(error: ClientError) -> bool:
+    """Whether SageMaker refuses to do what it is asked for: unlike its own faults, that does not pass by itself."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    is_client_error = 400 <= status < 500 and error_code(error) not in THROTTLED
+    return error.operation_name in REFUSABLE and is_client_error and not over_quota(error)
+
+
+def cause(reason: str) -> str:
+    """What AWS said without ids and numbers: a request's id or a quota's use change, the cause does not."""
+    return re.sub(r"[0-9]+", "#", re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "#", reason))
+
+
 def is_gone(error: ClientError) -> bool:
     """Whether S3 says that the object does not exist.
 
@@ -874,11 +901,16 @@ def is_gone(error: ClientError) -> bool:
     return error_code(error) in ("NoSuchKey", "NoSuchVersion", "404")
 
 
-def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
-    """The keys under a prefix that sort after prefix + start_after."""
+def list_objects(bucket: str, prefix: str, start_after: str = "") -> Iterator[dict[str, Any]]:
+    """The objects under a prefix whose keys sort after prefix + start_after: Key, ETag, Size and LastModified."""
     pages = client("s3").get_paginator("list_objects_v2")
     for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=prefix + start_after):
-        yield from (item["Key"] for item in page.get("Contents", []))
+        yield from page.get("Contents", [])
+
+
+def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
+    """The keys under a prefix that sort after prefix + start_after."""
+    return (item["Key"] for item in list_objects(bucket, prefix, start_after))
 
 
 def look_back() -> str:

@@ -11,8 +11,8 @@ so they hold exactly, however many invocations run at once. A job's entry in it 
 
   state   meaning                            next state, and when
   (none)  not tried yet, or over             held: its turn has come and there is room (take_slot)
-  held    has a slot: starting or running    ended: SageMaker says so (free_slots); (none): no quota (note_refusal);
-                                             failed: refused (note_refusal), or not there when its lease expired
+  held    has a slot: starting or running    ended: SageMaker says so (free_slots); (none): no quota (note_failure);
+                                             failed: refused (note_failure), or not there when its lease expired
   ended   its start may not be recorded yet  (none): its lease has expired (free_slots)
   failed  could not be started               held: tried again (take_slot), until it is given up (give_up);
                                              (none): LOOK_BACK_DAYS later (free_slots)
@@ -42,9 +42,12 @@ from typing import Any, NotRequired, TypedDict, TypeVar
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 LEDGER_KEY = "slots/training.json"
+UPLOAD_CLAIM_PREFIX = "claims/snapshot/upload-"
+# S3 delivers an event within seconds. An upload that nobody claimed for this long is adopted by the sweep.
+EVENT_SECONDS = 10 * 60
 PREFLIGHT_BYTES = 1024 * 1024
 DAY_SECONDS = 24 * 60 * 60
 # Races for the ledger lost in a row before the invocation fails and Lambda retries it.
@@ -53,6 +56,8 @@ LEDGER_TRIES = 200
 # What the line of uploads can wait for.
 A_SLOT, THE_NEXT_DAY, RESUME = "a slot", "the next day", "resume"
 QUOTA, QUOTA_ABOVE_0 = "quota", "a quota above 0"
+# What can become of a job whose turn it is, besides waiting.
+STARTED, REFUSED = "started", "refused"
 
 # The training program's last line is "hold-out:  accuracy 0.9812  macro_f1 ..."; SageMaker charts what these find.
 METRIC_DEFINITIONS = [
@@ -117,6 +122,14 @@ EMAILS = {
         "What next: fix the cause if it is on your side (an internal error of AWS is not). Then run:\n\n"
         "  make retrain JOB={job}\n\nThe data is kept. The live model, if there is one, is not affected.",
     ),
+    REFUSED: training_email(
+        "waiting",
+        "Training not started: {model}: AWS refused it ({file})",
+        "No training job was started for this upload yet. Its data is kept, and so is its place in the line.",
+        "Why: AWS refused to start the training job. AWS said: {reason}",
+        "What next: {advice}\nThe upload is retried by itself, {tries} times within about a day: it needs no second "
+        "upload. The live model is not affected.",
+    ),
     A_SLOT: waiting(
         "every training slot is taken: max_concurrent_training_jobs is {config.max_concurrent_training_jobs}.",
         "nothing to do. Training starts by itself when a slot is free; the oldest upload goes first.",
@@ -140,6 +153,15 @@ EMAILS = {
         "training_instance_type to a type whose quota is above 0, and deploy. The upload is retried every hour.",
         "Training not started: {model}: instance quota is 0",
     ),
+}
+
+# What to do about a refusal, by what AWS says.
+TRAINING_ADVICE = {
+    "not available in this region": "set training_instance_type in Terraform to a type of this region, and apply.",
+    r"[Ii]mage|[Rr]epository": "set training_image in Terraform to an image that exists in this region, and apply.",
+    r"not authorized|[Aa]ssume|[Aa]ccess ?denied": "run make deploy, which restores the stack's roles. If AWS refuses "
+    "it again, ask whoever manages the account: a policy of theirs may deny it.",
+    "": "fix what AWS names: change that variable in Terraform, and apply.",
 }
 
 
@@ -176,12 +198,27 @@ GivenUp = TypedDict("GivenUp", {"schema": int, "job": str, "tries": int, "at": s
 # data/snapshots/<job>/waiting.json: the upload joined the line; for: what that waited for then (A_SLOT, ...).
 Waiting = TypedDict("Waiting", {"schema": int, "job": str, "model": str, "for": str, "at": str})
 
-# The parts of the ledger: a job's entry; SageMaker's refusals for want of quota since a job last ended; the jobs that
-# count against the daily limit (of a date in UTC); and the last email that the line waits, which is leased until done.
-Slot = TypedDict("Slot", {"state": str, "by": str, "at": str, "tries": int, "reason": NotRequired[str]})
+# Parts of the ledger: SageMaker's refusals for want of quota since a job last ended; the jobs that count against the
+# daily limit (of a date in UTC); and the last email that the line waits, which is leased until done.
 Quota = TypedDict("Quota", {"name": str, "instance_type": str, "tries": int, "at": str, "reason": str, "is_0": bool})
 Starts = TypedDict("Starts", {"date": str, "jobs": list[str]})
 LineEmail = TypedDict("LineEmail", {"by": str, "at": str, "done": bool})
+
+
+# claims/snapshot/upload-<hash of key and ETag>.json: the jobs of an upload's versions ("": none), by whoever saw them
+# first, their event or the sweep.
+UploadClaim = TypedDict("UploadClaim", {"schema": int, "jobs": dict[str, str]})
+
+
+class Slot(TypedDict):
+    """A job's entry in the ledger."""
+
+    state: str
+    by: str
+    at: str
+    tries: int
+    reason: NotRequired[str]  # what AWS said last
+    emailed: NotRequired[str]  # the refusal that people were emailed: its cause
 
 
 class Ledger(TypedDict):
@@ -257,7 +294,14 @@ def parse_upload(event: Mapping[str, Any]) -> Source:
     except ValueError as error:
         raise EventError(f"the event's time is not ISO 8601: {text!r}") from error
     time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    # The same for every delivery of this event; names sort by time.
+    return upload_of(bucket, key, version_id, etag, sequencer, item.get("size", 0), time)
+
+
+def upload_of(
+    bucket: str, key: str, version_id: str | None, etag: str, sequencer: str, size: int, time: datetime
+) -> Source:
+    """The upload of an object; size in bytes. sequencer: "" where it is known from a listing, without an event."""
+    # The same for every delivery of an event; names sort by time.
     digest = hashlib.sha256(json.dumps([bucket, key, version_id or etag, sequencer]).encode()).hexdigest()
     folder, slash, _ = key.removeprefix(UPLOAD_PREFIX).partition("/")
     model = folder if slash else DEFAULT_MODEL
@@ -270,7 +314,7 @@ def parse_upload(event: Mapping[str, Any]) -> Source:
         "version_id": version_id,
         "etag": etag,
         "sequencer": sequencer,
-        "size": item.get("size", 0),
+        "size": size,
         "uploaded_at": time.isoformat(),
     }
 
@@ -325,11 +369,36 @@ def check_header(header: Sequence[str], text_column: str, label_column: str) -> 
 def handle_upload(upload: Source, config: Settings, request_id: str) -> str:
     """Take an upload as far as it goes now; returns the outcome in words."""
     # The order makes a crash harmless, here and below: do it, email it, write the record that says so.
-    bucket, job = config.bucket, upload["job"]
     if not upload["key"].lower().endswith(".csv"):
         return "ignored"  # a folder placeholder, a README
-    if exists(bucket, f"{SNAPSHOT_PREFIX}{job}/started.json"):
+    job = upload["job"] = claim_upload(config.bucket, upload)
+    if exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/started.json"):
         return "already started"
+    return keep_upload(upload, config, request_id) or start_waiting(config, request_id, own=job)
+
+
+def claim_key(key: str, etag: str) -> str:
+    """The claim on an upload's key and ETag, which is all that a listing of S3 says."""
+    return f"{UPLOAD_CLAIM_PREFIX}{hashlib.sha256(json.dumps([key, etag]).encode()).hexdigest()[:32]}.json"
+
+
+def claim_upload(bucket: str, upload: Source) -> str:
+    """The job of an upload: the one that was claimed for its version, or else its own, which is claimed now."""
+    claim, version = claim_key(upload["key"], upload["etag"]), upload["version_id"] or ""
+    for _ in range(LEDGER_TRIES):
+        found, etag = read_json(bucket, claim)
+        jobs: dict[str, str] = found["jobs"] if found else {}
+        if version in jobs:
+            return jobs[version]
+        record: UploadClaim = {"schema": SCHEMA, "jobs": jobs | {version: upload["job"]}}
+        if put_json(bucket, claim, record, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"})):
+            return upload["job"]
+    raise TimeoutError(f"{claim}: other invocations were faster {LEDGER_TRIES} times in a row; try again later")
+
+
+def keep_upload(upload: Source, config: Settings, request_id: str) -> str:
+    """Take the snapshot of an upload, or reject it; returns the outcome, "" when the snapshot is there."""
+    bucket, job = config.bucket, upload["job"]
     if exists(bucket, f"{REJECTED_PREFIX}{job}.json"):
         return "already rejected"
     if not exists(bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
@@ -343,7 +412,65 @@ def handle_upload(upload: Source, config: Settings, request_id: str) -> str:
             record: Rejection = {**upload, "reason": str(reason), "rejected_at": now().isoformat()}
             put_json(bucket, f"{REJECTED_PREFIX}{job}.json", record)
             return "rejected"
-    return start_waiting(config, request_id, own=job)
+    return ""
+
+
+def adopt_uploads(config: Settings, request_id: str) -> int:
+    """Take snapshots of the uploads whose event never came; returns how many there are now.
+
+    S3 sends no events for some minutes after they are switched on (S3 user guide, Enabling Amazon EventBridge). Their
+    event may still come: whoever claims an upload's version first names its job. One upload's error does not keep the
+    others waiting: the first error is raised after the last upload.
+    """
+    time, taken, errors = now(), 0, list[Exception]()
+    found = {
+        claim_key(item["Key"], item["ETag"].strip('"')): item
+        for item in list_objects(config.bucket, UPLOAD_PREFIX)
+        if item["Key"].lower().endswith(".csv")
+        and EVENT_SECONDS < (time - item["LastModified"]).total_seconds() < LOOK_BACK_DAYS * DAY_SECONDS
+    }
+    claims = list_objects(config.bucket, UPLOAD_CLAIM_PREFIX) if found else []
+    claimed_at = {item["Key"]: item["LastModified"] for item in claims}
+    earlier = {} if found.keys() <= claimed_at.keys() else earlier_uploads(config.bucket)
+    for claim, item in sorted(found.items(), key=lambda pair: pair[1]["LastModified"]):
+        claimed = claimed_at.get(claim)
+        if claimed and 0 <= (claimed - item["LastModified"]).total_seconds() <= EVENT_SECONDS:
+            continue  # its event came
+        try:
+            taken += adopt(config, item, earlier, request_id)
+        except (BotoCoreError, ClientError) as error:
+            log.exception("sweep: upload not adopted", extra={"key": item["Key"]})
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return taken
+
+
+def adopt(config: Settings, item: Mapping[str, Any], earlier: Mapping[tuple[str, str], str], request_id: str) -> bool:
+    """Take the snapshot of an object as it was listed, unless it was; True when it is a new one.
+
+    earlier: the jobs of uploads that versions without claims handled.
+    """
+    try:
+        head = client("s3").head_object(Bucket=config.bucket, Key=item["Key"], IfMatch=item["ETag"])
+    except ClientError as error:
+        if is_gone(error) or error_code(error) in ("PreconditionFailed", "412"):
+            return False  # deleted or replaced just now
+        raise
+    etag, version = item["ETag"].strip('"'), head.get("VersionId")
+    upload = upload_of(config.bucket, item["Key"], version, etag, "", head["ContentLength"], head["LastModified"])
+    upload["job"] = earlier.get((upload["key"], version or etag), upload["job"])
+    job = upload["job"] = claim_upload(config.bucket, upload)
+    if exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
+        return False
+    return not keep_upload(upload, config, request_id)
+
+
+def earlier_uploads(bucket: str) -> dict[tuple[str, str], str]:
+    """The jobs of the uploads since the look-back that were kept or rejected, by key and version (or ETag)."""
+    snapshots = (key for key in list_keys(bucket, SNAPSHOT_PREFIX, look_back()) if key.endswith("/source.json"))
+    records = (read_json(bucket, key)[0] for key in (*snapshots, *list_keys(bucket, REJECTED_PREFIX, look_back())))
+    return {(found["key"], found["version_id"] or found["etag"]): found["job"] for found in records if found}
 
 
 def take_snapshot(upload: Source, config: Settings) -> None:
@@ -404,10 +531,10 @@ def start_waiting(config: Settings, request_id: str, own: str = "", ended: str =
             return "already started"
         snapshots[own] = set()  # an event sent again: its job is older than the look-back, or was given up
     line = sorted(snapshots)
-    started, waiting, waits_for = list[str](), list[str](), RESUME
+    done, waiting, waits_for = dict[str, str](), list[str](), RESUME
     if not paused:
         give_up(config, ledger, line, request_id, own)
-        started, waits_for = start_in_turn(config, line, request_id, own)
+        done, waits_for = start_in_turn(config, line, request_id, own)
     if line and waits_for:
         # Another upload's own invocation says that it waits; where that died, the sweep does.
         newcomers = [job for job in line if "waiting.json" not in snapshots[job] and (sweep or job == own)]
@@ -415,9 +542,11 @@ def start_waiting(config: Settings, request_id: str, own: str = "", ended: str =
     elif ledger["oldest_waiting"]:
         update_ledger(config.bucket, lambda ledger: ledger.update({"oldest_waiting": ""}))
     if not own:
-        return f"started {len(started)}, waiting {len(waiting)}" + (f" for {waits_for}" if waiting else "")
-    if own in started:
-        return "started"
+        started, refused = (list(done.values()).count(what) for what in (STARTED, REFUSED))
+        text = f"started {started}, waiting {len(waiting)}" + (f" for {waits_for}" if waiting else "")
+        return text + (f", refused {refused}" if refused else "")
+    if own in done:
+        return done[own]
     return f"waiting for {waits_for}" if own in waiting else "in hand"
 
 
@@ -460,39 +589,54 @@ def give_up(config: Settings, ledger: Ledger, line: list[str], request_id: str, 
             put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/given_up.json", record)
 
 
-def start_in_turn(config: Settings, line: list[str], request_id: str, own: str) -> tuple[list[str], str]:
-    """Start jobs and take them out of the line while there is room; returns which, and what the others wait for."""
-    started: list[str] = []
+def start_in_turn(config: Settings, line: list[str], request_id: str, own: str) -> tuple[dict[str, str], str]:
+    """Start jobs and take them out of the line while there is room.
+
+    Returns those that were STARTED or REFUSED, and what the others wait for.
+    """
+    done: dict[str, str] = {}
     waits_for = ""
     while line and not waits_for:
         job, waits_for = update_ledger(config.bucket, lambda ledger: take_slot(ledger, line, config, request_id, own))
         if not job:
             break
-        waits_for = create_job(config, read_source(config.bucket, job))
-        if not waits_for:
-            started.append(job)
+        outcome = create_job(config, read_source(config.bucket, job))
+        if outcome in (STARTED, REFUSED):
+            done[job] = outcome
             line.remove(job)
-    return started, waits_for
+        else:
+            waits_for = outcome
+    return done, waits_for
 
 
 def create_job(config: Settings, source: Source) -> str:
-    """Create the training job, email it, record it; returns "", or which quota it waits for; raises what else fails."""
+    """Create the training job, email it, record it; returns STARTED, REFUSED, or which quota it waits for."""
     job, instance_type = source["job"], config.training_instance_type
     try:
         client("sagemaker").create_training_job(**training_job_request(config, source))
     except ClientError as error:
         # The name follows from the event: an existing job is this upload's, created by an attempt that crashed.
         if error_code(error) != "ResourceInUse":
-            note = functools.partial(note_refusal, job=job, error=error, instance_type=instance_type)
-            if waits_for := update_ledger(config.bucket, note):
-                return waits_for
+            if is_refused(error):
+                email_refusal(config, source, error_message(error))
+            note = functools.partial(note_failure, job=job, error=error, instance_type=instance_type)
+            if outcome := update_ledger(config.bucket, note):
+                return outcome
             raise
     log.info("training job created", extra={"training_job": job})
     instance = f"{instance_type}, at most {config.training_max_runtime_seconds / 3600:g} h"
     send("started", config, source, [("base model", config.base_model), ("instance", instance)])
     record: Started = {"schema": SCHEMA, "job": job, "started_at": now().isoformat()}
     put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/started.json", record)
-    return ""
+    return STARTED
+
+
+def email_refusal(config: Settings, source: Source, reason: str) -> None:
+    """Email that AWS refused a job, once for each cause. It still has its slot, so nobody else is at it."""
+    entry = read_ledger(config.bucket)[0]["jobs"].get(source["job"])
+    if entry is None or entry.get("emailed") != cause(reason):
+        advice = next(advice for said, advice in TRAINING_ADVICE.items() if re.search(said, reason))
+        send(REFUSED, config, source, [], reason=reason, advice=advice, tries=GIVE_UP_TRIES)
 
 
 def training_job_request(config: Settings, source: Source) -> dict[str, Any]:
@@ -532,7 +676,7 @@ def training_job_request(config: Settings, source: Source) -> dict[str, Any]:
         },
         "HyperParameters": config.hyperparameters | program,
         "InputDataConfig": channels,
-        "OutputDataConfig": {"S3OutputPath": f"s3://{config.bucket}/{RAW_MODEL_PREFIX}", **key},
+        "OutputDataConfig": {"S3OutputPath": f"s3://{config.bucket}/{RAW_MODEL_PREFIX.rstrip('/')}", **key},
         "ResourceConfig": {
             "InstanceType": config.training_instance_type,
             "InstanceCount": 1,
@@ -656,6 +800,8 @@ def take_slot(ledger: Ledger, line: Sequence[str], config: Settings, request_id:
             state = "held"
             ledger["day"]["jobs"] = sorted({*ledger["day"]["jobs"], job})
         jobs[job] = {"state": state, "by": request_id, "at": at, "tries": entry["tries"] + 1}
+        if "emailed" in entry:
+            jobs[job]["emailed"] = entry["emailed"]
         return job, ""
     return "", waits_for
 
@@ -671,25 +817,25 @@ def what_is_full(ledger: Ledger, job: str, config: Settings) -> str:
     return A_SLOT if held >= config.max_concurrent_training_jobs else ""
 
 
-def note_refusal(ledger: Ledger, job: str, error: ClientError, instance_type: str) -> str:
-    """Note that SageMaker did not create a job; returns the quota that it waits for, "" when it is not that.
+def note_failure(ledger: Ledger, job: str, error: ClientError, instance_type: str) -> str:
+    """Note that SageMaker did not create a job; returns the quota that it waits for, REFUSED, or "" when AWS failed.
 
     After a failure of AWS or a throttled call (an earlier try of the SDK), the job may exist, and keeps its slot.
     """
     entry, before, at, reason = ledger["jobs"][job], ledger["quota"], now().isoformat(), error_message(error)
-    if error_code(error) == "ResourceLimitExceeded":
+    if over_quota(error):
         give_slot_back(ledger, job)
         tries = before["tries"] + 1 if before and before["instance_type"] == instance_type else 1
         said = re.search(r"service limit '(.+?)' is (\d+)", reason)
         name, is_0 = (said[1], said[2] == "0") if said else (f"{instance_type} for training job usage", False)
         ledger["quota"] = Quota(name=name, instance_type=instance_type, tries=tries, at=at, reason=reason, is_0=is_0)
         return QUOTA_ABOVE_0 if is_0 else QUOTA
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-    if 400 <= status < 500 and error_code(error) != "ThrottlingException":
-        give_slot_back(ledger, job)
-        entry["state"] = "failed"
     ledger["jobs"][job] = entry | {"reason": reason}
-    return ""
+    if not is_refused(error):
+        return ""
+    give_slot_back(ledger, job)
+    ledger["jobs"][job] = entry | {"state": "failed", "reason": reason, "emailed": cause(reason)}
+    return REFUSED
 
 
 def give_slot_back(ledger: Ledger, job: str) -> None:
@@ -730,6 +876,8 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     config, (event, request_id) = settings(), unwrap(event, context)
     if event.get("source") == "sweep":
         job, outcome = "", start_waiting(config, request_id)
+        if outcome != "paused" and adopt_uploads(config, request_id):
+            outcome = start_waiting(config, request_id)
     elif event.get("source") == "aws.sagemaker":
         job, outcome = field(field(event, "detail", dict), "TrainingJobName", str), "not ours"
         if JOB_NAME.fullmatch(job) and exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
@@ -776,6 +924,11 @@ CONFLICT_TRIES, CONFLICT_PAUSE_SECONDS = 5, 0.2
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 COPY_PART_BYTES = 512 * 1024**2
 COPY_THREADS = 8
+# Seen in examples of CreateTrainingJob (amazon-sagemaker-examples#1001).
+NOT_IN_REGION = "is not available in this region"
+# The calls whose refusal is an outcome, which people are emailed.
+REFUSABLE = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint")
+THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS, MESSAGE_MAX_BYTES = 99, 262_144
 
@@ -865,6 +1018,23 @@ def error_message(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Message", ""))
 
 
+def over_quota(error: ClientError) -> bool:
+    """Whether a quota of the account is used up. The same code says that a region lacks an instance type."""
+    return error_code(error) == "ResourceLimitExceeded" and NOT_IN_REGION not in error_message(error)
+
+
+def is_refused(error: ClientError) -> bool:
+    """Whether SageMaker refuses to do what it is asked for: unlike its own faults, that does not pass by itself."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    is_client_error = 400 <= status < 500 and error_code(error) not in THROTTLED
+    return error.operation_name in REFUSABLE and is_client_error and not over_quota(error)
+
+
+def cause(reason: str) -> str:
+    """What AWS said without ids and numbers: a request's id or a quota's use change, the cause does not."""
+    return re.sub(r"[0-9]+", "#", re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "#", reason))
+
+
 def is_gone(error: ClientError) -> bool:
     """Whether S3 says that the object does not exist.
 
@@ -873,11 +1043,16 @@ def is_gone(error: ClientError) -> bool:
     return error_code(error) in ("NoSuchKey", "NoSuchVersion", "404")
 
 
-def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
-    """The keys under a prefix that sort after prefix + start_after."""
+def list_objects(bucket: str, prefix: str, start_after: str = "") -> Iterator[dict[str, Any]]:
+    """The objects under a prefix whose keys sort after prefix + start_after: Key, ETag, Size and LastModified."""
     pages = client("s3").get_paginator("list_objects_v2")
     for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=prefix + start_after):
-        yield from (item["Key"] for item in page.get("Contents", []))
+        yield from page.get("Contents", [])
+
+
+def list_keys(bucket: str, prefix: str, start_after: str = "") -> Iterator[str]:
+    """The keys under a prefix that sort after prefix + start_after."""
+    return (item["Key"] for item in list_objects(bucket, prefix, start_after))
 
 
 def look_back() -> str:

@@ -172,6 +172,7 @@ class LedgerJob(TypedDict):
     at: str  # of the last change
     tries: int
     reason: NotRequired[str]  # of a failed one: what AWS said
+    emailed: NotRequired[str]  # the refusal by AWS that people were emailed, without its ids and numbers
 
 
 class LedgerDay(TypedDict):
@@ -237,6 +238,16 @@ class Claim(TypedDict):
     by: NotRequired[str]  # Lambda's request id
     request_id: NotRequired[str]  # what schema 1 has in place of `by`
     at: str
+
+
+class UploadClaim(TypedDict):
+    """claims/snapshot/upload-<hash of key and ETag>.json: the jobs of an upload, by its version ("": none).
+
+    Whoever sees a version first, its event or the sweep, names its job. Written and read by the training orchestrator.
+    """
+
+    schema: int
+    jobs: dict[str, str]
 
 
 # --- what training and evaluation found --------------------------------------------------------------
@@ -386,6 +397,7 @@ class Deployment(TypedDict):
     started_at: str  # "" before that
     ended: NotRequired[str | None]  # the endpoint's last-modified time when the deployment was over; "" before
     checked: NotRequired[str]  # what came of the golden rows, for people
+    unanswered: NotRequired[int]  # invocations that asked them of a serverless endpoint and got no answer
     cleaned: NotRequired[bool]  # false: older models are still to be cleaned up after it
     deleted_by: Literal[
         "", "pipeline"

@@ -11,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 import mlops.target
+from fake_sagemaker import model_error, refusal
 from mlops import bucket
 from shell import FUNCTIONS, Shell
 from test_deployment_orchestrator import (
@@ -258,6 +259,49 @@ def endpoint_quota(world: World, handlers: Handlers) -> Event:
     return approval(FIRST)(world, handlers)
 
 
+def lost_upload(content: bytes) -> Callable[[World, Handlers], Event]:
+    """An upload whose event never came, after the time for it."""
+
+    def prepare(world: World, _: Handlers) -> Event:
+        world.upload("data/train/reviews/x.csv", content)
+        world.wait(minutes=11)
+        return SWEEP
+
+    return prepare
+
+
+def refused_upload(world: World, _: Handlers) -> Event:
+    """SageMaker refuses the job of every upload."""
+    text = "Requested image 123456789012.dkr.ecr.us-east-1.amazonaws.com/x:1 not found"
+    world.sagemaker.refusals["CreateTrainingJob"] = refusal("CreateTrainingJob", "ValidationException", text)
+    return upload_of_minute(world, 1)
+
+
+def refusal_mended(world: World, handlers: Handlers) -> Event:
+    handlers["training_orchestrator"].lambda_handler(refused_upload(world, handlers), Context("refused"))
+    world.sagemaker.refusals.clear()
+    return SWEEP
+
+
+def refused_model(world: World, handlers: Handlers) -> Event:
+    text = "Requested image 123456789012.dkr.ecr.us-east-1.amazonaws.com/x:1 not found"
+    world.sagemaker.refusals["CreateModel"] = refusal("CreateModel", "ValidationException", text)
+    return approval(FIRST)(world, handlers)
+
+
+def refused_model_mended(world: World, handlers: Handlers) -> Event:
+    handlers["deployment_orchestrator"].lambda_handler(refused_model(world, handlers), Context("refused"))
+    world.sagemaker.refusals.clear()
+    return SWEEP
+
+
+def config_in_use_deleted(world: World, handlers: Handlers) -> Event:
+    live(world, handlers)
+    world.sagemaker.configs.clear()
+    world.sagemaker.models.clear()
+    return approval(SECOND)(world, handlers)
+
+
 def settled(job: str, world: World, handlers: Handlers) -> None:
     """The model is in service, and that was told."""
     handlers["deployment_orchestrator"].lambda_handler(arrival(job)(world, handlers), Context(f"arrival of {job}"))
@@ -281,6 +325,25 @@ def right_answers(world: World, handlers: Handlers) -> Event:
     live(world, handlers)
     decide(world, SECOND)
     return arrival(SECOND)(world, handlers)
+
+
+def silent(invocations: int) -> Callable[[World, Handlers], Event]:
+    """The second model is up and does not answer, in this many invocations so far."""
+
+    def prepare(world: World, handlers: Handlers) -> Event:
+        sent = right_answers(world, handlers)
+        world.sagemaker.answers[SECOND] = model_error(0)
+        for number in range(invocations):
+            handlers["deployment_orchestrator"].lambda_handler(sent, Context(f"silent {number}"))
+        return sent
+
+    return prepare
+
+
+def answers_at_last(world: World, handlers: Handlers) -> Event:
+    sent = silent(5)(world, handlers)
+    world.sagemaker.answers.clear()
+    return sent
 
 
 def restored(world: World, handlers: Handlers) -> Event:
@@ -454,6 +517,9 @@ PATHS = {
     "right answers": Path("deployment_orchestrator", right_answers),
     "wrong answers": Path("deployment_orchestrator", wrong_answers),
     "wrong answers of the first model": Path("deployment_orchestrator", first_answers_wrongly),
+    "no answer yet": Path("deployment_orchestrator", silent(4)),
+    "no answer at all": Path("deployment_orchestrator", silent(5)),
+    "an answer at last": Path("deployment_orchestrator", answers_at_last),
     "restored": Path("deployment_orchestrator", restored),
     "failed update": Path("deployment_orchestrator", failed_update),
     "failed live endpoint": Path("deployment_orchestrator", failed_live_endpoint),
@@ -465,6 +531,14 @@ PATHS = {
     "bad artifact": Path("deployment_orchestrator", bad_artifact),
     "endpoint of another stack": Path("deployment_orchestrator", foreign_endpoint),
     "endpoint quota": Path("deployment_orchestrator", endpoint_quota),
+    "sweep: adopt": Path("training_orchestrator", lost_upload(b"text,label\na,b\n")),
+    "sweep: adopt, large": Path("training_orchestrator", lost_upload(b"text,label\na,b\n"), copy_in_parts=True),
+    "sweep: adopt and reject": Path("training_orchestrator", lost_upload(b"text;label\n")),
+    "refused": Path("training_orchestrator", refused_upload),
+    "refused, then mended": Path("training_orchestrator", refusal_mended),
+    "deployment refused": Path("deployment_orchestrator", refused_model),
+    "deployment refused, then mended": Path("deployment_orchestrator", refused_model_mended),
+    "config in use deleted": Path("deployment_orchestrator", config_in_use_deleted),
     "wait for the next day": Path("training_orchestrator", capped, environment=ONE_A_DAY),
     "the next day": Path("training_orchestrator", next_day, environment=ONE_A_DAY),
     "sweep: reject": Path("model_evaluator", lost_event_of(completed(accuracy=0.1))),

@@ -26,6 +26,14 @@ from world import HANDLERS, Context, Interruption, World
 BETWEEN_SWEEPS_MINUTES = 21
 SWEEP = {"source": "sweep"}
 JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+# What SageMaker denies is no fault but an outcome: people are emailed once, and it is retried.
+REFUSED = {
+    "CreateTrainingJob": "Training not started",
+    "CreateModel": "Deployment waiting",
+    "CreateEndpointConfig": "Deployment waiting",
+    "CreateEndpoint": "Deployment waiting",
+    "UpdateEndpoint": "Deployment waiting",
+}
 CASES = f"cases of (handler, path, call, fault) over {len(PATHS)} paths, all as undisturbed"
 
 
@@ -88,9 +96,15 @@ class Run:
         sent = self.world.emails()[self._emails_before :]
         return Counter(f"{email.subject} {'/'.join(JOB_NAME.findall(email.body)[:1])}" for email in sent)
 
-    def state(self, copies: bool = True) -> dict[str, Any]:
-        """What lasts; copies: with how often each approved model was written."""
+    def state(self, copies: bool = True, refused: bool = False) -> dict[str, Any]:
+        """What lasts; copies: with how often each approved model was written; refused: without what was emailed."""
         state = self.world.final_state()
+        for key, body in state["objects"].items() if refused else ():
+            if key.startswith("models/deployments/"):
+                del body["emails"]
+            if key == "slots/training.json":
+                for entry in body["jobs"].values():
+                    entry.pop("emailed", None)
         if not copies:
             objects = state["objects"].items()
             state["objects"] = {key: body[0] if isinstance(body, tuple) else body for key, body in objects}
@@ -146,6 +160,8 @@ def test_a_fault_at_any_call_and_a_retry_end_as_if_nothing_had_happened(
     wrong = []
     for call, operation in enumerate(undisturbed.calls):
         for fault in faults_of(operation):
+            if fault.name == "access denied" and operation in REFUSED:
+                continue
             run = start()
             run.interrupt(call, partial(fault.strike, operation), fault.after_the_effect)
             went_well = run.attempt()
@@ -166,6 +182,51 @@ def test_a_fault_at_any_call_and_a_retry_end_as_if_nothing_had_happened(
                 wrong.append(f"call {call}: {operation}: {fault.name}: {run.difference(undisturbed.run, copies)}")
             count({CASES: 1, f"{CASES}: {fault.name}": 1})
     assert not wrong, "\n".join(wrong)
+
+
+# Here others wait for the turn of an upload that is refused, and one of them takes it.
+LINES = ("next in line", "wait for quota", "quota of 0 while waiting", "the next day")
+
+
+@pytest.mark.parametrize("start", LINES, indirect=True)
+def test_a_refusal_gives_the_turn_to_the_next_in_line_and_loses_nothing(
+    start: Callable[[], Run], undisturbed: Undisturbed, count: Callable[..., None]
+) -> None:
+    call = undisturbed.calls.index("CreateTrainingJob")
+    run = start()
+    run.interrupt(call, lambda: (_ for _ in ()).throw(answers("CreateTrainingJob")[2]("CreateTrainingJob")))
+    assert run.attempt()
+    run.finish()
+    refusals = [subject for subject in run.emails.elements() if "AWS refused it" in subject]
+    assert len(refusals) == 1
+    assert set(run.emails.values()) == {1}
+    jobs, snapshots = run.world.sagemaker.jobs, run.world.keys("data/snapshots/")
+    assert len(jobs) == len(undisturbed.run.world.sagemaker.jobs)
+    assert [key for key in snapshots if key.endswith("/source.json")] == [
+        key for key in undisturbed.run.world.keys("data/snapshots/") if key.endswith("/source.json")
+    ]
+    assert {key.split("/")[2] for key in snapshots if key.endswith("/started.json")} == jobs.keys()
+    assert not [key for key in snapshots if key.endswith("/given_up.json")]
+    count({CASES: 1, f"{CASES}: refused": 1})
+
+
+@pytest.mark.parametrize("start", [name for name in PATHS if name not in LINES], indirect=True)
+def test_a_refusal_at_any_call_is_emailed_once_and_ends_as_if_nothing_had_happened(
+    start: Callable[[], Run], undisturbed: Undisturbed, count: Callable[..., None]
+) -> None:
+    for call, operation in enumerate(undisturbed.calls):
+        if operation not in REFUSED:
+            continue
+        run = start()
+        run.interrupt(call, lambda operation=operation: (_ for _ in ()).throw(answers(operation)[2](operation)))
+        assert run.attempt(), f"call {call}: {operation}"
+        run.finish()
+        more = run.emails - undisturbed.emails
+        expected = undisturbed.run.state(refused=True)
+        assert run.state(refused=True) == expected, (call, operation, run.difference(undisturbed.run))
+        assert [subject.partition(":")[0] for subject in more.elements()] == [REFUSED[operation]], (call, operation)
+        assert not undisturbed.emails - run.emails, (call, operation)
+        count({CASES: 1, f"{CASES}: refused": 1})
 
 
 def die(run: Run, call: int, operation: str) -> None:

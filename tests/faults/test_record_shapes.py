@@ -29,6 +29,7 @@ DECLARED = {
         "LedgerDay": "Starts",
         "LedgerQuota": "Quota",
         "Sending": "LineEmail",
+        "UploadClaim": "UploadClaim",
     },
     "model_evaluator": {
         "Decision": "Decision",
@@ -50,7 +51,8 @@ KEYS = {
     r"models/decisions/[^/]+\.json": records.Decision,
     r"models/deployments/[^/]+\.json": records.Deployment,
     r"claims/tries/[^/]+\.json": records.Tries,
-    r"claims/(?!tries/)[^/]+/[^/]+\.json": records.Claim,
+    r"claims/snapshot/upload-[0-9a-f]{32}\.json": records.UploadClaim,
+    r"claims/(?!tries/)[^/]+/(?!upload-)[^/]+\.json": records.Claim,
 }
 # A state of the program, never written.
 ONLY_IN_MEMORY = {"new"}

@@ -85,6 +85,7 @@ class Version:
     body: bytes | None
     etag: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    modified: datetime = MODIFIED
 
 
 class FakeS3(Service):
@@ -98,6 +99,8 @@ class FakeS3(Service):
         super().__init__(around)
         self.meta = SimpleNamespace(events=HierarchicalEmitter())
         self.versions: dict[str, list[Version]] = {}
+        # What time it is, to the second; one thing for all that share the bucket.
+        self.clock: list[Callable[[], datetime]] = [lambda: MODIFIED]
         self._bucket = bucket
         self._uploads: dict[str, tuple[Request, dict[int, bytes]]] = {}
         self._number = itertools.count(1)
@@ -163,7 +166,8 @@ class FakeS3(Service):
 
     def _write(self, request: Request, body: bytes | None, etag: str = "") -> Version:
         etag = etag or hashlib.md5(body or b"", usedforsecurity=False).hexdigest()
-        version = Version(f"version-{next(self._number):08}", body, etag, request.get("Metadata", {}))
+        modified = self.clock[0]().replace(microsecond=0)
+        version = Version(f"version-{next(self._number):08}", body, etag, request.get("Metadata", {}), modified)
         self.versions.setdefault(request["Key"], []).append(version)
         return version
 
@@ -191,7 +195,7 @@ class FakeS3(Service):
     def _head_object(self, request: Request) -> dict[str, Any]:
         found, body = self._readable("HeadObject", request)
         shown = {"ContentLength": len(body), "ETag": f'"{found.etag}"', "Metadata": found.metadata}
-        return shown | {"VersionId": found.id}
+        return shown | {"VersionId": found.id, "LastModified": found.modified}
 
     def _put_object(self, request: Request) -> dict[str, Any]:
         self._check_write("PutObject", request)
@@ -268,7 +272,7 @@ class FakeS3(Service):
                 items[f"{prefix}{rest}{delimiter}"] = None
             else:
                 shown = {"Key": key, "Size": len(last[0].body), "ETag": f'"{last[0].etag}"'}
-                items[key] = shown | {"LastModified": MODIFIED}
+                items[key] = shown | {"LastModified": last[0].modified}
         page = list(items.items())[: request.get("MaxKeys", PAGE_KEYS)]
         answer: dict[str, Any] = {"IsTruncated": len(page) < len(items), "KeyCount": len(page)}
         contents = [item for _, item in page if item is not None]

@@ -88,6 +88,8 @@ class FakeSageMaker:
         self.meta = SimpleNamespace(region_name=region)
         self.training_quota: int | None = None
         self.endpoint_quota_message = ""
+        # By operation: what AWS refuses until the test takes it out.
+        self.refusals: dict[str, Exception] = {}
         self.before_create: Callable[[str], None] | None = None
         self.jobs: dict[str, dict[str, Any]] = {}
         self.models: dict[str, dict[str, Any]] = {}
@@ -118,6 +120,8 @@ class FakeSageMaker:
             def checked() -> dict[str, Any]:
                 check_request(operation, request)
                 record(service, operation, request)
+                if operation in self.refusals:
+                    raise self.refusals[operation]
                 return effect(self, request)
 
             answer: dict[str, Any] = take_effect(self._around(operation), checked)

@@ -10,7 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,7 +70,15 @@ def sweep(run: Callable[..., str]) -> Callable[..., str]:
 
 
 @pytest.fixture
-def live(world: World, approve: Callable[..., dict[str, Any]], run: Callable[..., str]) -> str:
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What endpoints run on, where a test does not say: serverless."""
+    value = str(getattr(request, "param", "serverless"))
+    monkeypatch.setenv("ENDPOINT_TYPE", value)
+    return value
+
+
+@pytest.fixture
+def live(world: World, kind: str, approve: Callable[..., dict[str, Any]], run: Callable[..., str]) -> str:
     """The config of the first model, in service and told so; the mailbox holds its two emails."""
     run(approve(FIRST))
     world.sagemaker.come_up(ENDPOINT)
@@ -827,12 +835,17 @@ WRONG = {
     "another score": ("ham", 0.8),
     "an answer of another form": ("ham", "much"),
     "an exception in the model's code": model_error(400),
-    "a server error that lasts": model_error(500),
-    "a time-out that lasts": model_error(0),
 }
+# On a serverless endpoint, these may be a cold start.
+WRONG_ON_INSTANCES = {"a server error that lasts": model_error(500), "a time-out that lasts": model_error(0)}
 
 
-@pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    [("serverless", answer) for answer in WRONG.values()] + [("instance", one) for one in WRONG_ON_INSTANCES.values()],
+    ids=[*WRONG, *WRONG_ON_INSTANCES],
+    indirect=["kind"],
+)
 def test_a_model_that_answers_wrongly_is_taken_back_and_the_one_before_restored(
     run: Callable[..., str], world: World, live: str, second_comes_up: Callable[[], str], answer: Any
 ) -> None:
@@ -874,12 +887,17 @@ def test_a_first_model_that_answers_wrongly_is_told_as_failed_and_its_endpoint_d
 PASSING = {
     "throttling": ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, "InvokeEndpoint"),
     "a cold start": ClientError({"Error": {"Code": "ModelNotReadyException", "Message": "Wait"}}, "InvokeEndpoint"),
-    "a time-out at first": model_error(0),
-    "a server error at first": model_error(503),
 }
+PASSING_ON_INSTANCES = {"a time-out at first": model_error(0), "a server error at first": model_error(503)}
 
 
-@pytest.mark.parametrize("error", PASSING.values(), ids=PASSING)
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("serverless", error) for error in PASSING.values()]
+    + [("instance", one) for one in PASSING_ON_INSTANCES.values()],
+    ids=[*PASSING, *PASSING_ON_INSTANCES],
+    indirect=["kind"],
+)
 def test_a_failure_that_may_pass_is_no_verdict(
     run: Callable[..., str],
     world: World,
@@ -898,6 +916,91 @@ def test_a_failure_that_may_pass_is_no_verdict(
     del world.sagemaker.answers[SECOND]
     assert run() == "in service"
     assert record_of(world, SECOND)["state"] == "confirmed"
+
+
+def cold(world: World, deployer: ModuleType, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """The second model answers this long after it is asked first; until then it is asked for 60 seconds in vain."""
+    ready = world.time + timedelta(seconds=seconds)
+    ask = world.sagemaker.runtime.invoke_endpoint
+
+    def invoke(**request: Any) -> dict[str, Any]:
+        if "EndpointConfigName" in world.sagemaker.endpoints[ENDPOINT] and world.time < ready:
+            world.time = min(world.time + timedelta(seconds=60), max(ready, world.time))
+            if world.time < ready:
+                raise model_error(0)
+        return dict(ask(**request))
+
+    monkeypatch.setattr(deployer, "now", world.now)
+    world.sagemaker.clock = world.now
+    monkeypatch.setattr(deployer, "runtime", lambda: SimpleNamespace(invoke_endpoint=invoke))
+
+
+@pytest.mark.parametrize("seconds", [70, 170])
+def test_a_cold_start_of_minutes_is_confirmed_in_the_invocation_that_asks(
+    world: World,
+    live: str,
+    second_comes_up: Callable[[], str],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: int,
+) -> None:
+    cold(world, deployer, monkeypatch, seconds)
+    assert second_comes_up() == "in service"
+    assert record_of(world, SECOND)["state"] == "confirmed"
+    assert "20 of 20 answered as in training" in world.emails()[-1].body
+    assert subjects(world)[2:] == ["Deployment started", "Deployment successful"]
+
+
+@pytest.mark.parametrize("status", [0, 500, 503])
+def test_a_serverless_model_that_does_not_answer_is_asked_again_by_the_next_event_and_nothing_is_raised(
+    run: Callable[..., str], world: World, live: str, second_comes_up: Callable[[], str], status: int
+) -> None:
+    world.sagemaker.answers[SECOND] = model_error(status)
+    assert second_comes_up() == "under way"
+    for number in range(4):
+        assert run({"source": "sweep"}, f"sweep {number}") == "1 models swept"
+    assert record_of(world, SECOND)["state"] == "started"
+    assert record_of(world, SECOND)["unanswered"] == 5
+    assert subjects(world)[2:] == ["Deployment started"]
+    del world.sagemaker.answers[SECOND]
+    assert run() == "in service"
+    assert record_of(world, SECOND)["state"] == "confirmed"
+
+
+def test_a_serverless_model_that_answers_in_none_of_six_invocations_is_taken_back(
+    run: Callable[..., str], world: World, live: str, second_comes_up: Callable[[], str], deployer: ModuleType
+) -> None:
+    world.sagemaker.answers[SECOND] = model_error(0)
+    second_comes_up()
+    for number in range(deployer.UNANSWERED_MAX - 1):
+        assert record_of(world, SECOND)["state"] == "started"
+        run(request_id=f"event {number}")
+    assert record_of(world, SECOND)["state"] == "rolled back"
+    assert "the new model does not answer. SageMaker said: Your invocation timed out" in world.emails()[-1].body
+
+
+def test_an_endpoint_is_asked_only_while_the_function_has_time_for_the_answer(
+    world: World, live: str, second_comes_up: Callable[[], str], deployer: ModuleType
+) -> None:
+    world.sagemaker.answers[SECOND] = model_error(0)
+    second_comes_up()
+    asked = world.around.calls.count("InvokeEndpoint")
+    deployer.lambda_handler(world.endpoint_event(), Context("late", remaining_milliseconds=90_000))
+    assert world.around.calls.count("InvokeEndpoint") == asked
+    assert record_of(world, SECOND)["unanswered"] == 1
+
+
+def test_a_serverless_model_has_minutes_to_load(
+    deployer: ModuleType, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments = []
+    for kind in ("serverless", "instance"):
+        monkeypatch.setenv("ENDPOINT_TYPE", kind)
+        deployer.settings.cache_clear()
+        record = deployer.new_record(deployer.settings(), "default", FIRST, "etag", 1)
+        environments.append(record.requests["model"]["PrimaryContainer"]["Environment"])
+    assert environments[0].get("SAGEMAKER_MODEL_SERVER_TIMEOUT") == "300"
+    assert "SAGEMAKER_MODEL_SERVER_TIMEOUT" not in environments[1]
 
 
 DENIED = refusal("InvokeEndpoint", "AccessDeniedException", "not authorized to perform: sagemaker:InvokeEndpoint", 403)
@@ -1171,7 +1274,7 @@ def test_the_table_of_states_is_closed_and_what_is_never_tried_again_ends_there(
 
 
 def test_a_move_that_the_table_does_not_have_is_refused(deployer: ModuleType, world: World, live: str) -> None:
-    step = deployer.Step(deployer.settings(), "default", "request")
+    step = deployer.Step(deployer.settings(), "default", "request", lambda: 300_000)
     record = deployer.read_record(BUCKET, f"models/deployments/{live}.json")
     before = world.final_state()
     with pytest.raises(ValueError, match="no move from 'confirmed' to 'started'"):
@@ -1284,6 +1387,106 @@ def test_a_quota_is_waited_for_without_end_at_every_event_first_and_once_an_hour
     world.wait(hours=1)
     sweep()
     assert subjects(world) == ["Deployment waiting", "Deployment started"]
+
+
+REFUSALS = {
+    "a missing image": (
+        "CreateModel",
+        refusal("CreateModel", "ValidationException", "Requested image x/pytorch:v2 not found."),
+        "Set inference_image",
+    ),
+    "no role to assume": (
+        "CreateModel",
+        refusal("CreateModel", "ValidationException", "Could not access model data. Could not assume role x"),
+        "Run make deploy",
+    ),
+    "a denied config": (
+        "CreateEndpointConfig",
+        refusal("CreateEndpointConfig", "AccessDeniedException", "User: x is not authorized to perform: x"),
+        "Run make deploy",
+    ),
+    "no such type in the region": (
+        "CreateEndpoint",
+        refusal("CreateEndpoint", "ResourceLimitExceeded", "endpoint/ml.x is not available in this region"),
+        "Set endpoint_instance_type",
+    ),
+    "an update that is refused": (
+        "UpdateEndpoint",
+        refusal("UpdateEndpoint", "ValidationException", "One or more variants are not valid"),
+        "Change what AWS names",
+    ),
+}
+
+
+@pytest.mark.parametrize(("operation", "error", "advice"), REFUSALS.values(), ids=REFUSALS)
+def test_a_refusal_is_emailed_once_in_awss_words_retried_hourly_and_ends_with_its_cause(
+    sweep: Callable[..., str],
+    run: Callable[..., str],
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    deployer: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    error: ClientError,
+    advice: str,
+) -> None:
+    monkeypatch.setattr(deployer, "now", world.now)
+    if operation == "UpdateEndpoint":
+        run(approve(FIRST))
+        world.sagemaker.come_up(ENDPOINT)
+        run()
+    before = len(world.emails())
+    world.sagemaker.refusals[operation] = error
+    assert run(approve(SECOND)) == "waiting"
+    hours = 3 * 24
+    for _ in range(hours * 4):
+        world.wait(minutes=15)
+        sweep()
+    assert deployer.EAGER_TRIES <= world.around.calls.count(operation) <= deployer.EAGER_TRIES + hours
+    assert subjects(world)[before:] == ["Deployment waiting"]
+    email = world.emails()[-1]
+    assert f"AWS said: {error.response['Error']['Message']}\n{advice}" in email.body
+    assert record_of(world, SECOND)["reason"] in email.body
+    del world.sagemaker.refusals[operation]
+    world.wait(hours=2)
+    sweep()
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "in service"
+    assert subjects(world)[before:] == ["Deployment waiting", "Deployment started", "Deployment successful"]
+
+
+@pytest.mark.parametrize("kind", ["serverless", "instance"])
+def test_an_endpoint_config_in_use_that_somebody_deleted_is_created_again_and_the_update_goes_on(
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    run: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setenv("ENDPOINT_TYPE", kind)
+    run(approve(FIRST))
+    world.sagemaker.come_up(ENDPOINT)
+    run()
+    live = served(world)
+    before = (dict(world.sagemaker.configs), dict(world.sagemaker.models))
+    world.sagemaker.configs.clear()
+    world.sagemaker.models.clear()
+    assert run(approve(SECOND)) == "started"
+    assert world.sagemaker.configs[live] == before[0][live]
+    assert before[1].items() <= world.sagemaker.models.items()
+    world.sagemaker.come_up(ENDPOINT)
+    assert run() == "in service"
+    assert subjects(world)[2:] == ["Deployment started", "Deployment successful"]
+
+
+def test_an_endpoint_config_in_use_that_nobody_recorded_is_waited_for(
+    world: World, live: str, approve: Callable[..., dict[str, Any]], run: Callable[..., str]
+) -> None:
+    world.sagemaker.endpoints[ENDPOINT]["EndpointConfigName"] = "made-by-hand"
+    world.put(f"models/deployments/{live}.json", world.record(f"models/deployments/{live}.json") | {"state": "removed"})
+    assert run(approve(SECOND)) == "waiting"
+    assert subjects(world)[2:] == ["Deployment waiting"]
+    assert "Somebody deleted that endpoint config. Create it again under the same name" in world.emails()[-1].body
 
 
 def test_after_any_number_of_refusals_one_attempt_that_fails_is_not_the_last(

@@ -450,6 +450,30 @@ def test_a_job_that_did_not_complete_is_emailed_with_its_reason(
     assert world.record(DECISION)["verdict"] == status.lower()
 
 
+@pytest.mark.parametrize(
+    ("reason", "is_awss"),
+    [
+        ("CapacityError: Unable to provision requested ML compute capacity. Please retry", True),
+        ("InternalServerError: We encountered an internal error.  Please try again.", True),
+        ("ClientError: Please use an instance type with more memory, or retry", False),
+        ("ClientError: Artifact upload failed: please retry", True),
+        ("ClientError: Data download failed. Please try again later", True),
+        ("AlgorithmError: ExitCode 1: the hub says: please retry", False),
+        ("ClientError: NoSuchKey", False),
+    ],
+)
+def test_only_a_failure_of_awss_own_says_that_nothing_is_wrong_with_the_data(
+    run: Callable[..., str], world: World, reason: str, is_awss: bool
+) -> None:
+    start_job(world)
+    world.sagemaker.end_job(JOB, "Failed", reason=reason)
+    run()
+    body = world.only_email().body
+    assert f"Why: {reason}\n" in body
+    assert (f"nothing is wrong with your data. Train on it again: make retrain JOB={JOB}." in body) == is_awss
+    assert ("upload the CSV again" in body) != is_awss
+
+
 def test_counts_of_millions_are_written_out(run: Callable[..., str], world: World) -> None:
     complete(world, tar_gz([metrics_file(train_examples=12_345_678)]), tar_gz([WEIGHTS]))
     run()

@@ -406,13 +406,15 @@ def test_a_sweep_over_a_healthy_system_makes_a_handful_of_calls_writes_nothing_a
     run(upload(world, 6))
     before, state, mails = len(world.around.calls), world.final_state(), len(world.emails())
     assert run(SWEEP) == "started 0, waiting 0"
-    assert world.around.calls[before:] == ["HeadObject", "GetObject", "DescribeTrainingJob", "ListObjectsV2"]
+    # The last one looks for uploads whose event never came.
+    calls = ["HeadObject", "GetObject", "DescribeTrainingJob", "ListObjectsV2", "ListObjectsV2"]
+    assert world.around.calls[before:] == calls
     assert (world.final_state(), len(world.emails())) == (state, mails)
 
 
 def test_a_sweep_over_a_new_stack_is_silent(run: Callable[..., str], world: World) -> None:
     assert run(SWEEP) == "started 0, waiting 0"
-    assert world.around.calls == ["HeadObject", "GetObject", "ListObjectsV2"]
+    assert world.around.calls == ["HeadObject", "GetObject", "ListObjectsV2", "ListObjectsV2"]
     assert world.keys() == []
 
 
@@ -435,14 +437,11 @@ def refused_upload(run: Callable[..., str], world: World) -> str:
 def test_what_cannot_be_started_is_tried_a_bounded_number_of_times_then_given_up_with_one_email(
     run: Callable[..., str], world: World, training: ModuleType, refused_upload: str
 ) -> None:
-    failures = 0
+    refused = 0
     for _ in range(200):
-        try:
-            run(SWEEP)
-        except ClientError:
-            failures += 1
+        refused += run(SWEEP).endswith(", refused 1")
         world.wait(minutes=15)
-    assert failures == training.GIVE_UP_TRIES
+    assert refused == training.GIVE_UP_TRIES
     assert world.around.calls.count("CreateTrainingJob") == training.GIVE_UP_TRIES
     email = world.emails()[-1]
     assert email.subject == "Training given up: default (1.csv)"
@@ -450,7 +449,11 @@ def test_what_cannot_be_started_is_tried_a_bounded_number_of_times_then_given_up
     assert (
         f"AWS did not start it in {training.GIVE_UP_TRIES} tries. Its last answer: Could not assume role" in email.body
     )
-    assert len(world.emails()) == 2
+    assert subjects(world) == [
+        "Training waiting: default (1.csv)",
+        "Training not started: default: AWS refused it (1.csv)",
+        "Training given up: default (1.csv)",
+    ]
     given_up = world.record(f"data/snapshots/{refused_upload}/given_up.json")
     assert (given_up["tries"], given_up["reason"]) == (training.GIVE_UP_TRIES, "Could not assume role")
 
@@ -459,13 +462,58 @@ def test_what_cannot_be_started_keeps_nobody_waiting(
     run: Callable[..., str], world: World, limit: Callable[..., None], refused_upload: str
 ) -> None:
     limit(jobs=1)
-    with pytest.raises(ClientError):
-        run(SWEEP)
+    assert run(SWEEP) == "started 0, waiting 0, refused 1"
     assert run(upload(world, 2)) == "started"
     assert minutes(world) == [2]
     world.sagemaker.before_create = None
     assert run(end(world, 2)) == "started 1, waiting 0"
     assert refused_upload in world.sagemaker.jobs
+
+
+def test_a_refusal_is_emailed_again_only_when_its_words_change(
+    run: Callable[..., str], world: World, refused_upload: str
+) -> None:
+    def say(text: str) -> None:
+        world.sagemaker.before_create = lambda _: (_ for _ in ()).throw(
+            refusal("CreateTrainingJob", "ValidationException", text)
+        )
+
+    for said in (
+        "No image (request 0a1b2c3d-0000-4000-8000-0123456789ab, try 1)",
+        "No image (request ffffffff-0000-4000-8000-0123456789ab, try 22)",
+        "No such key",
+        "No such key",
+    ):
+        say(said)
+        assert run(SWEEP) == "started 0, waiting 0, refused 1"
+    assert [email.body.partition("AWS said: ")[2].partition("\n")[0] for email in world.emails()[1:]] == [
+        "No image (request 0a1b2c3d-0000-4000-8000-0123456789ab, try 1)",
+        "No such key",
+    ]
+
+
+def test_a_refused_upload_starts_by_itself_once_the_cause_is_gone(
+    run: Callable[..., str], world: World, refused_upload: str
+) -> None:
+    for _ in range(2):
+        run(SWEEP)
+    world.sagemaker.before_create = None
+    assert run(SWEEP) == "started 1, waiting 0"
+    assert world.around.calls.count("CreateTrainingJob") == 3
+    assert subjects(world)[1:] == [
+        "Training not started: default: AWS refused it (1.csv)",
+        "Training started: default (1.csv)",
+    ]
+
+
+def test_while_a_refusal_is_emailed_nobody_else_tries_the_upload(run: Callable[..., str], world: World) -> None:
+    sent = upload(world, 1)
+    world.sagemaker.refusals["CreateTrainingJob"] = refusal("CreateTrainingJob", "ValidationException", "No image")
+    outcomes: list[str] = []
+    world.around.interruption = Interruption("Publish", lambda: outcomes.append(run(sent, "another")))
+    assert run(sent, "first") == "refused"
+    assert outcomes == ["in hand"]
+    assert len(world.emails()) == 1
 
 
 def test_the_event_of_an_upload_that_was_given_up_can_be_sent_again(
@@ -553,7 +601,8 @@ class OneAtATime:
         """Straight from memory: every invocation lists up to 800 keys."""
         with self._lock:
             keys = sorted(self._world.stored_keys())
-        return [{"Contents": [{"Key": key} for key in keys if key.startswith(Prefix) and key > StartAfter]}]
+        found = [key for key in keys if key.startswith(Prefix) and key > StartAfter]
+        return [{"Contents": [{"Key": key, "ETag": '""', "LastModified": self._world.time} for key in found]}]
 
 
 class Day:

@@ -362,7 +362,7 @@ def test_the_job_request_is_what_the_training_program_is_promised(
     assert channel["ChannelName"] == "train"
     assert channel["ContentType"] == "text/csv"
     assert channel["DataSource"]["S3DataSource"]["S3Uri"] == f"s3://{BUCKET}/data/snapshots/{name}/data.csv"
-    assert job["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/models/raw/"}
+    assert job["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/models/raw"}
     assert job["ResourceConfig"] == {"InstanceType": "ml.m5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 30}
     assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200}
     assert job["Environment"] == {
@@ -385,7 +385,7 @@ def test_with_an_own_key_the_model_is_written_under_it(
     monkeypatch.setenv("KMS_KEY_ARN", key)
     run(world.upload("data/train/x.csv"))
     (job,) = world.sagemaker.jobs.values()
-    assert job["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/models/raw/", "KmsKeyId": key}
+    assert job["OutputDataConfig"] == {"S3OutputPath": f"s3://{BUCKET}/models/raw", "KmsKeyId": key}
 
 
 def test_the_secret_of_a_hub_token_goes_to_the_job_by_name(
@@ -510,11 +510,53 @@ def test_the_email_on_a_quota_names_the_one_that_sagemaker_named(
     assert f"SageMaker said: {message}\n" in world.only_email().body
 
 
-def test_any_other_refusal_raises_and_tells_nobody(
+def test_a_request_that_sagemaker_refuses_is_an_outcome_in_its_own_words(
     run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRAINING_ROLE_ARN", "not-an-arn-but-long-enough")
-    with pytest.raises(ClientError, match="roleArn"):
+    assert run(world.upload("data/train/x.csv")) == "refused"
+    assert "roleArn" in world.only_email().body
+
+
+NOT_IN_REGION = "The requested resource training-job/ml.p2.xlarge is not available in this region"
+REFUSALS = {
+    "a missing image": ("ValidationException", "Requested image x/pytorch:9.9 not found.", "set training_image"),
+    "a call denied": ("AccessDeniedException", "User: x is not authorized to perform: x", "run make deploy"),
+    "no role to assume": ("ValidationException", "Could not assume role arn:aws:iam::1:role/x", "run make deploy"),
+    "no such type in the region": ("ResourceLimitExceeded", NOT_IN_REGION, "set training_instance_type"),
+    "anything else": ("ValidationException", "1 validation error detected", "fix what AWS names"),
+}
+
+
+@pytest.mark.parametrize(("code", "said", "advice"), REFUSALS.values(), ids=REFUSALS)
+def test_a_refusal_is_emailed_at_once_in_awss_words_with_what_to_do_and_gives_the_slot_back(
+    run: Callable[..., str], world: World, code: str, said: str, advice: str
+) -> None:
+    world.sagemaker.refusals["CreateTrainingJob"] = refusal("CreateTrainingJob", code, said)
+    assert run(world.upload("data/train/x.csv")) == "refused"
+    email = world.only_email()
+    assert email.subject == "Training not started: default: AWS refused it (x.csv)"
+    assert email.attributes["status"] == "waiting"
+    assert f"AWS said: {said}\n" in email.body
+    assert f"What next: {advice}" in email.body
+    ledger = world.record("slots/training.json")
+    assert [entry["state"] for entry in ledger["jobs"].values()] == ["failed"]
+    assert (ledger["day"]["jobs"], ledger["quota"]) == ([], None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        refusal("CreateTrainingJob", "ThrottlingException", "Rate exceeded"),
+        refusal("CreateTrainingJob", "InternalFailure", "An unknown error.", 500),
+    ],
+    ids=["throttled", "5xx"],
+)
+def test_a_fault_of_aws_is_raised_and_emailed_to_nobody(
+    run: Callable[..., str], world: World, error: ClientError
+) -> None:
+    world.sagemaker.refusals["CreateTrainingJob"] = error
+    with pytest.raises(ClientError):
         run(world.upload("data/train/x.csv"))
     assert world.emails() == []
 

@@ -82,7 +82,7 @@ ENVIRONMENT = {
     },
 }
 # What differs between two equal runs: times, request ids, the number of tries.
-VOLATILE = ("at", "by", "tries", "ended", "started_at", "decided_at", "rejected_at")
+VOLATILE = ("at", "by", "tries", "unanswered", "ended", "started_at", "decided_at", "rejected_at")
 GOOD_METRICS = {"accuracy": 0.9, "eval_loss": 0.3, "train_examples": 80, "holdout_examples": 20}
 CSV = b"text,label\nhello,ham\nwin a prize,spam\n"
 
@@ -281,6 +281,8 @@ class World:
         self.sagemaker = FakeSageMaker(REGION, DEFAULT_ACCOUNT_ID, self.around)
         self._uploads = 0
         self.time = datetime(2026, 11, 23, 12, 0, 5, tzinfo=UTC)
+        if isinstance(clients, FastClients):
+            clients.s3.clock[0] = lambda: self.time
 
     def now(self) -> datetime:
         """Stands in for now() of the handlers that compare times with those of uploads; no two moments are the same."""
