@@ -754,10 +754,6 @@ def new_record(config: Settings, model: str, job: str, etag: str, size: int) -> 
         f"{job}-{hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]}"
         for hashed in (parts, [*parts, capacity])
     )
-    if config.endpoint_type == "serverless":
-        # Seconds that loading may take, 60 by default (sagemaker_inference, environment.py): a cold start takes longer.
-        # It changes no answer, so it is left out of the names: what is deployed without it stays.
-        environment["SAGEMAKER_MODEL_SERVER_TIMEOUT"] = "300"
     location = f"s3://{config.bucket}/{key}"
     container = {"Image": config.inference_image, "ModelDataUrl": location, "Environment": environment}
     variants = [{"VariantName": "AllTraffic", "ModelName": model_name, **capacity}]

@@ -111,7 +111,7 @@ WORDINGS = {
     "To replace the live model although it scores better: raise champion_margin in Terraform, deploy, and upload the "
     "data again. Or upload it for a model of its own, to data/train/<name>/.\n",
     "no reason": "SageMaker gave no reason; see the job's log",
-    "AWS failed": "the fault is AWS's; nothing is wrong with your data. To train on it again, run: make retrain JOB={job}",
+    "AWS failed": "the fault is AWS's; nothing is wrong with your data. To train again, run: make retrain JOB={job}",
     "timed out": "it reached its time limit of {hours:g} h (training_max_runtime_seconds)",
     "stopped": "somebody stopped it",
     "deleted": "the training job is gone: somebody deleted it in SageMaker",
