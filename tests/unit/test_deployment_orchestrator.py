@@ -990,19 +990,6 @@ def test_an_endpoint_is_asked_only_while_the_function_has_time_for_the_answer(
     assert record_of(world, SECOND)["unanswered"] == 1
 
 
-def test_a_serverless_model_has_minutes_to_load(
-    deployer: ModuleType, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    environments = []
-    for kind in ("serverless", "instance"):
-        monkeypatch.setenv("ENDPOINT_TYPE", kind)
-        deployer.settings.cache_clear()
-        record = deployer.new_record(deployer.settings(), "default", FIRST, "etag", 1)
-        environments.append(record.requests["model"]["PrimaryContainer"]["Environment"])
-    assert environments[0].get("SAGEMAKER_MODEL_SERVER_TIMEOUT") == "300"
-    assert "SAGEMAKER_MODEL_SERVER_TIMEOUT" not in environments[1]
-
-
 DENIED = refusal("InvokeEndpoint", "AccessDeniedException", "not authorized to perform: sagemaker:InvokeEndpoint", 403)
 
 
