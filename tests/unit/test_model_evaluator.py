@@ -470,7 +470,7 @@ def test_only_a_failure_of_awss_own_says_that_nothing_is_wrong_with_the_data(
     run()
     body = world.only_email().body
     assert f"Why: {reason}\n" in body
-    assert (f"nothing is wrong with your data. Train on it again: make retrain JOB={JOB}." in body) == is_awss
+    assert (f"nothing is wrong with your data. To train again, run: make retrain JOB={JOB}\n" in body) == is_awss
     assert ("upload the CSV again" in body) != is_awss
 
 
