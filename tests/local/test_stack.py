@@ -287,7 +287,7 @@ def test_a_failing_terraform_is_shown_and_everything_is_stopped(folder: Path) ->
             lambda stage, text: stages.append((stage, text)),
             {"package_dir": "/p", "base_model": "tiny", "bucket_name": "Not A Bucket"},
         )
-    assert "bucket_name must follow S3's rules" in str(failed.value)
+    assert "bucket_name must follow S3's naming rules" in str(failed.value)
     assert str(folder / "logs" / "terraform.log") in str(failed.value)
     assert processes_with(str(folder)) == []
     assert stages[0] == ("local AWS", "starting the local AWS")
