@@ -306,7 +306,7 @@ def of_training(p: dict[str, Any]) -> Iterator[Need]:
     yield Need(
         role, "s3:GetObject", object_arn(*at_uri(p["HyperParameters"]["sagemaker_submit_directory"])), why, "roles"
     )
-    bucket, prefix = at_uri(p["OutputDataConfig"]["S3OutputPath"])
+    bucket, prefix = at_uri(p["OutputDataConfig"]["S3OutputPath"].rstrip("/") + "/")
     for name in ("model.tar.gz", "output.tar.gz"):
         output = object_arn(bucket, f"{prefix}{p['TrainingJobName']}/output/{name}")
         yield Need(role, "s3:PutObject", output, why, "roles")
