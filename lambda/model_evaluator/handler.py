@@ -499,14 +499,13 @@ def what_next(decision: Decision) -> str:
     """What people should do about a decision."""
     job, reason, newer = decision.job, decision.reason, max(decision.rivals, default="")
     is_worse = any(check.live is not None and not check.passed for check in decision.checks)
+    is_deleted = reason == WORDINGS["deleted"]
     kinds = {
         "approved": ["not newest" if newer > job else "newest"],
         "rejected": ["bad figures", *(["worse than live"] if is_worse else [])] if decision.checks else ["no model"],
         "stopped": ["too slow" if "training_max_runtime_seconds" in reason else "was stopped"],
-        "failed": ["AWS failed" if AWS_FAILED.match(reason) else "fix"],
+        "failed": ["was stopped" if is_deleted else "AWS failed" if AWS_FAILED.match(reason) else "fix"],
     }
-    if reason == WORDINGS["deleted"]:
-        kinds["failed"] = ["was stopped"]
     return "".join(WORDINGS[kind] for kind in kinds[decision.verdict]).format(newer=newer, job=job)
 
 
