@@ -243,9 +243,9 @@ def test_tick_over_a_healthy_system_writes_nothing_and_mails_nobody(
 
     def all_swept() -> bool:
         expected = {
-            "training": "sweep: started 0",
+            "training": "sweep event handled: started 0",
             "evaluator": "sweep: nothing undecided",
-            "deployer": "endpoint swept",
+            "deployer": "models swept",
         }
         return all(
             any(text in line for line in log_lines(pipeline, function, since)) for function, text in expected.items()
