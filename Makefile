@@ -135,7 +135,7 @@ test permissions: export RECORD_CALLS := build/calls
 .PHONY: test
 test: .venv/.training package ## All tests: unit, faults, local services, end to end with a tiny model
 	@rm -rf $(RECORD_CALLS)
-	@$(RUN) -m pytest tests -n 2 --dist loadfile --ignore tests/contract --ignore tests/toolkits
+	@$(RUN) -m pytest tests -n 3 --dist loadfile --ignore tests/contract --ignore tests/toolkits
 	@$(RUN) -m pytest tests/contract
 
 # AWS's own code has dependencies of its own, so it has an environment of its own.
