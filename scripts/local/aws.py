@@ -10,7 +10,7 @@ checked first: with another version of MiniStack it refuses to start.
 Settings from the environment (all optional): LAMBDA_ASYNC_RETRY_BASE_SECONDS, LAMBDA_ASYNC_WORKERS,
 S3_MAX_COPY_BYTES, MINISTACK_ACCOUNT_ID, MINISTACK_REGION, and RECORD_FUNCTION_CALLS, a folder in which the functions
 record their calls to AWS. Variables named AWS_ENDPOINT_URL_<SERVICE> reach the functions. All state is in memory and
-ends with the process.
+ends with the process. What tests change while it runs: POST /_local/s3-event-delay and /_local/s3-age (README.md).
 """
 
 from __future__ import annotations
