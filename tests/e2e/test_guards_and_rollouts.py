@@ -280,7 +280,7 @@ def test_upload_that_s3_sent_no_event_of_is_adopted_and_its_late_event_changes_n
 
     def handled() -> bool:
         lines = [line for line in log_lines(pipeline, "training", since) if '"aws.s3 event handled' in line]
-        assert all('"aws.s3 event handled: already started"' in line for line in lines)
+        assert all('"aws.s3 event handled: already started"' in line and job in line for line in lines)
         return len(lines) == 2
 
     pipeline.wait_for("both late events to be handled", handled)
