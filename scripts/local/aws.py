@@ -43,6 +43,7 @@ from xml.sax.saxutils import escape, unescape
 import boto3
 
 from local.invocations import DEFAULT_MAX_AGE_SECONDS, DEFAULT_RETRIES, Attempt, Invocation, InvocationQueue
+from local.sagemaker import callers
 
 MINISTACK_VERSION = "1.5.33"
 HOST = "127.0.0.1"
@@ -673,7 +674,30 @@ def patched_app(gateway: str) -> App:
     patch_copy_object()
     patch_described_alarms()
     app: App = ministack("app", app=("scope", "receive", "send")).app
-    return with_repeated_requests_logged(with_service_events(app))
+    return for_own_callers_only(
+        with_repeated_requests_logged(with_service_events(app)), int(gateway.rpartition(":")[2])
+    )
+
+
+def for_own_callers_only(app: App, port: int) -> App:
+    """Refuses what a web page sends, on every path, before anything else looks at it: see local.sagemaker.callers."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await app(scope, receive, send)
+            return
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        why = callers.refusal(headers, port)
+        if not why:
+            await app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "reason": why})
+        else:
+            kind = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": callers.FORBIDDEN, "headers": kind})
+            await send({"type": "http.response.body", "body": json.dumps({"message": why}).encode()})
+
+    return guarded
 
 
 def with_repeated_requests_logged(app: App) -> App:
