@@ -44,6 +44,7 @@ from xml.sax.saxutils import escape, unescape
 import boto3
 
 from local.invocations import DEFAULT_MAX_AGE_SECONDS, DEFAULT_RETRIES, Attempt, Invocation, InvocationQueue
+from local.sagemaker import callers
 
 MINISTACK_VERSION = "1.5.33"
 HOST = "127.0.0.1"
@@ -753,7 +754,8 @@ def patched_app(gateway: str) -> App:
     patch_described_alarms()
     app: App = ministack("app", app=("scope", "receive", "send")).app
     routes = {EVENTS_PATH: events_route(), S3_EVENT_DELAY_PATH: set_s3_event_delay, S3_AGE_PATH: s3_age_route()}
-    return with_repeated_requests_logged(with_routes(app, routes))
+    logged = with_repeated_requests_logged(with_routes(app, routes))
+    return for_own_callers_only(logged, int(gateway.rpartition(":")[2]))
 
 
 def with_repeated_requests_logged(app: App) -> App:

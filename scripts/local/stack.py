@@ -154,7 +154,10 @@ def up(
         "parallel_trainings": parallel_trainings,
         "pids": {"starter": identity(os.getpid())},
     }
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    # It holds people's texts. What the containers write in it has the modes that it has on AWS.
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    (folder / "logs").mkdir(exist_ok=True)
     create_record(stack)
     try:
         if beside is None:
