@@ -758,6 +758,27 @@ def patched_app(gateway: str) -> App:
     return for_own_callers_only(logged, int(gateway.rpartition(":")[2]))
 
 
+def for_own_callers_only(app: App, port: int) -> App:
+    """Refuses what a web page sends, on every path, before anything else looks at it: see local.sagemaker.callers."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await app(scope, receive, send)
+            return
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        why = callers.refusal(headers, port)
+        if not why:
+            await app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "reason": why})
+        else:
+            kind = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": callers.FORBIDDEN, "headers": kind})
+            await send({"type": "http.response.body", "body": json.dumps({"message": why}).encode()})
+
+    return guarded
+
+
 def with_repeated_requests_logged(app: App) -> App:
     """Logs what an SDK retries after an error or a lost answer: a retry can conflict with its first try."""
 

@@ -282,6 +282,16 @@ def test_a_service_that_does_not_start_is_named_with_its_log(folder: Path, monke
     assert not (folder / "stack.json").exists()
 
 
+def test_nobody_else_can_look_into_the_state_even_where_the_folder_was_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir(mode=0o755)
+    monkeypatch.setattr(stack, "PROGRAMS", {"aws": ["-c", "raise SystemExit(1)"], "sagemaker": ["-c", "pass"]})
+    with pytest.raises(stack.StackError):
+        stack.up(lambda stage, text: None, {"package_dir": "/p", "base_model": "tiny"})
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_service_that_never_answers_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sleeper = ["-c", "import time; time.sleep(600)"]
     monkeypatch.setattr(stack, "PROGRAMS", {"aws": sleeper, "sagemaker": sleeper})
