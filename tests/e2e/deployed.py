@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import package
 from local import stack
+from local.sagemaker.quotas import SERVERLESS_CONCURRENCY
 from mlops.target import Target, connect
 from tiny_model import WORDS, build_tiny_model
 
@@ -143,12 +145,14 @@ def deploy(folder: Path, variables: Mapping[str, Any], parallel_trainings: int =
     package.build(package.ROOT, folder / "build")
     before = os.environ.get("LOCAL_STATE")
     os.environ["LOCAL_STATE"] = str(folder / "state")
+    # Many models share this account; a young one would have room for five.
+    os.environ["LOCAL_SAGEMAKER_OPTIONS"] = shlex.join(["--quota", f"{SERVERLESS_CONCURRENCY}=1000"])
     own = {"base_model": str(base_model), "package_dir": str(folder / "build"), "hyperparameters": HYPERPARAMETERS}
     try:
         stack.up(variables={**own, **variables}, parallel_trainings=parallel_trainings)
         yield Pipeline(connect("local"))
     finally:
         stack.down()
-        del os.environ["LOCAL_STATE"]
+        del os.environ["LOCAL_SAGEMAKER_OPTIONS"], os.environ["LOCAL_STATE"]
         if before is not None:
             os.environ["LOCAL_STATE"] = before
