@@ -509,8 +509,8 @@ def clear_leftovers(report: Report) -> None:
 def remove_state(keep_logs: bool) -> None:
     """Removes the files of the local run, and no others."""
     folder = state_folder()
-    # After a crash, a serverless model may be there that its owner may not write, so not delete either.
-    subprocess.run(["chmod", "-R", "u+rwX", folder], check=False, stderr=subprocess.DEVNULL)
+    # A crash leaves folders of serverless models, which not even their owner may write, nor delete.
+    subprocess.run(["chmod", "-R", "u+rwX", folder / "sagemaker/servers"], check=False, stderr=subprocess.DEVNULL)
     for name in FOLDERS if keep_logs else (*FOLDERS, "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     record_file().unlink(missing_ok=True)
