@@ -54,6 +54,7 @@ def predict_fn(data, model):
         "write to HOME": outcome(lambda: (Path.home() / ".cache").mkdir()),
         "write to /tmp": outcome(lambda: (Path(tempfile.gettempdir()) / "new").write_text("")),
         "HF_HOME": os.environ.get("HF_HOME"),
+        "/tmp": tempfile.gettempdir(),
         "user": os.getuid(),
     }
 """
@@ -116,6 +117,8 @@ def test_serverless_container_writes_to_tmp_only(start: Start) -> None:  # noqa:
     server = start("--pass-env", "HF_HOME")  # noqa: F811
     serve_on(server, "strict", 5, RIGHTS)
     answer = server.ask("strict")
+    [folder] = (server.state / "servers").glob("strict.*")
+    assert answer["/tmp"] == f"{folder}/tmp"
     assert {name: answer[name] for name in ONLY_TMP} == ONLY_TMP
 
 
