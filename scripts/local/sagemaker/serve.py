@@ -288,7 +288,7 @@ class _Worker:
 
         What counts is what is resident, as in a container. The kernel's own limits count something else: RLIMIT_AS and
         RLIMIT_DATA count what is reserved, which for torch is far more, and refuse memory to a program instead of
-        killing it.
+        killing it. Processes that the worker starts are not counted.
         """
         while True:
             threading.Event().wait(_MEMORY_POLL_SECONDS)
@@ -328,8 +328,7 @@ def _give_up_root(model_dir: Path) -> None:
     """Become a user who may only do what everybody may, for good. Who is not root stays who they are.
 
     That user is nobody, where nobody can reach the interpreter and the model. Where they are in a folder of root's
-    own, this stays root, but without root's privileges: then root is one user among others, and may read and write what
-    the permissions of the files say.
+    own, this stays root, but without root's privileges (capabilities): then the modes of files count for root too.
     """
     if os.geteuid() != 0:
         return
