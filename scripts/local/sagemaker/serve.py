@@ -59,6 +59,7 @@ _MEMORY_POLL_SECONDS = 0.1
 _PROBE = "import os, sys\nfor path in sys.argv[1:]: os.stat(path)"
 # linux/capability.h, linux/prctl.h, linux/securebits.h
 _CAPABILITY_VERSION_3 = 0x20080522
+_PR_SET_PDEATHSIG = 1
 _PR_SET_SECUREBITS = 28
 _SECBIT_NOROOT_LOCKED = 0b11
 # Arguments of each function of the toolkit, without the optional context.
@@ -346,6 +347,9 @@ def _give_up_root(model_dir: Path) -> None:
     os.setgroups([])
     os.setgid(nobody.pw_gid)
     os.setuid(nobody.pw_uid)
+    if sys.platform == "linux":
+        # Another user is no longer sent the signal that guard.py asked for.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _drop_capabilities() -> None:
