@@ -11,6 +11,7 @@ import http.client
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -247,6 +248,7 @@ def start_service(stack: Stack, name: str) -> None:
         command += ["--parallel", str(stack["parallel_trainings"])]
         passed = [name for name in (*HUB_VARIABLES, "OMP_WAIT_POLICY") if name in variables]
         command += [part for name in passed for part in ("--pass-env", name)]
+        command += shlex.split(os.environ.get("LOCAL_SAGEMAKER_OPTIONS", ""))
     start(stack, name, [sys.executable, "-u", *command], variables)
 
 
@@ -511,6 +513,8 @@ def clear_leftovers(report: Report) -> None:
 def remove_state(keep_logs: bool) -> None:
     """Removes the files of the local run, and no others."""
     folder = state_folder()
+    # A crash leaves folders of serverless models, which not even their owner may write, nor delete.
+    subprocess.run(["chmod", "-R", "u+rwX", folder / "sagemaker/servers"], check=False, stderr=subprocess.DEVNULL)
     for name in FOLDERS if keep_logs else (*FOLDERS, "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     record_file().unlink(missing_ok=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import random
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import pytest
+
 import package
 from local import stack
+from local.sagemaker.quotas import SERVERLESS_CONCURRENCY
 from mlops.target import Target, connect
 from tiny_model import WORDS, build_tiny_model
 
@@ -24,6 +27,8 @@ Rows = list[tuple[str, str]]
 HYPERPARAMETERS = {"epochs": "12", "learning_rate": "5e-3", "batch_size": "16", "max_length": "32"}
 # The local AWS encrypts nothing, but keeps what it was told; so all end-to-end tests go the way of an own key.
 KMS_KEY_ARN = f"arn:aws:kms:{stack.REGION}:{stack.ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+# The tests' many models share one account, whose quota would be full with five of them.
+SAGEMAKER_OPTIONS = shlex.join(["--quota", f"{SERVERLESS_CONCURRENCY}=1000"])
 
 
 def make_rows(labels: tuple[str, ...], count: int, seed: int) -> Rows:
@@ -151,14 +156,12 @@ def deploy(folder: Path, variables: Mapping[str, Any], parallel_trainings: int =
     """The pipeline, deployed with the project's Terraform to a local AWS of its own, for the time of the block."""
     base_model = build_tiny_model(folder / "tiny-model")
     package.build(package.ROOT, folder / "build")
-    before = os.environ.get("LOCAL_STATE")
-    os.environ["LOCAL_STATE"] = str(folder / "state")
     own = {"base_model": str(base_model), "package_dir": str(folder / "build"), "hyperparameters": HYPERPARAMETERS}
-    try:
-        stack.up(variables={**own, **variables}, parallel_trainings=parallel_trainings)
-        yield Pipeline(connect("local"))
-    finally:
-        stack.down()
-        del os.environ["LOCAL_STATE"]
-        if before is not None:
-            os.environ["LOCAL_STATE"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_STATE", str(folder / "state"))
+        patch.setenv("LOCAL_SAGEMAKER_OPTIONS", SAGEMAKER_OPTIONS)
+        try:
+            stack.up(variables={**own, **variables}, parallel_trainings=parallel_trainings)
+            yield Pipeline(connect("local"))
+        finally:
+            stack.down()

@@ -11,8 +11,9 @@ import tarfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import boto3
@@ -23,11 +24,14 @@ from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
 from local.sagemaker.processes import PORTABLE_GUARD
+from local.sagemaker.quotas import SERVERLESS_CONCURRENCY
 
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/sagemaker"
 IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/image:1"
+MANY_ENDPOINTS = ("--quota", f"{SERVERLESS_CONCURRENCY}=1000")
+USUAL_MODES: Mapping[str, int] = MappingProxyType({})  # 0644
 MARK = "LOCAL_SAGEMAKER_TEST"
 
 # A model server that answers what it was made with, and misbehaves on demand.
@@ -75,13 +79,14 @@ def refusal(call: Callable[..., Any], **arguments: Any) -> tuple[str, str]:
     return error["Code"], error["Message"]
 
 
-def archive(**files: str) -> bytes:
-    """A gzip tar; ``code__inference_py`` names ``code/inference.py``."""
+def archive(modes: Mapping[str, int] = USUAL_MODES, **files: str) -> bytes:
+    """A gzip tar; ``code__inference_py`` names ``code/inference.py``. `modes` are those of other files than 0644."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name, text in files.items():
             info = tarfile.TarInfo(name.replace("__", "/").replace("_py", ".py").replace("_txt", ".txt"))
             info.size = len(text.encode())
+            info.mode = modes.get(info.name, info.mode)
             tar.addfile(info, io.BytesIO(text.encode()))
     return buffer.getvalue()
 
@@ -136,7 +141,17 @@ class LocalSageMaker:
         self.bucket = bucket
         self.mark = uuid.uuid4().hex
         self.log = state.with_suffix(".log")
-        self._options = ["--state", str(state), "--aws-endpoint", endpoint, "--pass-env", MARK, *options]
+        self._options = [
+            "--state",
+            str(state),
+            "--aws-endpoint",
+            endpoint,
+            "--pass-env",
+            MARK,
+            "--image",
+            IMAGE,
+            *options,
+        ]
         self._endpoint = endpoint
         self.s3 = self._client("s3", endpoint)
         self.logs = self._client("logs", endpoint)
@@ -148,6 +163,7 @@ class LocalSageMaker:
             "HOME": str(self.state.parent),
             "AWS_ACCESS_KEY_ID": ACCOUNT,
             "AWS_SECRET_ACCESS_KEY": "test",
+            "HF_HOME": "/nowhere",
             MARK: self.mark,
             PORTABLE_GUARD: os.environ.get(PORTABLE_GUARD, ""),
         }
@@ -260,12 +276,19 @@ class LocalSageMaker:
         self.api.create_training_job(**self.job_request(name, program, **changes))
         return self.wait_job(name, status)
 
-    def model(self, name: str, inference: str = INFERENCE, requirements: str = "", **container: Any) -> str:
+    def model(
+        self,
+        name: str,
+        inference: str = INFERENCE,
+        requirements: str = "",
+        modes: Mapping[str, int] = USUAL_MODES,
+        **container: Any,
+    ) -> str:
         files = {"answer_txt": name, "code__inference_py": inference, "code__requirements_txt": requirements}
-        url = self.put(f"models/{name}.tar.gz", archive(**files))
+        url = self.put(f"models/{name}.tar.gz", archive(modes, **files))
         self.api.create_model(
             ModelName=name,
-            PrimaryContainer={"Image": IMAGE, "ModelDataUrl": url, **container},
+            PrimaryContainer={"Image": IMAGE, "ModelDataUrl": url} | container,
             ExecutionRoleArn=ROLE,
         )
         return name
@@ -346,7 +369,7 @@ def start(aws: str, tmp_path: Path) -> Iterator[Start]:
 def server(aws: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSageMaker]:
     """One server for the tests of a module; they share it by using names of their own."""
     for start in _starter(aws, tmp_path_factory.mktemp("sagemaker")):
-        yield start("--parallel", "4", "--stop-grace-seconds", "1", "--health-check-seconds", "10")
+        yield start(*MANY_ENDPOINTS, "--parallel", "4", "--stop-grace-seconds", "1", "--health-check-seconds", "10")
 
 
 @pytest.fixture

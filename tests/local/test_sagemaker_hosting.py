@@ -421,8 +421,10 @@ def test_model_that_cannot_be_loaded_is_in_service_and_answers_400(
             server.ask(name)
         assert caught.value.response["OriginalStatusCode"] == 400
         assert json.loads(caught.value.response["OriginalMessage"])["message"] == "cannot load"
-    log = (server.state / f"logs/endpoint-{name}.log").read_text()
-    assert log.count("RuntimeError: cannot load") == 3
+    log = server.state / f"logs/endpoint-{name}.log"
+    # The answer to a request may be here before the line of the log that was written first.
+    wait_for("the third reason", lambda: log.read_text().count("RuntimeError: cannot load") >= 3)
+    assert log.read_text().count("RuntimeError: cannot load") == 3
     assert server.endpoint(name)["EndpointStatus"] == "InService"
 
 

@@ -1,12 +1,18 @@
 """The pure parts of the local SageMaker: patterns of the service model, names of files, arguments."""
 
+import io
+import stat
+import tarfile
+from pathlib import Path
+
 import botocore.session
+import hcl2
 import pytest
 from botocore.model import Shape
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.sagemaker import quotas, s3, toolkit, validation
+from local.sagemaker import images, quotas, s3, toolkit, validation
 from local.sagemaker.errors import ApiError
 
 OPERATIONS = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint", "AddTags")
@@ -99,6 +105,69 @@ def test_hyperparameters_become_arguments_as_in_the_toolkit() -> None:
     assert toolkit.program_arguments(parameters) == [
         "--alpha", "x=1,y=2", "-b", "1", "--off", "", "--words", "two words",
     ]  # fmt: skip
+
+
+def packed(path: Path, *members: tuple[str, int, bytes, str]) -> Path:
+    """A gzip tar of (name, mode, type, link target)."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, mode, kind, target in members:
+            info = tarfile.TarInfo(name)
+            info.mode, info.type, info.linkname = mode, kind, target
+            tar.addfile(info, io.BytesIO() if kind == tarfile.REGTYPE else None)
+    return path
+
+
+def test_files_of_a_serverless_model_have_the_rights_of_others_and_cannot_be_written(tmp_path: Path) -> None:
+    archive = packed(
+        tmp_path / "model.tar.gz",
+        (".", 0o700, tarfile.DIRTYPE, ""),
+        ("./open.txt", 0o666, tarfile.REGTYPE, ""),
+        ("run.sh", 0o755, tarfile.REGTYPE, ""),
+        ("mine.txt", 0o600, tarfile.REGTYPE, ""),
+        ("/ours.txt", 0o640, tarfile.REGTYPE, ""),
+        ("link.txt", 0o777, tarfile.SYMTYPE, "mine.txt"),
+        ("shut", 0o750, tarfile.DIRTYPE, ""),
+        ("shut/in.txt", 0o644, tarfile.REGTYPE, ""),
+        ("unlisted/in.txt", 0o644, tarfile.REGTYPE, ""),
+    )
+    folder = tmp_path / "model"
+    s3.restrict_to_others(folder, s3.unpack(archive, folder))
+
+    def mode(name: str) -> int:
+        return stat.S_IMODE((folder / name).lstat().st_mode)
+
+    # The folder itself is the platform's, whatever the archive says of it.
+    assert mode("") == 0o555
+    assert {name: mode(name) for name in ("open.txt", "run.sh", "mine.txt", "ours.txt", "shut", "unlisted")} == {
+        "open.txt": 0o444,
+        "run.sh": 0o555,
+        "mine.txt": 0,
+        "ours.txt": 0,
+        "shut": 0,
+        "unlisted": 0o555,
+    }
+    s3.remove(folder)
+    assert not folder.exists()
+
+
+def test_removing_a_folder_that_is_not_there_is_no_error(tmp_path: Path) -> None:
+    s3.remove(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("region", "image"),
+    [
+        ("us-east-1", "763104351884.dkr.ecr.us-east-1.amazonaws.com/{}"),
+        ("eu-south-1", "692866216735.dkr.ecr.eu-south-1.amazonaws.com/{}"),
+        ("cn-north-1", "727897471807.dkr.ecr.cn-north-1.amazonaws.com.cn/{}"),
+    ],
+)
+def test_published_images_are_those_of_terraform_in_the_account_of_the_region(region: str, image: str) -> None:
+    text = (Path(__file__).resolve().parents[2] / "terraform/images.tf").read_text(encoding="utf-8")
+    [found] = hcl2.loads(text)["locals"]
+    names = [value.strip('"') for use in ("training", "inference") for value in found[f"{use}_images"].values()]
+    assert len([*filter(lambda name: ":" in name, names)]) == 4
+    assert images.published(region) == {image.format(name) for name in names if ":" in name}
 
 
 @pytest.mark.parametrize("text", ["ml.m5.xlarge", "=3", "x=many", "x=-1"])

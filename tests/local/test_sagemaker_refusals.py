@@ -3,10 +3,13 @@
 import json
 import urllib.error
 import urllib.request
+import zlib
 from typing import Any
 
 import pytest
 
+from local.sagemaker import images
+from local.sagemaker.quotas import SERVERLESS_CONCURRENCY
 from sagemaker_fixtures import (  # noqa: F401  fixtures
     IMAGE,
     ROLE,
@@ -342,6 +345,106 @@ def test_quotas_are_configurable_and_freed(start: Start, tmp_path: Any) -> None:
     # Blue/green needs the second fleet while the first one serves.
     code, _ = refusal(server.api.update_endpoint, EndpointName="fleet", EndpointConfigName="two")
     assert code == "ResourceLimitExceeded"
+
+
+def test_quota_of_the_concurrency_of_all_serverless_endpoints(start: Start) -> None:  # noqa: F811
+    server = start()  # noqa: F811
+    for name, concurrency in {"first": 5, "second": 4, "third": 2, "update": 1, "big-update": 2}.items():
+        server.config(name, concurrency=concurrency)
+    server.serve("first", "first")
+    server.serve("second", "second")
+    code, message = refusal(server.api.create_endpoint, EndpointName="third", EndpointConfigName="third")
+    assert code == "ResourceLimitExceeded"
+    assert message.startswith(
+        "The account-level service limit 'Maximum total concurrency that can be allocated across all serverless "
+        "endpoints' is 10 Invocations, with current utilization of 9 Invocations and a request delta of 2 Invocations."
+    )
+    # While an update lasts, both sides count.
+    code, _ = refusal(server.api.update_endpoint, EndpointName="second", EndpointConfigName="big-update")
+    assert code == "ResourceLimitExceeded"
+    server.api.update_endpoint(EndpointName="second", EndpointConfigName="update")
+    server.wait_endpoint("second", "InService")
+    server.serve("third", "third")
+    # An instance takes none of it.
+    server.serve("instance", server.config("instance", concurrency=None))
+
+
+def test_quota_of_serverless_concurrency_is_configurable(start: Start) -> None:  # noqa: F811
+    server = start("--quota", f"{SERVERLESS_CONCURRENCY}=4")  # noqa: F811
+    server.config("wide")
+    code, message = refusal(server.api.create_endpoint, EndpointName="wide", EndpointConfigName="wide")
+    assert (code, "endpoints' is 4 Invocations" in message) == ("ResourceLimitExceeded", True)
+
+
+RIGHTS = (
+    f"and role {ROLE} has proper pull permissions for SageMaker: ecr:BatchCheckLayerAvailability, ecr:BatchGetImage, "
+    "ecr:GetDownloadUrlForLayer"
+)
+REGISTRY = "763104351884.dkr.ecr.us-east-1.amazonaws.com"
+DIGEST = f"sha256:{'0' * 64}"
+UNKNOWN_IMAGES = {
+    "a tag that AWS has not": (
+        f"{REGISTRY}/pytorch:0.1-cpu",
+        f"Cannot find the requested image: {REGISTRY}/pytorch:0.1-cpu with tag: 0.1-cpu and digest: null. Please check "
+        f"if your ECR image exists {RIGHTS}",
+    ),
+    "no tag": (
+        f"{REGISTRY}/pytorch",
+        f"Cannot find the requested image: {REGISTRY}/pytorch with tag: latest and digest: null. Please check if your "
+        f"ECR image exists {RIGHTS}",
+    ),
+    "a digest": (
+        f"{REGISTRY}/pytorch@{DIGEST}",
+        f"Cannot find the requested image: {REGISTRY}/pytorch@{DIGEST} with tag: null and digest: {DIGEST}. Please "
+        f"check if your ECR image exists {RIGHTS}",
+    ),
+    "an image of one's own": (
+        "111122223333.dkr.ecr.us-east-1.amazonaws.com/ours/train:1",
+        "Cannot find repository: ours/train in registry ID: 111122223333 Please check if your ECR repository exists "
+        f"{RIGHTS}",
+    ),
+    "an image of Docker's": (
+        "ubuntu:latest",
+        "Invalid training image. Please provide a valid Amazon Elastic Container Registry path of the Docker image to "
+        "run.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("image", "text"), UNKNOWN_IMAGES.values(), ids=UNKNOWN_IMAGES)
+def test_image_that_does_not_exist(live: LocalSageMaker, image: str, text: str) -> None:
+    request = set_path(live.job_request("unknown-image", NOTHING), "AlgorithmSpecification.TrainingImage", image)
+    code, message = refusal(live.api.create_training_job, **request)
+    assert (code, message.startswith(text)) == ("ValidationException", True), message
+    code, message = refusal(live.model, name="unknown-image", Image=image)
+    assert (code, message.startswith(f"Requested image {image} not found.")) == ("ValidationException", True), message
+
+
+def test_own_image_is_refused_with_the_option_that_adds_it(live: LocalSageMaker) -> None:
+    _, message = refusal(live.model, name="own", Image="111122223333.dkr.ecr.us-east-1.amazonaws.com/ours/serve:1")
+    assert message.endswith("The local SageMaker knows the images of terraform/images.tf; --image IMAGE adds one.)")
+
+
+@pytest.mark.parametrize("image", sorted(images.published("us-east-1")))
+def test_image_of_this_projects_terraform_exists(live: LocalSageMaker, image: str) -> None:
+    name = f"known-{zlib.crc32(image.encode())}"
+    live.model(name, Image=image)
+    request = set_path(live.job_request(name, NOTHING), "AlgorithmSpecification.TrainingImage", image)
+    live.api.create_training_job(**request)
+
+
+def test_instance_type_that_the_region_does_not_have(start: Start) -> None:  # noqa: F811
+    server = start("--missing-type", "ml.p2.xlarge", "--missing-type", "ml.m5.xlarge")  # noqa: F811
+    request = set_path(server.job_request("old", NOTHING), "ResourceConfig.InstanceType", "ml.p2.xlarge")
+    assert refusal(server.api.create_training_job, **request) == (
+        "ResourceLimitExceeded",
+        "The requested resource training-job/ml.p2.xlarge is not available in this region",
+    )
+    server.config("instances", concurrency=None)
+    assert refusal(server.api.create_endpoint, EndpointName="e", EndpointConfigName="instances") == (
+        "ResourceLimitExceeded",
+        "The requested resource endpoint/ml.m5.xlarge is not available in this region",
+    )
 
 
 def test_listing_filters_sorts_and_pages(live: LocalSageMaker) -> None:

@@ -17,7 +17,7 @@ from account import Account
 from containers import Trained, new_container, run_training
 
 import package
-from sagemaker_fixtures import LocalSageMaker, _starter
+from sagemaker_fixtures import MANY_ENDPOINTS, LocalSageMaker, _starter
 from sagemaker_fixtures import aws as aws
 from tiny_model import build_tiny_model
 from world import BUCKET, ENVIRONMENT, ROOT, TOPIC_ARN
@@ -44,7 +44,9 @@ def account(
     variables |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "123456789012", "AWS_SECRET_ACCESS_KEY": "x"}
     with pytest.MonkeyPatch.context() as patch:
         for starter in _starter(aws, folder):
-            server = starter("--python", sys.executable, "--stop-grace-seconds", "3")
+            images = [variables[name] for name in ("TRAINING_IMAGE", "INFERENCE_IMAGE")]
+            known = [option for image in images for option in ("--image", image)]
+            server = starter("--python", sys.executable, "--stop-grace-seconds", "3", *known, *MANY_ENDPOINTS)
             variables |= {
                 "AWS_ENDPOINT_URL": aws,
                 "AWS_ENDPOINT_URL_SAGEMAKER": server.url,

@@ -2,7 +2,7 @@
 
 It speaks the SageMaker control-plane protocol (JSON 1.1) and the runtime's InvokeEndpoint on one
 loopback port, so that boto3, the AWS CLI and Terraform can use it unchanged through an endpoint URL.
-It depends on the standard library and boto3 only; torch and friends are needed by the programs that it
+It depends on the standard library, boto3 and psutil only; torch and friends are needed by the programs that it
 runs, in the interpreter given with ``--python``, which plays the part of every container image.
 
 Start
@@ -22,7 +22,12 @@ Refused as AWS refuses it
     ranges, enumerations, list and map sizes, nested). Then: duplicate names, unknown resources, calls on a
     busy or failed endpoint, an update to the config in use or to one whose predecessor was deleted, in-place
     update from instances to serverless, serverless with a VPC or deployment settings or odd memory sizes,
-    account quotas, model data that is not there or is not ``.tar.gz``, ``aws:`` tags.
+    account quotas, images that do not exist, instance types that the region lacks (``--missing-type``), model data
+    that is not there or is not ``.tar.gz``, ``aws:`` tags.
+
+Serverless variants
+    Their programs are not root and have the rights of "other" on the model's files, all read-only; HOME is read-only
+    too, TMPDIR is theirs. A worker above MemorySizeInMB is killed. Cold starts are a setting. See serve.py.
 
 Stricter than AWS
     Members that the service model does not know are refused (AWS ignores them). Valid requests that this
@@ -44,7 +49,8 @@ Different from AWS
     * A rolling deployment switches all traffic at once. Blue/green ones take their steps and their time, and watch
       their alarms; no metrics are written, so an alarm goes off when somebody sets its state.
     * After a rollback FailureReason is empty, as it may be on AWS; the reason is in this server's log.
-    * Memory, CPU and disk are not limited. Any instance type is this machine.
+    * CPU and disk are not limited, memory only for serverless variants. Any instance type is this machine.
+    * A serverless variant may write outside its own folders wherever its user may; on AWS all but /tmp is read-only.
 
 Kill and restart
     All state is in the state folder, one JSON file per resource, replaced atomically: it survives ``kill -9``

@@ -11,7 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
-from . import quotas
+from . import images, quotas
 from .api import Server, Service
 from .events import EventSender
 from .hosting import Hosting
@@ -46,9 +46,31 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         metavar="NAME=N",
         help='account quota, e.g. "ml.m5.xlarge for training job usage=2"',
     )
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        help="container image that exists too, beside those of terraform/images.tf in this region",
+    )
+    parser.add_argument(
+        "--missing-type",
+        action="append",
+        default=[],
+        metavar="TYPE",
+        help="instance type that this region does not have, e.g. ml.p2.xlarge",
+    )
     parser.add_argument("--parallel", type=int, default=1, help="training jobs that run at once")
     parser.add_argument("--health-check-seconds", type=float, default=480.0, help="time for a model server to come up")
     parser.add_argument("--invoke-seconds", type=float, default=60.0, help="time for a model to answer an invocation")
+    parser.add_argument(
+        "--cold-start-seconds",
+        type=float,
+        default=0.0,
+        help="time until a serverless endpoint that is cold answers, on top of the model's own",
+    )
+    parser.add_argument(
+        "--idle-seconds", type=float, default=300.0, help="time without a request after which it is cold again"
+    )
     parser.add_argument(
         "--start-gate", type=Path, help="endpoints come up only while there is this file: for tests of what is Creating"
     )
@@ -82,6 +104,10 @@ def main(argv: list[str]) -> int:
         parallel=arguments.parallel,
         health_check_seconds=arguments.health_check_seconds,
         invoke_seconds=arguments.invoke_seconds,
+        cold_start_seconds=arguments.cold_start_seconds,
+        idle_seconds=arguments.idle_seconds,
+        images=images.published(arguments.region) | set(arguments.image),
+        missing_types=frozenset(arguments.missing_type),
         start_gate=arguments.start_gate,
         stop_grace_seconds=arguments.stop_grace_seconds,
         pass_env=tuple(arguments.pass_env),

@@ -10,7 +10,6 @@ import http.client
 import logging
 import math
 import random
-import shutil
 import threading
 import time
 import uuid
@@ -19,7 +18,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from . import quotas, s3, toolkit
+from . import images, quotas, s3, toolkit
 from .errors import ApiError, already_exists, not_found, null_member, unsupported, validation
 from .events import endpoint_config_event, endpoint_event, model_event
 from .logs import LogShipper
@@ -82,8 +81,11 @@ class _Variant:
     ) -> None:
         self.name = variant["VariantName"]
         self.weight = variant["InitialVariantWeight"]
-        self.max_concurrency = variant.get("ServerlessConfig", {}).get("MaxConcurrency")
+        self._serverless = variant.get("ServerlessConfig")
+        self.max_concurrency = self._serverless and self._serverless["MaxConcurrency"]
         self.in_flight = 0
+        # On time.monotonic()'s clock: when a cold start is over, and when the container sleeps again.
+        self._ready_at = self._asleep_at = -math.inf
         self._settings = settings
         self._s3 = s3_client
         self._variant = variant
@@ -93,6 +95,9 @@ class _Variant:
         self._id = uuid.uuid4().hex[:17]
         self._folder = settings.state / "servers" / f"{endpoint}.{self._id}"
         self._port_file = self._folder / "port"
+        self._model_folder = self._folder / "model"
+        # What a serverless container has instead of this user's own.
+        self._home, self._temporary = self._folder / "home", self._folder / "tmp"
         self._child: Child | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -135,13 +140,34 @@ class _Variant:
 
     def invoke(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
         """Status, body and headers of the model's answer; raises OSError, TimeoutError or HTTPException."""
-        connection = self._connect(self._settings.invoke_seconds)
+        left = self._settings.invoke_seconds - self._wait_for_cold_start()
+        if left <= 0:
+            raise TimeoutError("the cold start took longer than an invocation may")
+        connection = self._connect(left)
         try:
             connection.request("POST", "/invocations", body=body, headers=headers)
             answer = connection.getresponse()
             return answer.status, answer.read(), dict(answer.getheaders())
         finally:
             connection.close()
+            with self._lock:
+                self._asleep_at = time.monotonic() + self._settings.idle_seconds
+
+    def _wait_for_cold_start(self) -> float:
+        """Wait until a serverless container is warm, at most as long as an invocation may last; returns the seconds.
+
+        A cold start goes on when the caller's time is over: who asks again later waits for the rest of it.
+        """
+        if not self._serverless:
+            return 0.0
+        with self._lock:
+            began = time.monotonic()
+            if began >= self._asleep_at:
+                self._ready_at = began + self._settings.cold_start_seconds
+                self._asleep_at = self._ready_at + self._settings.idle_seconds
+            seconds = max(0.0, self._ready_at - began)
+        self._stopping.wait(min(seconds, self._settings.invoke_seconds))
+        return seconds
 
     def stop(self) -> None:
         with self._lock:
@@ -150,7 +176,7 @@ class _Variant:
         if child is not None:
             child.stop(_STOP_GRACE_SECONDS)
         self._log.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        s3.remove(self._folder)
 
     def _fetch(self) -> None:
         archive = self._folder / "model.tar.gz"
@@ -164,7 +190,7 @@ class _Variant:
                 "CreateModel has permissions to download the object."
             ) from exc
         try:
-            s3.unpack(archive, self._folder / "model")
+            modes = s3.unpack(archive, self._model_folder)
         except s3.ArchiveError as exc:
             log.warning("model data %s: %s", self._model_url, exc)
             raise _Unhealthy(
@@ -173,18 +199,28 @@ class _Variant:
                 "archive."
             ) from exc
         archive.unlink()
+        if self._serverless:
+            s3.restrict_to_others(self._model_folder, modes)
+            self._home.mkdir(mode=0o555)
+            self._temporary.mkdir()
+            self._temporary.chmod(0o1777)
 
     def _launch(self) -> None:
         settings = self._settings
         environment = toolkit.base_environment(
             settings.python, settings.region, settings.aws_endpoint, settings.pass_env
         )
-        model = self._folder / "model"
+        command = [settings.python, _SERVE]
+        command += ["--model-dir", str(self._model_folder), "--port-file", str(self._port_file)]
+        if self._serverless:
+            # Its only folder to write to is /tmp; caches that follow HOME are not writable, as on AWS.
+            environment.update(HOME=str(self._home), TMPDIR=str(self._temporary))
+            environment.pop("HF_HOME", None)
+            command += ["--serverless-mb", str(self._serverless["MemorySizeInMB"])]
         environment.update(self._environment)
         environment.setdefault("SAGEMAKER_REGION", settings.region)
-        command = [settings.python, _SERVE, "--model-dir", str(model), "--port-file", str(self._port_file)]
         self._port_file.unlink(missing_ok=True)
-        self._child = Child(command, env=environment, cwd=model, on_line=self._log.write)
+        self._child = Child(command, env=environment, cwd=self._model_folder, on_line=self._log.write)
 
     def _watch(self) -> None:
         delay = 1.0
@@ -278,6 +314,7 @@ class Hosting:
             raise unsupported(f"container mode {container['Mode']}")
         if not container.get("Image"):
             raise null_member("primaryContainer.image")
+        images.check_model(self._settings.images, container["Image"])
         size = sum(len(key) + len(value) for key, value in container.get("Environment", {}).items())
         if size > _MAX_ENVIRONMENT_BYTES:
             raise validation(f"Environment is {size} bytes, more than {_MAX_ENVIRONMENT_BYTES}.")
@@ -516,8 +553,13 @@ class Hosting:
         return {"Config": config, "Models": models}
 
     def _check_quotas(self, wanted: Record, updating: Record | None) -> None:
-        """Instances per type (an update needs the second fleet too), serverless memory and count."""
+        """Instances per type, serverless memory, count and concurrency.
+
+        While an update lasts, its second fleet counts beside the first one. Whether AWS counts concurrency like that is
+        not known; if it does not, it is less strict than this.
+        """
         live = [item for item in self._store.all(ENDPOINTS) if item["EndpointStatus"] != "Failed"]
+        in_use = [other for item in live for other in [*_variants(item["Served"]), *_variants(item.get("Pending"))]]
         for variant in wanted["Config"]["ProductionVariants"]:
             serverless = variant.get("ServerlessConfig")
             if serverless:
@@ -525,14 +567,13 @@ class Hosting:
                 if updating is None:
                     used = sum(_is_serverless(item["Served"]) for item in live)
                     quotas.check(self._settings.quotas, quotas.SERVERLESS_ENDPOINTS, used, 1, "Endpoints")
+                used = sum(other.get("ServerlessConfig", {}).get("MaxConcurrency", 0) for other in in_use)
+                wanted_count = serverless["MaxConcurrency"]
+                quotas.check(self._settings.quotas, quotas.SERVERLESS_CONCURRENCY, used, wanted_count, "Invocations")
                 continue
             kind = variant["InstanceType"]
-            used = sum(
-                other.get("InitialInstanceCount", 0)
-                for item in live
-                for other in [*_variants(item["Served"]), *_variants(item.get("Pending"))]
-                if other.get("InstanceType") == kind
-            )
+            quotas.check_region(self._settings.missing_types, "endpoint", kind)
+            used = sum(other.get("InitialInstanceCount", 0) for other in in_use if other.get("InstanceType") == kind)
             wanted_count = variant["InitialInstanceCount"]
             quotas.check(self._settings.quotas, f"{kind} for endpoint usage", used, wanted_count)
 
@@ -617,7 +658,7 @@ class Hosting:
 
     def start(self) -> None:
         """Continue what an earlier server left; the package says what happens in each status."""
-        shutil.rmtree(self._settings.state / "servers", ignore_errors=True)
+        s3.remove(self._settings.state / "servers")
         with self._store.lock:
             for endpoint in self._store.all(ENDPOINTS):
                 name, status = endpoint["EndpointName"], endpoint["EndpointStatus"]

@@ -1,6 +1,8 @@
 """S3 objects and tar archives: what goes into a container's folders and what comes out of them."""
 
+import shutil
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -113,13 +115,14 @@ def pack(folder: Path, archive: Path) -> bool:
     return True
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Extract a gzip tar that is not trusted; raises ArchiveError.
+def unpack(archive: Path, folder: Path) -> dict[Path, int]:
+    """Extract a gzip tar that is not trusted; raises ArchiveError. Returns the mode that it has for each path.
 
     tarfile's "data" filter refuses absolute names, names and links that leave the folder, and devices.
     """
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
+    modes: dict[Path, int] = {}
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for number, member in enumerate(tar, 1):
@@ -127,5 +130,34 @@ def unpack(archive: Path, folder: Path) -> None:
                 if number > _MAX_MEMBERS or total > _MAX_EXTRACTED_BYTES:
                     raise ArchiveError(f"more than {_MAX_MEMBERS} files or {_MAX_EXTRACTED_BYTES} bytes")
                 tar.extract(member, folder, filter="data")
+                modes[folder / member.name.lstrip("/")] = member.mode
     except (tarfile.TarError, OSError, EOFError, ValueError) as exc:
         raise ArchiveError(f"not a valid gzip tar: {exc}") from exc
+    return modes
+
+
+def restrict_to_others(folder: Path, modes: Mapping[Path, int]) -> None:
+    """Leave everybody, the owner included, only what `modes` grants to "other", and no right to write.
+
+    The kernel looks at the owner's rights first, so a program that runs as whoever extracted the files has those of
+    "other" too, unless it is root. `folder` itself, and folders that the archive does not list, are readable.
+    """
+    readable = 0o755
+    for path in sorted([folder, *folder.rglob("*")], reverse=True):  # what is in a folder comes before the folder
+        if not path.is_symlink():
+            mode = readable if path == folder else modes.get(path, readable)
+            path.chmod((mode & 0o5) * 0o111)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder, if there is one, with all that is in it, what the owner may not write or list included."""
+    if folder.is_dir():
+        _unlock(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unlock(folder: Path) -> None:
+    folder.chmod(0o700)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            _unlock(path)

@@ -12,10 +12,14 @@ GET /ping answers 200 from the first moment on, whether the model is loaded or c
 (awslabs/multi-model-server#1027). Until the load has ended, requests wait; when it raised, each request tries again and
 answers 400 with what it raises. A worker that dies is started again, each time later, and its request answers 500.
 Only requirements that are not met end the server.
+
+With ``--serverless-mb`` it plays the container of a serverless endpoint, which does not run as root and has only so
+much memory: it runs as nobody, and a worker that takes more is killed. The local SageMaker prepares the files for it.
 """
 
 import argparse
 import csv
+import ctypes
 import http
 import http.server
 import importlib
@@ -24,6 +28,7 @@ import inspect
 import io
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -35,6 +40,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+import psutil
 
 # This file runs as a script, in the interpreter that plays the container.
 callers = importlib.import_module("callers")
@@ -50,6 +57,14 @@ _UNSUPPORTED = (
 _BACKOFF_SECONDS = (0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)
 _KILL_SECONDS = 1.0
 _WORKER_MINUTES = "60"
+_MEMORY_POLL_SECONDS = 0.1
+# Whoever runs this must be able to see these paths.
+_PROBE = "import os, sys\nfor path in sys.argv[1:]: os.stat(path)"
+# linux/capability.h, linux/prctl.h, linux/securebits.h
+_CAPABILITY_VERSION_3 = 0x20080522
+_PR_SET_PDEATHSIG = 1
+_PR_SET_SECUREBITS = 28
+_SECBIT_NOROOT_LOCKED = 0b11
 # Arguments of each function of the toolkit, without the optional context.
 _ARITIES = {"model_fn": 1, "input_fn": 2, "predict_fn": 2, "output_fn": 2, "transform_fn": 4}
 _TASKS = {
@@ -216,9 +231,12 @@ def _problem(code: int, message: str) -> bytes:
 
 
 class _Worker:
-    """The worker process, as the server sees it. It is killed when a load or an answer takes too long."""
+    """The worker process, as the server sees it. It is killed when a load or an answer takes too long.
 
-    def __init__(self, model_dir: Path) -> None:
+    It is killed too when it takes more than `memory_mb`, if that is not None.
+    """
+
+    def __init__(self, model_dir: Path, memory_mb: int | None) -> None:
         self._model_dir = model_dir
         # For a load as for an answer. The first is meant in seconds and read as minutes (ConfigManager.java).
         minutes = os.environ.get("SAGEMAKER_MODEL_SERVER_TIMEOUT", _WORKER_MINUTES)
@@ -227,7 +245,10 @@ class _Worker:
         # Held until the model is loaded, then by one request at a time.
         self._lock = threading.Lock()
         self._lock.acquire()
+        self._process: subprocess.Popen[bytes] | None = None
         self._restart()
+        if memory_mb is not None:
+            threading.Thread(target=self._watch_memory, args=(memory_mb,), name="memory", daemon=True).start()
 
     def ask(self, request: tuple[bytes, str | None, str | None]) -> tuple[int, bytes, str]:
         """Status, body and content type of the answer. Waits until the model is loaded, which may be never."""
@@ -266,6 +287,26 @@ class _Worker:
             self._lock.release()
             return
 
+    def _watch_memory(self, memory_mb: int) -> None:
+        """Kill the worker when it has more in memory than its container may.
+
+        What counts is what is resident, as in a container. The kernel's own limits count something else: RLIMIT_AS and
+        RLIMIT_DATA count what is reserved, which for torch is far more, and refuse memory to a program instead of
+        killing it. Processes that the worker starts are not counted.
+        """
+        while True:
+            threading.Event().wait(_MEMORY_POLL_SECONDS)
+            process = self._process
+            if process is None:
+                continue
+            try:
+                megabytes = psutil.Process(process.pid).memory_info().rss >> 20
+            except psutil.Error:
+                continue  # it has ended; the next worker is another process
+            if megabytes > memory_mb:
+                print(f"Worker killed: it took {megabytes} MB, and the endpoint has {memory_mb} MB.", flush=True)
+                process.kill()
+
     def _receive(self) -> Any:
         if not self._connection.poll(self._seconds):
             print("Backend worker did not respond in given time", flush=True)
@@ -274,6 +315,7 @@ class _Worker:
 
     def _end(self) -> int:
         """Count the worker as dead and see that it is; returns its exit code, that of SIGTERM for a slow one."""
+        assert self._process is not None
         self._deaths += 1
         self._connection.close()
         if self._process.poll() is None:
@@ -284,6 +326,42 @@ class _Worker:
             self._process.kill()
             self._process.wait()
             return -signal.SIGTERM
+
+
+def _give_up_root(model_dir: Path) -> None:
+    """Become a user who may only do what everybody may, for good. Who is not root stays who they are.
+
+    That user is nobody, where nobody can reach the interpreter and the model. Where they are in a folder of root's
+    own, this stays root, but without root's privileges (capabilities): then the modes of files count for root too.
+    """
+    if os.geteuid() != 0:
+        return
+    nobody = pwd.getpwnam("nobody")
+    probe = [sys.executable, "-c", _PROBE, __file__, str(model_dir)]
+    try:
+        subprocess.run(
+            probe, user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[], check=True, stderr=subprocess.DEVNULL
+        )
+    except (PermissionError, subprocess.CalledProcessError):
+        if sys.platform != "linux":
+            sys.exit(f"nobody but root can reach {sys.executable} and {model_dir}: start the local AWS as another user")
+        _drop_capabilities()
+        return
+    os.setgroups([])
+    os.setgid(nobody.pw_gid)
+    os.setuid(nobody.pw_uid)
+    if sys.platform == "linux":
+        # Another user is no longer sent the signal that guard.py asked for.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _drop_capabilities() -> None:
+    """Take root's privileges from this process and from all that it starts."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    none = (ctypes.c_uint32 * 6)()
+    if libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NOROOT_LOCKED, 0, 0, 0) or libc.capset(header, none):
+        sys.exit(f"cannot give up root's privileges: {os.strerror(ctypes.get_errno())}")
 
 
 class _Request(callers.GuardedRequest):  # type: ignore[name-defined,misc]
@@ -326,21 +404,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--port-file", type=Path)
+    parser.add_argument("--serverless-mb", type=int, help="be the container of a serverless endpoint of this memory")
     parser.add_argument("--worker", type=int, help="be the worker, on this file descriptor")
     arguments = parser.parse_args()
     if arguments.worker is not None:
         _work(arguments.model_dir, Connection(arguments.worker))
         return
-    requirements = arguments.model_dir / "code/requirements.txt"
-    if requirements.is_file():
-        problem = importlib.import_module("requirements_check").unmet(requirements)
-        if problem:
-            sys.exit(problem)
-    _Request.worker = _Worker(arguments.model_dir)
     server = _Server(("127.0.0.1", 0), _Request)
     temporary = arguments.port_file.with_suffix(".tmp")
     temporary.write_text(str(server.server_address[1]), encoding="ascii")
     temporary.replace(arguments.port_file)
+    # From here on, requests wait.
+    if arguments.serverless_mb is not None:
+        _give_up_root(arguments.model_dir)
+    requirements = arguments.model_dir / "code/requirements.txt"
+    if os.path.isfile(requirements):  # noqa: PTH113  is_file() raises where the folder may not be read
+        problem = importlib.import_module("requirements_check").unmet(requirements)
+        if problem:
+            sys.exit(problem)
+    _Request.worker = _Worker(arguments.model_dir, arguments.serverless_mb)
     server.serve_forever()
 
 

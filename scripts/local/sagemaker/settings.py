@@ -11,7 +11,7 @@ from botocore.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Command-line settings. Durations are seconds."""
+    """Command-line settings. Durations are seconds; `images` are all that exist, `missing_types` the region's gaps."""
 
     state: Path
     region: str
@@ -23,6 +23,10 @@ class Settings:
     parallel: int = 1
     health_check_seconds: float = 480.0
     invoke_seconds: float = 60.0
+    cold_start_seconds: float = 0.0
+    idle_seconds: float = 300.0
+    images: frozenset[str] = frozenset()
+    missing_types: frozenset[str] = frozenset()
     start_gate: Path | None = None
     stop_grace_seconds: float = 120.0
     pass_env: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from . import quotas, s3, toolkit
+from . import images, quotas, s3, toolkit
 from .errors import ApiError, constraint, null_member, unsupported, validation
 from .events import training_event
 from .logs import LogShipper, LogStream
@@ -123,6 +123,8 @@ class Training:
                     "Job name must be unique within an AWS account and region, and a job with this name "
                     f"already exists ({arn})",
                 )
+            image = request["AlgorithmSpecification"]["TrainingImage"]
+            images.check_training(self._settings.images, image, request["RoleArn"])
             self._check_quota(request["ResourceConfig"])
             created = now()
             job = {
@@ -176,6 +178,7 @@ class Training:
 
     def _check_quota(self, resources: Record) -> None:
         kind = resources["InstanceType"]
+        quotas.check_region(self._settings.missing_types, "training-job", kind)
         used = sum(
             job["ResourceConfig"]["InstanceCount"]
             for job in self._store.all(TRAINING_JOBS)
