@@ -23,6 +23,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from mlops import bucket, doctor, pause, retrain, rollback, status
+from mlops.deployments import deployments
 from mlops.endpoints import describe_endpoint
 from mlops.logs import log_events
 from mlops.records import DEFAULT_MODEL, JOB_NAME, UPLOAD_PREFIX, decision, decision_key, job_of_config
@@ -41,12 +42,15 @@ PROBE_SECONDS = 30.0
 LOGS_WAIT = timedelta(minutes=5)
 # Their keys are settings.
 MAPS = ("Environment", "HyperParameters", "Tags")
+# A function writes its record within seconds of the email.
+RECORD_WAIT = timedelta(minutes=5)
 EVER = datetime.fromtimestamp(0, UTC)
 OBJECT_CREATED = "Object Created"
 JOB_CHANGED = "SageMaker Training Job State Change"
 ENDPOINT_CHANGED = "SageMaker Endpoint State Change"
 # A job waits for its instance, installs what it needs, and trains; an endpoint takes minutes, with a cold start more.
 STEP_WAIT = timedelta(minutes=75)
+LABELS = ("billing", "shipping", "technical")
 TEXTS = ("I was charged twice for my plan this month.", "My parcel has not arrived.", "The app crashes when I open it.")
 # What an email begins with when waiting for a better one is in vain.
 FATAL = (
@@ -60,7 +64,6 @@ FATAL = (
     "Endpoint failed",
     "Endpoint out of service",
 )
-
 # Which of them comes after a rollback or a pause depends on what was in the way, and is noted.
 LIVE = ("Deployment restored", "Deployment successful")
 
@@ -167,7 +170,11 @@ class Inbox:
 
 @dataclass
 class Run:
-    """One run of the scenario. deadline: of time.monotonic(), for all of it."""
+    """One run of the scenario.
+
+    deadline: of time.monotonic(), for all of it. jobs: those whose models were live. followed: how many emails on a
+    model were waited for.
+    """
 
     target: Target
     inbox: Inbox
@@ -175,10 +182,8 @@ class Run:
     deadline: float
     predictions: int = 0
     step: str = ""
-    jobs: list[str] = field(default_factory=list)  # that became the default model
-    followed: dict[str, list[dict[str, str]]] = field(
-        default_factory=dict
-    )  # emails that a step has waited for, by model
+    jobs: list[str] = field(default_factory=list)
+    followed: dict[str, int] = field(default_factory=dict)
 
     def fact(self, name: str, value: Any) -> None:
         self.notes.fact(f"{self.step}: {name}", value)
@@ -205,7 +210,7 @@ class Run:
 
         asking: meanwhile its endpoint is asked, and has to answer. Raises Failed.
         """
-        seen = len(self.followed.setdefault(model, []))
+        seen = self.followed.get(model, 0)
         failures: set[str] = set()
 
         def ended() -> str:
@@ -227,7 +232,7 @@ class Run:
             if later in emails[seen:]:
                 seconds = (datetime.fromisoformat(later["at"]) - datetime.fromisoformat(earlier["at"])).total_seconds()
                 self.measure(f"seconds until {later['subject'].split(':')[0]!r}", round(seconds))
-        self.followed[model] = emails
+        self.followed[model] = len(emails)
         if asking:
             self.fact("requests that failed meanwhile", sorted(failures - {""}) or "none")
         return text
@@ -264,11 +269,18 @@ class Run:
 
     def note_endpoint(self, job: str) -> None:
         """The endpoint as SageMaker describes it, and whether it serves the model of this job."""
+        # An email is sent before the record says that it was.
+        self.wait("the record of the deployment", lambda: self.states(job) == {"confirmed"}, RECORD_WAIT)
         endpoint = self.target.client("sagemaker").describe_endpoint(
             EndpointName=self.target.endpoint_of(DEFAULT_MODEL)
         )
         self.fact("endpoint", endpoint["EndpointStatus"])
         self.fact("endpoint serves the expected job", job_of_config(endpoint["EndpointConfigName"]) == job)
+
+    def states(self, job: str) -> set[str]:
+        """What became of a job's model, by the deployment's records."""
+        found = deployments(self.target, job, self.target.endpoint_of(DEFAULT_MODEL))
+        return {record.value["state"] for record in found}
 
     def note_shape(self, operation: str, answer: dict[str, Any]) -> None:
         members = {name: value for name, value in answer.items() if name != "ResponseMetadata"}
@@ -354,9 +366,9 @@ def predictions(run: Run) -> None:
     for text in TEXTS:
         began = time.monotonic()
         answer = run.ask(text)
-        run.fact(f"label of {text!r}", answer["label"])
-        run.measure(f"score of {text!r}", answer["score"])
-        run.measure("seconds for it", round(time.monotonic() - began, 2))
+        run.fact("label is one of the sample's", answer["label"] in LABELS)
+        seconds = round(time.monotonic() - began, 2)
+        run.measure(repr(text), f"{answer['label']} {answer['score']:.4f}, in {seconds} s")
     run.fact("answer has", sorted(set(shape(answer))))
     body = json.dumps({"inputs": list(TEXTS)}).encode()
     run.fact("answers to a list of three", len(run.invoke(body)))
@@ -418,25 +430,23 @@ def events(run: Run) -> None:
     """What EventBridge delivered: the shape of each kind, and each job's and the endpoint's states in their order."""
     for _ in range(3):
         run.inbox.receive()
-    changes = run.inbox.events_of(JOB_CHANGED) + run.inbox.events_of(ENDPOINT_CHANGED)
     endpoint = run.target.endpoint_of(DEFAULT_MODEL)
+    # An event of a job may be another stack's.
     ours = {*run.notes.names.jobs, endpoint}
     states: dict[str, list[str]] = {}
-    for event in changes:
+    for event in run.inbox.events_of(JOB_CHANGED) + run.inbox.events_of(ENDPOINT_CHANGED):
         detail = event["detail"]
         name = detail.get("TrainingJobName") or detail["EndpointName"]
-        state = "/".join(
-            detail[part] for part in ("TrainingJobStatus", "SecondaryStatus", "EndpointStatus") if part in detail
-        )
-        before = states.setdefault(name, [])
-        if name in ours and before[-1:] != [state]:
-            before.append(state)
+        parts = ("TrainingJobStatus", "SecondaryStatus", "EndpointStatus")
+        state = "/".join(detail[part] for part in parts if part in detail)
+        # SageMaker may send several events for one change.
+        if name in ours and states.setdefault(name, [""])[-1] != state:
+            states[name].append(state)
     for name, passed in states.items():
-        run.fact(f"of {name}", " ".join(passed))
+        run.fact(f"of {name}", " ".join(passed[1:]))
     for kind in sorted({event["detail-type"] for event in run.inbox.events.values()}):
         found = run.inbox.events_of(kind)
         run.measure(f"{kind}: how many", len(found))
-        # A job's event without its path may be another stack's.
         mine = [event for event in found if event["detail"].get("TrainingJobName", endpoint) in ours]
         members = {line for event in mine for line in shape(event)}
         run.fact(f"{kind} has", sorted(members))
@@ -461,7 +471,7 @@ def put(run: Run, name: str, text: str) -> None:
 
 
 def play(run: Run) -> None:
-    """Run every step. Raises Failed, UsageError and what AWS raises; the notes are complete up to there."""
+    """Run every step. Raises Failed, UsageError and what AWS raises; there are notes of all that came before."""
     for step in STEPS:
         run.step = step.__name__.replace("_", " ")
         print(f"\n{datetime.now():%H:%M:%S}  {run.step}", flush=True)

@@ -29,6 +29,7 @@ import mlops.target
 import terraform
 from local import stack
 from mlops import account, deploy, destroy, scenario
+from mlops.endpoints import PAGES
 from mlops.target import Target, UsageError, confirm, error_code, on_stack
 
 ADDED = stack.ROOT / "scripts" / "verify" / "inbox.tf"
@@ -204,12 +205,13 @@ def check(target: Target) -> None:
 def left(target: Target, name: str) -> dict[str, list[str]]:
     """Everything whose name contains this, or that has the stack's tag: {kind: names}."""
 
-    def named(service: str, operation: str, member: str, key: str) -> list[str]:
-        pages = target.client(service).get_paginator(operation).paginate()
+    def named(service: str, operation: str, member: str, key: str, **options: Any) -> list[str]:
+        pages = target.client(service).get_paginator(operation).paginate(**options)
         return sorted(text for page in pages for item in page.get(member, []) if name in (text := str(item[key])))
 
     buckets = [item["Name"] for item in target.client("s3").list_buckets()["Buckets"]]
-    queues = target.client("sqs").get_paginator("list_queues").paginate()
+    # Without a size of its pages, SQS lists 1,000 queues and says nothing of the others.
+    queues = target.client("sqs").get_paginator("list_queues").paginate(PaginationConfig={"PageSize": 1000})
     found = {
         "bucket": [bucket for bucket in buckets if name in bucket],
         "function": named("lambda", "list_functions", "Functions", "FunctionName"),
@@ -220,7 +222,7 @@ def left(target: Target, name: str) -> dict[str, list[str]]:
         "role": named("iam", "list_roles", "Roles", "RoleName"),
         "alarm": named("cloudwatch", "describe_alarms", "MetricAlarms", "AlarmName"),
         "log": named("logs", "describe_log_groups", "logGroups", "logGroupName"),
-        "endpoint": named("sagemaker", "list_endpoints", "Endpoints", "EndpointName"),
+        "endpoint": named("sagemaker", "list_endpoints", "Endpoints", "EndpointName", **PAGES),
     }
     if name == target.outputs.get("bucket_name"):
         # Their names are the training jobs'; the tag says whose they are.
