@@ -28,7 +28,7 @@ define passed
 override $(1) := $$(value $(1))
 export $(1)
 endef
-$(foreach name,BASE_MODEL CONFIRM DATA ENDPOINT JOB KEEP MINUTES MODEL REASON STOP_JOBS TARGET TEXT TO YES,$(eval $(call passed,$(name))))
+$(foreach name,BASE_MODEL CONFIRM DATA ENDPOINT JOB KEEP LIMIT MINUTES MODEL REASON STOP_JOBS TARGET TEXT TO YES,$(eval $(call passed,$(name))))
 
 .PHONY: help
 help: ## This list
@@ -126,6 +126,10 @@ deploy: package ## Create or update the stack on AWS (asks before it changes any
 .PHONY: destroy
 destroy: package ## Delete the stack, on AWS or the local AWS (asks), but keep its data: [DATA=delete] [CONFIRM=bucket]
 	@$(MLOPS) destroy
+
+.PHONY: verify-aws
+verify-aws: package ## The whole pipeline once in your account, compared with the local AWS, then deleted (asks): [LIMIT=dollars] [YES=1]
+	@$(MLOPS) verify-aws
 
 # --- development ---
 

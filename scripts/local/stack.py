@@ -67,7 +67,7 @@ SERVICES = (
 )
 # What an earlier run, or a deployment to AWS, leaves beside the configuration.
 NOT_CONFIGURATION = ("*.tfstate*", "*.tfvars", "*.tfvars.json", "*.tfplan", ".terraform*", "backend.tf")
-FOLDERS = ("aws", "sagemaker", "terraform", "demo")
+FOLDERS = ("aws", "sagemaker", "terraform", "demo", "verify")
 
 # Called with a stage and a line about it, and with the stage and "" when it is done.
 Report = Callable[[str, str], None]

@@ -68,6 +68,9 @@ DeleteData = Annotated[
 Confirm = Annotated[
     str, typer.Option("--confirm", envvar="CONFIRM", metavar="BUCKET", help="The bucket's name: do not ask for it.")
 ]
+Limit = Annotated[
+    str, typer.Option("--limit", envvar="LIMIT", metavar="DOLLARS", help="The most that a run may cost; 5 by default.")
+]
 Directory = Annotated[Path, typer.Option("--dir", metavar="FOLDER", help="The Terraform configuration.")]
 TerraformOptions = Annotated[
     list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Terraform's own options, after --.")
@@ -240,6 +243,14 @@ def destroy(data: DeleteData = "", confirm: Confirm = "", target: Target = "") -
     from mlops import destroy
 
     return destroy.run(target, data, confirm)
+
+
+@app.command(rich_help_panel=AWS)
+def verify_aws(limit: Limit = "", yes: Yes = False, target: Target = "") -> int:
+    """Run the whole pipeline once in your account, in a stack of its own that is deleted afterwards. Asks first."""
+    from mlops import verify
+
+    return verify.run(target, limit, yes)
 
 
 def refuse(reason: str) -> int:

@@ -87,10 +87,10 @@ class Contents:
 
 def run_terraform(target: Target, *arguments: str, quiet: bool = False) -> str:
     """Run one Terraform command on the stack; returns what it printed, when quiet. Raises Unfinished when it fails."""
+    command = terraform.own_command(*arguments, directory=target.folder)
     if target.environment:
-        command, environment = stack.terraform_command(*arguments), stack.terraform_environment(target.environment)
+        environment = stack.terraform_environment(target.environment)
     else:
-        command = terraform.own_command(*arguments)
         # The stack's own region, whatever the shell's is now.
         region = target.outputs.get("region_name")
         environment = {**os.environ, **({"AWS_REGION": region} if region else {})}

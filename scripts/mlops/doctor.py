@@ -277,8 +277,13 @@ def examine(patient: Patient) -> Iterator[Line]:
 def find_plan(target: Target | None) -> deploy.Plan:
     """What Terraform says of the stack, or of the one to come. Raises deploy.Refused and terraform.TerraformError."""
     if target is not None and target.environment:
-        return deploy.read_plan(stack.state_folder() / "terraform", stack.terraform_environment(target.environment))
-    return deploy.read_plan(terraform.ROOT / "terraform", os.environ)
+        return deploy.read_plan(target.folder, stack.terraform_environment(target.environment))
+    return deploy.read_plan(target.folder if target else terraform.ROOT / "terraform", os.environ)
+
+
+def patient_of(target: Target) -> Patient:
+    """A deployed stack, to be looked at. Raises deploy.Refused and terraform.TerraformError."""
+    return Patient(target.session, target.client, bool(target.environment), target, find_plan(target))
 
 
 def diagnose(where: str) -> Iterator[Line]:

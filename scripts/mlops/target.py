@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -44,13 +45,17 @@ class NothingDeployed(UsageError):
 
 @dataclass(frozen=True)
 class Target:
-    """A deployed stack: where it is, and the names of its parts, from Terraform's outputs."""
+    """A deployed stack: where it is, and the names of its parts, from Terraform's outputs.
+
+    environment: of a local AWS; {} on AWS. folder: of its Terraform configuration and, unless that is in S3, its state.
+    """
 
     where: str
     session: boto3.Session
     environment: Mapping[str, str]
     outputs: Mapping[str, Any]
     clients: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    folder: Path = terraform.ROOT / "terraform"
 
     def client(self, service: str) -> Any:
         """The client of a service on this stack's AWS; endpoints of the local one come from its environment."""
@@ -94,7 +99,8 @@ def connect(target: str = "") -> Target:
             aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
             region_name=environment["AWS_REGION"],
         )
-        return Target("the local AWS", session, environment, running["outputs"])
+        folder = stack.state_folder() / "terraform"
+        return Target("the local AWS", session, environment, running["outputs"], folder=folder)
     if target == "local":
         raise UsageError("no local AWS is running: start one with make local-up, or make demo KEEP=1")
     answer = subprocess.run(terraform.own_command("output", "-json"), capture_output=True, text=True, check=False)
