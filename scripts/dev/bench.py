@@ -68,7 +68,12 @@ ENVIRONMENT = {
         "LABEL_COLUMN": "label",
     },
     "model_evaluator": COMMON
-    | {"THRESHOLDS": '{"accuracy": {"min": 0.8}}', "MODEL_THRESHOLDS": "{}", "CHAMPION_MARGIN": "0.005"},
+    | {
+        "THRESHOLDS": '{"accuracy": {"min": 0.8}}',
+        "MODEL_THRESHOLDS": "{}",
+        "CHAMPION_MARGIN": "0.005",
+        "ACCEPT_UNCOMPARED": "",
+    },
     "deployment_orchestrator": COMMON
     | {
         "ENDPOINT_NAME": "mlops-endpoint",
