@@ -1,4 +1,4 @@
-"""Model evaluator: judges every finished training job and approves its model or rejects it.
+"""Model evaluator: judges every finished training job: approves its model, rejects it or holds it back.
 
 Triggers: EventBridge, SageMaker "Training Job State Change" to Completed, Failed or Stopped, and a schedule
 ("sweep"), which picks up the jobs whose event was lost or could not be handled.

@@ -32,8 +32,11 @@ LIVE_HOLDOUT = "hold-out of the live model"
 # A label that a model does not know has the probability 0, whose logarithm is infinite.
 LEAST_PROBABILITY = 1e-7
 # What came of the comparison: the model evaluator holds a new model back unless it was compared.
-COMPARED, NO_SHARED_LABEL, NOT_READ = "compared", "no shared label", "cannot be read"
-NOT_LOADED, TOO_FEW_ROWS = "cannot be loaded", "too few rows"
+COMPARED = "compared"
+NO_SHARED_LABEL = "no shared label"
+NOT_LOADED = "cannot be loaded"
+NOT_READ = "cannot be read"
+TOO_FEW_ROWS = "too few rows"
 # What is unpacked of a live model's archive: data, beside its folders. Its code stays in it.
 ARCHIVE_FILE = re.compile(r"(\./)?(holdout\.csv|\w[\w.-]*\.(json|model|safetensors|txt))")
 ARCHIVE_MAX_MEMBERS = 1000  # an archive of ours has about ten
