@@ -230,14 +230,14 @@ run "training_reads_files_by_name_and_lists_no_jobs" {
   command = plan
 
   assert {
-    condition = {
-      for statement in jsondecode(aws_iam_role_policy.training.policy).Statement : statement.Sid => [flatten([statement.Resource]), try(statement.Condition.StringLike["s3:prefix"], [])]
+    condition = jsonencode({
+      for statement in jsondecode(aws_iam_role_policy.training.policy).Statement : statement.Sid => sort(flatten([statement.Resource, try(statement.Condition.StringLike["s3:prefix"], [])]))
       if strcontains(jsonencode(statement.Action), "s3:")
-      } == {
-      ReadDataSourceAndLiveModel = [[for file in ["data/snapshots/*/data.csv", "data/snapshots/*/training.tar.gz", "models/approved/*/model.tar.gz"] : "arn:aws:s3:::team-models/${file}"], []]
-      WriteModel                 = [["arn:aws:s3:::team-models/models/raw/*"], []]
-      ListChannels               = [["arn:aws:s3:::team-models"], ["data/snapshots/*/data.csv", "models/approved/*/model.tar.gz"]]
-    }
+      }) == jsonencode({
+      ListChannels               = ["arn:aws:s3:::team-models", "data/snapshots/*/data.csv", "models/approved/*/model.tar.gz"]
+      ReadDataSourceAndLiveModel = [for file in ["data/snapshots/*/data.csv", "data/snapshots/*/training.tar.gz", "models/approved/*/model.tar.gz"] : "arn:aws:s3:::team-models/${file}"]
+      WriteModel                 = ["arn:aws:s3:::team-models/models/raw/*"]
+    })
     error_message = "A job must read only the files that it is given, and list nothing else."
   }
 }
