@@ -74,9 +74,10 @@ module "lambda_model_evaluator" {
   timeout_seconds   = local.timeouts.model_evaluator
 
   environment = merge(local.common_environment, {
-    CHAMPION_MARGIN  = var.champion_margin
-    MODEL_THRESHOLDS = jsonencode(local.model_thresholds)
-    THRESHOLDS       = jsonencode(local.thresholds)
+    ACCEPT_UNCOMPARED = join(",", var.accept_uncompared)
+    CHAMPION_MARGIN   = var.champion_margin
+    MODEL_THRESHOLDS  = jsonencode(local.model_thresholds)
+    THRESHOLDS        = jsonencode(local.thresholds)
   })
 }
 

@@ -1,3 +1,20 @@
+variable "accept_uncompared" {
+  type        = list(string)
+  description = "Models whose next version is judged by its thresholds alone when it cannot be compared with the live one: no shared label, a live model that does not load, too few rows. Without a name here it is held. Take the name out again afterwards."
+  default     = []
+
+  validation {
+    condition     = alltrue([for model in var.accept_uncompared : can(regex("^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$", model))])
+    error_message = "accept_uncompared: each model name must be 1 to 32 of a-z, 0-9 and dashes, starting and ending with a letter or digit."
+  }
+
+  # Beside thresholds and model_thresholds in a function's environment of 4096 bytes.
+  validation {
+    condition     = length(join(",", var.accept_uncompared)) <= 512
+    error_message = "accept_uncompared is too long: at most 512 characters in all. Take out the models that were accepted already."
+  }
+}
+
 variable "base_model" {
   type        = string
   description = "Base model that training fine-tunes: a HuggingFace Hub id, an absolute path in the training image, or s3://bucket/prefix in the stack's region."

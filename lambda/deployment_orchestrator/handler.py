@@ -744,12 +744,16 @@ def new_record(config: Settings, model: str, job: str, etag: str, size: int) -> 
         environment["SAGEMAKER_MODEL_SERVER_WORKERS"] = "1"
         memory = {"MemorySizeInMB": config.serverless_memory_mb, "MaxConcurrency": config.serverless_max_concurrency}
         capacity: dict[str, Any] = {"ServerlessConfig": memory}
+        # Serverless Inference does not support network isolation (developer guide, feature exclusions).
+        isolation = {}
     else:
+        # The container needs no network: it gets the model from SageMaker, and its packages are in the image.
+        isolation = {"EnableNetworkIsolation": True}
         capacity = {"InstanceType": config.endpoint_instance_type, "InitialVariantWeight": 1.0}
         capacity["InitialInstanceCount"] = config.endpoint_instance_count
     tags = {"Project": config.project, "Stack": config.bucket, "Model": model, "TrainingJob": job}
     tag_list = [{"Key": name, "Value": value} for name, value in tags.items()]
-    parts = [key, etag, config.inference_image, config.model_role_arn, environment]
+    parts = [key, etag, config.inference_image, config.model_role_arn, environment, *isolation]
     model_name, config_name = (
         f"{job}-{hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]}"
         for hashed in (parts, [*parts, capacity])
@@ -757,8 +761,9 @@ def new_record(config: Settings, model: str, job: str, etag: str, size: int) -> 
     location = f"s3://{config.bucket}/{key}"
     container = {"Image": config.inference_image, "ModelDataUrl": location, "Environment": environment}
     variants = [{"VariantName": "AllTraffic", "ModelName": model_name, **capacity}]
+    made_of = {"PrimaryContainer": container, "ExecutionRoleArn": config.model_role_arn, **isolation}
     requests: dict[str, dict[str, Any]] = {
-        "model": {"ModelName": model_name, "PrimaryContainer": container, "ExecutionRoleArn": config.model_role_arn},
+        "model": {"ModelName": model_name, **made_of},
         "config": {"EndpointConfigName": config_name, "ProductionVariants": variants},
     }
     return Record(

@@ -1,4 +1,4 @@
-"""Model evaluator: judges every finished training job and approves its model or rejects it.
+"""Model evaluator: judges every finished training job: approves its model, rejects it or holds it back.
 
 Triggers: EventBridge, SageMaker "Training Job State Change" to Completed, Failed or Stopped, and a schedule
 ("sweep"), which picks up the jobs whose event was lost or could not be handled.
@@ -45,6 +45,18 @@ LESS_IS_BETTER = ("eval_loss",)
 OWN_HOLDOUT = "hold-out"
 NEW_HOLDOUT = "new hold-out"
 LIVE_HOLDOUT = "hold-out of the live model"
+# What the training program (scripts/training/champion.py) says of the comparison: it was made, or why it was not.
+COMPARED = "compared"
+UNCOMPARED = {
+    "no shared label": "the new data has none of the live model's labels",
+    "cannot be read": "the live model's archive cannot be read",
+    "cannot be loaded": "the live model cannot be loaded, or gives no scores",
+    "too few rows": "there are too few rows that neither model was trained on: upload more",
+    # By this function: the program is of an earlier version, of somebody else's, or was given another live model.
+    "not said": "the training program does not say why there is no comparison",
+    "not written": f"the training program wrote no comparison into {METRICS_FILE}",
+    "another model": f"{METRICS_FILE} compares with another model",
+}
 # New data with this share of the live model's training rows extends the old.
 EXTENDS_SHARE = 0.95
 # When it does, the largest drop, in margins, that is excused as noise.
@@ -61,6 +73,9 @@ TAR_CONTENT_TYPES = (*tarfile.REGULAR_TYPES, tarfile.XGLTYPE, tarfile.GNUTYPE_LO
 UNPACK_BYTES = 256 * 1024
 # The search for a file ends with this much of the function's time left, for the email and the record.
 RESERVE_MILLISECONDS = 60_000
+# SageMaker notes a job's end once its artifacts are uploaded (DescribeTrainingJob, TrainingEndTime). S3 notes when an
+# upload began, to the second. So these are the seconds by which the two services' clocks may differ.
+CLOCKS_SECONDS = 5
 # A sweep starts another evaluation only with this much time left.
 SWEEP_MILLISECONDS = 240_000
 
@@ -80,6 +95,14 @@ EMAILS = {
         "Why: {reason}.\n\nThe live model, if there is one, is not affected.\nWhat next: {next}"
         "To see the log, run: make logs JOB={job}\n",
     },
+    "held": {
+        "stage": "evaluation",
+        "status": "held",
+        "subject": "Model held: {model} ({file})",
+        "body": "The new model reached its thresholds, but was not compared with the live model. So it is held: it "
+        "will not be deployed.\n\n{table}\n{checks}\nWhy: {reason}.\n\nThe live model is not affected.\n"
+        "What next: {next}To see the log, run: make logs JOB={job}\n",
+    },
     "failed": {
         "stage": "training",
         "status": "failed",
@@ -94,6 +117,8 @@ EMAILS["stopped"] = EMAILS["failed"] | {"status": "stopped"}
 WORDINGS = {
     "no live model": "No model was live when this training began, so only the thresholds were checked.",
     "not compared": "Not compared with the live model {job}: only the thresholds were checked. {note}",
+    "accepted": "Not compared with the live model {job}: only the thresholds were checked, as accept_uncompared "
+    "allows. {note}",
     "compared": "Compared with the live model {job}, both on the same rows, which neither was trained on. {note}",
     "rivals": "Approved by now, but not live when this training began, and so not compared with: {rivals}. The newest "
     "upload is the one that serves. To serve another one: make rollback MODEL={model} TO=<job>.\n",
@@ -110,6 +135,9 @@ WORDINGS = {
     "worse than live": "A CSV with the live model's rows and the new ones together is the surest improvement.\n"
     "To replace the live model although it scores better: raise champion_margin in Terraform, deploy, and upload the "
     "data again. Or upload it for a model of its own, to data/train/<name>/.\n",
+    "held": "if this is data for another task, upload it for a model of its own: make upload DATA=<file> "
+    'MODEL=<another name>\nTo have it judged by its thresholds alone, add "{model}" to accept_uncompared in Terraform, '
+    "deploy, then run: make retrain JOB={job}\n",
     "no reason": "SageMaker gave no reason; see the job's log",
     "AWS failed": "the fault is AWS's; nothing is wrong with your data. To train again, run: make retrain JOB={job}",
     "timed out": "it reached its time limit of {hours:g} h (training_max_runtime_seconds)",
@@ -160,6 +188,7 @@ class Champion(TypedDict):
     """The comparison with the live model: metrics.json's "champion", by the training program, and two additions."""
 
     job: str  # the live model's
+    status: str  # COMPARED or one of UNCOMPARED
     compared: bool
     note: str  # one line for people
     kept: float | None  # share (0 to 1) of the live model's training rows in the new data; None: unknown
@@ -176,7 +205,7 @@ class Decision:
     model: str
     data: dict[str, Any]  # the upload: bucket, key, version_id, etag, size in bytes
     thresholds: Thresholds
-    verdict: str  # "approved", "rejected", "failed" or "stopped"
+    verdict: str  # "approved", "rejected", "held", "failed" or "stopped"
     schema: int
     reason: str = ""
     artifact: dict[str, Any] | None = None  # the job's model.tar.gz: key, etag, size in bytes
@@ -205,6 +234,7 @@ class Settings:
     thresholds: Thresholds
     model_thresholds: dict[str, Thresholds]
     champion_margin: float  # how much worse than the live model a new one may be, in units of each metric
+    accept_uncompared: str  # the models whose thresholds are enough where there is no comparison: names, commas between
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -212,6 +242,9 @@ class Settings:
         margin, models = required(env, "CHAMPION_MARGIN"), json_object(env, "MODEL_THRESHOLDS")
         if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,20})?([eE]-[0-9]{1,2})?", margin):
             raise ConfigError(f"environment variable CHAMPION_MARGIN must be a number of at least 0, not {margin!r}")
+        accepted = env.get("ACCEPT_UNCOMPARED", "")
+        if accepted and not all(map(MODEL_NAME.fullmatch, accepted.split(","))):
+            raise ConfigError(f"ACCEPT_UNCOMPARED must be names of models with commas between, not {accepted!r}")
         return cls(
             bucket=required(env, "BUCKET"),
             project=required(env, "PROJECT"),
@@ -219,6 +252,7 @@ class Settings:
             thresholds=parse_thresholds("THRESHOLDS", json_object(env, "THRESHOLDS")),
             model_thresholds={name: parse_thresholds(f"MODEL_THRESHOLDS[{name}]", models[name]) for name in models},
             champion_margin=float(margin),
+            accept_uncompared=accepted,
         )
 
 
@@ -307,29 +341,35 @@ def evaluate(
 
 def pass_gate(config: Settings, description: Mapping[str, Any], out_of_time: OutOfTime, decision: Decision) -> None:
     """Judge a completed job's model, into the decision. Raises ArchiveError."""
-    bucket, gate = config.bucket, decision.thresholds
+    bucket, gate, ended = config.bucket, decision.thresholds, description["TrainingEndTime"]
     decision.artifact = find_artifact(bucket, decision.job, description)
     model_key = decision.artifact["key"]
     # SageMaker puts the small archive of the job's output folder beside the model.
     output_key = model_key.rsplit("/", 1)[0] + "/output.tar.gz"
-    metrics = parse_metrics(read_from_archives(bucket, (output_key, model_key), METRICS_FILE, out_of_time))
+    metrics = parse_metrics(read_from_archives(bucket, (output_key, model_key), METRICS_FILE, ended, out_of_time))
     champion = parse_champion(metrics, (description.get("Environment") or {}).get("CHAMPION_JOB"))
     rivals = read_rivals(bucket, decision, champion["job"] if champion else "")
-    checks = judge(metrics, gate)
+    compared: list[Check] = []
     if champion and champion["compared"]:
         below_best = read_champion(bucket, champion["job"]).get("below_best", {})
         compared, trails = compare(champion, gate, config.champion_margin, below_best, rivals)
-        checks += compared
         champion["margin"], champion["below_best"] = config.champion_margin, trails
+    checks = judge(metrics, gate) + compared
     failed = [check.reason for check in checks if not check.passed]
     figures = [(name, figure) for name, value in metrics.items() if (figure := finite(value)) is not None]
     decision.metrics = dict(figures[:METRICS_MAX])
     decision.checks, decision.champion, decision.rivals = checks, champion, rivals
     decision.verdict = "rejected" if failed else "approved"
     decision.reason = "; ".join(failed) or "every metric is within its threshold"
-    if not failed:
+    if champion and not compared and not failed:
+        if decision.model in config.accept_uncompared.split(","):
+            decision.reason += "; accept_uncompared allows that it was not compared with the live model"
+        else:
+            nothing = "no metric that has a threshold was compared"
+            decision.verdict, decision.reason = "held", UNCOMPARED.get(champion["status"], nothing)
+    if decision.verdict == "approved":
         try:
-            decision.golden = parse_golden(read_from_archives(bucket, (output_key,), GOLDEN_FILE, out_of_time))
+            decision.golden = parse_golden(read_from_archives(bucket, (output_key,), GOLDEN_FILE, ended, out_of_time))
         except ArchiveError as error:
             decision.golden_note = str(error)
 
@@ -349,19 +389,35 @@ def find_artifact(bucket: str, job: str, description: Mapping[str, Any]) -> dict
         if is_gone(error):
             raise ArchiveError(f"the model artifact {uri} is gone") from error
         raise
+    check_written(key, head["LastModified"], description["TrainingEndTime"])
     return {"key": key, "size": head["ContentLength"], "etag": head["ETag"].strip('"')}
 
 
-def read_from_archives(bucket: str, keys: Sequence[str], name: str, out_of_time: OutOfTime) -> bytes:
-    """A file at the root of the first of these archives in S3 that has it. Raises ArchiveError when none does."""
+def check_written(key: str, written: datetime, ended: datetime) -> None:
+    """Raises ArchiveError for an archive written after its job's end: any training job may write any other's.
+
+    S3 notes when an upload began (user guide, "Working with object metadata", Last-Modified): one in parts that began
+    before the job's end passes.
+    """
+    if written > ended + timedelta(seconds=CLOCKS_SECONDS):
+        at, end = (f"{when.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" for when in (written, ended))
+        raise ArchiveError(f"{key} was written at {at}, after the job had ended ({end}), so it is not the job's own")
+
+
+def read_from_archives(bucket: str, keys: Sequence[str], name: str, ended: datetime, out_of_time: OutOfTime) -> bytes:
+    """A file at the root of the first of these archives in S3 that has it; ended: when their job did.
+
+    Raises ArchiveError when none has it.
+    """
     for key in keys:
         try:
-            body = client("s3").get_object(Bucket=bucket, Key=key)["Body"]
+            answer = client("s3").get_object(Bucket=bucket, Key=key)
         except ClientError as error:
             if is_gone(error):
                 continue
             raise
-        with body:
+        with answer["Body"] as body:
+            check_written(key, answer["LastModified"], ended)
             data = find_file(body, name, JSON_MAX_BYTES, out_of_time)
         if data is not None:
             return data
@@ -489,7 +545,8 @@ def email_decision(topic_arn: str, decision: Decision) -> None:
         rows.append(("artifact", human_bytes(decision.artifact["size"])))
     if note := decision.golden_note:
         rows.append(("golden rows", f"none, so the endpoint's answers will not be checked: {note}"))
-    checks = f"\n{check_table(decision.checks)}\n\n{champion_text(decision.champion)}\n{rivals_text(decision)}"
+    compared = champion_text(decision.champion, decision.verdict)
+    checks = f"\n{check_table(decision.checks)}\n\n{compared}\n{rivals_text(decision)}"
     texts = {"job": job, "verdict": decision.verdict, "reason": decision.reason, "next": what_next(decision)}
     texts |= {"file": data["key"].rsplit("/", 1)[-1], "checks": checks if decision.checks else ""}
     notify(topic_arn, EMAILS[decision.verdict], model, rows, **texts)
@@ -502,11 +559,14 @@ def what_next(decision: Decision) -> str:
     is_deleted = reason == WORDINGS["deleted"]
     kinds = {
         "approved": ["not newest" if newer > job else "newest"],
+        "held": ["held"],
         "rejected": ["bad figures", *(["worse than live"] if is_worse else [])] if decision.checks else ["no model"],
         "stopped": ["too slow" if "training_max_runtime_seconds" in reason else "was stopped"],
         "failed": ["was stopped" if is_deleted else "AWS failed" if AWS_FAILED.match(reason) else "fix"],
     }
-    return "".join(WORDINGS[kind] for kind in kinds[decision.verdict]).format(newer=newer, job=job)
+    return "".join(WORDINGS[kind] for kind in kinds[decision.verdict]).format(
+        newer=newer, job=job, model=decision.model
+    )
 
 
 def check_table(checks: Sequence[Check]) -> str:
@@ -522,9 +582,10 @@ def check_table(checks: Sequence[Check]) -> str:
     return "\n".join(f"  {line}".rstrip() for line in lines)
 
 
-def champion_text(champion: Champion | None) -> str:
+def champion_text(champion: Champion | None, verdict: str) -> str:
     """How the model was compared with the live one."""
-    kind = "no live model" if champion is None else "compared" if champion["compared"] else "not compared"
+    uncompared = "accepted" if verdict == "approved" else "not compared"
+    kind = "no live model" if champion is None else "compared" if champion["compared"] else uncompared
     return WORDINGS[kind].format_map(champion or {}).rstrip()
 
 
@@ -664,6 +725,7 @@ GOLDEN_TEXT = (f"a text of 1 to {TEXT_MAX} characters", re.compile(f"[^\ud800-\u
 SHARE = ("a number from 0 to 1", lambda it: 0 <= finite(it) <= 1)  # type: ignore[operator]
 CHAMPION_FIELDS: Fields = {
     "job": ("the name of a training job", lambda it: JOB_NAME.fullmatch(it)),  # type: ignore[has-type]
+    "status": (f"one of {', '.join((COMPARED, *UNCOMPARED))}", lambda it: it == COMPARED or it in UNCOMPARED),
     "compared": ("true or false", lambda it: type(it) is bool),
     "note": (f"a line of up to {NOTE_MAX} characters", lambda it: len(it) <= NOTE_MAX and it.isprintable()),
     "kept": ("null or a number from 0 to 1", lambda it: it is None or SHARE[1](it)),
@@ -703,12 +765,14 @@ def parse_metrics(data: bytes) -> dict[str, Any]:
 
 def parse_champion(metrics: Mapping[str, Any], live: str | None = None) -> Champion | None:
     """What metrics.json says of the live model; None when there was none. live: the one that the job was given.
-    Raises ArchiveError when it is malformed, or about another model."""
+    Raises ArchiveError when it is malformed."""
     written = metrics.get("champion")
     if written is None:
-        note = f"The training program wrote no comparison into {METRICS_FILE}."
-        return Champion(job=live, compared=False, note=note, kept=None, sets=[]) if live else None
+        return no_comparison(live, "not written") if live else None
     where = f'{METRICS_FILE}: "champion"'
+    if isinstance(written, dict):
+        # Programs of an earlier version say nothing but whether they compared.
+        written = {"status": COMPARED if written.get("sets") else "not said"} | written
     champion: Champion = checked(written, CHAMPION_FIELDS, where)
     for at, one in enumerate(champion["sets"]):
         judged: ComparedSet = checked({"error": {}} | one, COMPARED_SET_FIELDS, f"{where}: set {at}")
@@ -716,12 +780,16 @@ def parse_champion(metrics: Mapping[str, Any], live: str | None = None) -> Champ
         champion["sets"][at] = judged
         if not judged["live"].keys() == judged["new"].keys() == judged["error"].keys():
             raise ArchiveError(f"{where}: set {at}: live, new and error have different metrics")
-    names = [judged["name"] for judged in champion["sets"]]
-    if champion["compared"] != bool(names) or len(names) > len(set(names)):
-        raise ArchiveError(f"{where}: compared is {champion['compared']}, and the sets are {names}")
+    names, status = [judged["name"] for judged in champion["sets"]], champion["status"]
+    if not champion["compared"] == (status == COMPARED) == bool(names) or len(names) > len(set(names)):
+        raise ArchiveError(f"{where}: compared is {champion['compared']}, status {status}, and the sets are {names}")
     if live and champion["job"] != live:
-        raise ArchiveError(f"{METRICS_FILE} compares with {champion['job']}, not with the live model {live}")
+        return no_comparison(live, "another model", f"{METRICS_FILE} compares with {champion['job']}.")
     return champion
+
+
+def no_comparison(live: str, status: str, note: str = "") -> Champion:
+    return Champion(job=live, status=status, compared=False, note=note, kept=None, sets=[])
 
 
 def parse_golden(data: bytes) -> list[dict[str, Any]]:

@@ -68,7 +68,12 @@ ENVIRONMENT = {
         "LABEL_COLUMN": "label",
     },
     "model_evaluator": COMMON
-    | {"THRESHOLDS": '{"accuracy": {"min": 0.8}}', "MODEL_THRESHOLDS": "{}", "CHAMPION_MARGIN": "0.005"},
+    | {
+        "THRESHOLDS": '{"accuracy": {"min": 0.8}}',
+        "MODEL_THRESHOLDS": "{}",
+        "CHAMPION_MARGIN": "0.005",
+        "ACCEPT_UNCOMPARED": "",
+    },
     "deployment_orchestrator": COMMON
     | {
         "ENDPOINT_NAME": "mlops-endpoint",
@@ -228,6 +233,9 @@ UPLOADS: list[tuple[str, str, Content]] = [
 
 # --- a stand-in for AWS -----------------------------------------------------------------------------
 
+# When every object was written, and every job had ended (in seconds since 1970).
+WRITTEN, ENDED = "Mon, 23 Nov 2026 12:00:00 GMT", 1795435200
+
 
 @dataclass
 class Aws:
@@ -261,7 +269,8 @@ def sagemaker(operation: str, request: dict[str, Any]) -> tuple[int, dict[str, A
     if operation == "DescribeTrainingJob":
         name = request["TrainingJobName"]
         artifact = {"S3ModelArtifacts": f"s3://{BUCKET}/{raw(name)}model.tar.gz"}
-        return 200, {"TrainingJobName": name, "TrainingJobStatus": "Completed", "ModelArtifacts": artifact}
+        status = {"TrainingJobStatus": "Completed", "TrainingEndTime": ENDED}
+        return 200, {"TrainingJobName": name, "ModelArtifacts": artifact, **status}
     if operation == "DescribeEndpoint":
         text = f"Could not find endpoint {request['EndpointName']}"
         return 400, {"__type": "ValidationException", "message": text}
@@ -296,7 +305,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         key = self.key()
         if key in self.aws.objects:
-            self.answer(200, size=self.aws.size(key), ETag=self.aws.etag(key))
+            self.answer(200, size=self.aws.size(key), ETag=self.aws.etag(key), Last_Modified=WRITTEN)
         else:
             self.answer(404)
 
@@ -312,7 +321,7 @@ class Handler(BaseHTTPRequestHandler):
         limited = re.fullmatch(r"bytes=0-(\d+)", self.headers.get("Range", ""))
         if limited:
             left = min(left, int(limited[1]) + 1)
-        self.answer(206 if limited else 200, size=left, ETag=self.aws.etag(key))
+        self.answer(206 if limited else 200, size=left, ETag=self.aws.etag(key), Last_Modified=WRITTEN)
         for block, times in self.aws.objects[key]:
             for _ in range(times):
                 self.wfile.write(block[:left])

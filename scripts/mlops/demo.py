@@ -40,6 +40,7 @@ HELD_BACK_MIN_ROWS = 20
 LAST_STATUS = {
     "successful": True,
     "rejected": False,
+    "held": False,
     "failed": False,
     "stopped": False,
     "rolled-back": False,

@@ -270,6 +270,7 @@ class Champion(TypedDict):
     """The comparison of a new model with the live one, by the training program; the evaluator adds the last two."""
 
     job: str  # the live model's
+    status: NotRequired[str]  # "compared", or why it was not compared; not in schema 1
     compared: bool
     note: str  # a line for people
     kept: float | None  # share (0 to 1) of the live model's training rows in the new data; None: unknown
@@ -335,7 +336,7 @@ class Decision(TypedDict):
     golden: list[dict[str, Any]]  # hold-out rows (text, label, score) with the answers that the endpoint must give
     golden_note: str  # why there are none
     approved_key: str | None  # where the archive was copied to
-    verdict: Literal["approved", "rejected", "failed", "stopped"]
+    verdict: Literal["approved", "rejected", "held", "failed", "stopped"]  # held: not compared with the live model
     reason: str  # a sentence for people
     decided_at: str
 

@@ -12,6 +12,7 @@ had as well: a model with more of the same data is expected to be no worse, any 
 import json
 import math
 import random
+import re
 import statistics
 import tarfile
 from collections.abc import Collection, Sequence
@@ -30,6 +31,16 @@ NEW_HOLDOUT = "new hold-out"
 LIVE_HOLDOUT = "hold-out of the live model"
 # A label that a model does not know has the probability 0, whose logarithm is infinite.
 LEAST_PROBABILITY = 1e-7
+# What came of the comparison: the model evaluator holds a new model back unless it was compared.
+COMPARED = "compared"
+NO_SHARED_LABEL = "no shared label"
+NOT_LOADED = "cannot be loaded"
+NOT_READ = "cannot be read"
+TOO_FEW_ROWS = "too few rows"
+# What is unpacked of a live model's archive: data, beside its folders. Its code stays in it.
+ARCHIVE_FILE = re.compile(r"(\./)?(holdout\.csv|\w[\w.-]*\.(json|model|safetensors|txt))")
+ARCHIVE_MAX_MEMBERS = 1000  # an archive of ours has about ten
+ARCHIVE_MAX_BYTES = 20 * 1024**3  # unpacked: four times the largest model that fits a serverless endpoint's disk (5 GB)
 NOTE_MAX_CHARACTERS = 1000
 LABEL_CHARACTERS = 40  # of a label in a note
 RESAMPLES = 200  # of the rows: a standard error to a twentieth of itself
@@ -51,6 +62,7 @@ class Champion:
     labels: tuple[str, ...] = ()
     holdout: tuple[Example, ...] = ()  # what it was judged on, each text once
     trained_on: frozenset[Example] | None = None  # None when that is not known
+    status: str = COMPARED  # or NOT_READ, NO_SHARED_LABEL
     problem: str = ""  # why it is not compared with; a sentence
 
     @property
@@ -70,19 +82,17 @@ def read_champion(
     """
     champion = Champion(job, folder)
     try:
-        with tarfile.open(channel / "model.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
+        unpack(channel / "model.tar.gz", folder)
         config = json.loads((folder / "config.json").read_bytes())
         known = tuple(str(label) for label in config["id2label"].values())
         holdout: list[Example] = []
         if (folder / HOLDOUT_FILE).is_file():
             holdout, _ = read_csv(folder / HOLDOUT_FILE, "text", "label")
     except Exception as error:  # noqa: BLE001 - a dozen types for one condition, and none may stop the job
-        return replace(champion, problem=f"The live model cannot be read ({_words(error)}).")
+        return replace(champion, status=NOT_READ, problem=f"The live model cannot be read ({_words(error)}).")
     if not set(known) & set(labels):
-        return replace(
-            champion, problem=f"The live model has none of these labels, only {_listed(known)}: this is a new task."
-        )
+        problem = f"The live model has none of these labels, only {_listed(known)}: this is a new task."
+        return replace(champion, status=NO_SHARED_LABEL, problem=problem)
 
     champion = replace(champion, labels=known, holdout=tuple(one_label_per_text(holdout)))
     if data is None:
@@ -93,6 +103,23 @@ def read_champion(
         return champion  # the columns' names are a setting, and may have been different then
     held_out = champion.held_out
     return replace(champion, trained_on=frozenset(example for example in examples if example.text not in held_out))
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Unpack what is read of a live model's archive: regular files at its root, of the kinds that hold data.
+
+    Raises ValueError when the archive is larger than a model can be, and what tarfile raises when it is none.
+    """
+    size = 0
+    with tarfile.open(path, "r:gz") as archive:
+        for number, member in enumerate(archive, 1):
+            # What is passed over is decompressed as well.
+            size += abs(member.size)
+            if number > ARCHIVE_MAX_MEMBERS or size > ARCHIVE_MAX_BYTES:
+                limits = f"{ARCHIVE_MAX_MEMBERS} members or {ARCHIVE_MAX_BYTES} bytes"
+                raise ValueError(f"its archive has more than {limits}")
+            if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and ARCHIVE_FILE.fullmatch(member.name):
+                archive.extract(member, folder, filter="data")
 
 
 def carry_forward(champion: Champion | None, holdout: Sequence[Example], labels: Collection[str]) -> list[Example]:
@@ -120,11 +147,15 @@ def compare(
     """
     rows_of, notes = _rows_to_compare_on(champion, labels, holdout)
     sets: list[dict[str, Any]] = []
+    status = champion.status
+    if not rows_of and status == COMPARED:
+        status = TOO_FEW_ROWS
     if rows_of:
         try:
             classifier = inference.model_fn(champion.folder)
             live = {name: answer(classifier, rows) for name, rows in rows_of.items()}
         except Exception as error:  # noqa: BLE001 - whatever ails the live model must not stop its successor
+            status = NOT_LOADED
             notes.append(f"The live model cannot be loaded ({_words(error)}).")
         else:
             for name, rows in rows_of.items():
@@ -136,6 +167,7 @@ def compare(
         note = note[: NOTE_MAX_CHARACTERS - 1] + "…"
     return {
         "job": champion.job,
+        "status": status,
         "compared": bool(sets),
         "note": note,
         "kept": kept_share(champion, [*train, *holdout]),

@@ -34,8 +34,9 @@ class Classifier(NamedTuple):
 def model_fn(model_dir: str | Path) -> Classifier:
     """Load the model and tokenizer from the unpacked archive, onto the GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForSequenceClassification.from_pretrained(model_dir).to(device).eval()
-    return Classifier(AutoTokenizer.from_pretrained(model_dir), model)
+    # Neither code nor pickles out of an archive.
+    model = AutoModelForSequenceClassification.from_pretrained(model_dir, trust_remote_code=False, use_safetensors=True)
+    return Classifier(AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False), model.to(device).eval())
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any, **options: Any) -> Any:

@@ -31,6 +31,7 @@ import torch
 import transformers
 from huggingface_hub.utils import disable_progress_bars
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 import inference
 from champion import HOLDOUT_FILE, Champion, carry_forward, compare, read_champion
@@ -285,6 +286,8 @@ def load_base_model(settings: Settings, labels: Sequence[str]) -> inference.Clas
     if settings.hub_token_secret_arn and not folder:
         source["token"] = read_hub_token(settings.hub_token_secret_arn)
     path = str(folder or name)
+    # Neither code nor pickles from whoever made the model.
+    source["trust_remote_code"] = False
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **source)
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -295,9 +298,16 @@ def load_base_model(settings: Settings, labels: Sequence[str]) -> inference.Clas
             problem_type="single_label_classification",
             ignore_mismatched_sizes=True,  # a base with a head of other labels gets a new one
             dtype=torch.float32,  # a base stored in half precision would train badly unconverted
+            use_safetensors=True,
             **source,
         )
     except Exception as error:  # the libraries raise a dozen unrelated types for this one problem
+        if isinstance(error, OSError) and SAFE_WEIGHTS_NAME in str(error):
+            raise TrainingError(
+                f"BASE_MODEL={name}, revision {revision or 'not set'}, has no weights as {SAFE_WEIGHTS_NAME}. Other "
+                "files, such as pytorch_model.bin, can run code when they are loaded, so they are not. Use a model or "
+                "a revision that has it, or a folder or an s3:// prefix with a copy that save_pretrained wrote."
+            ) from error
         raise TrainingError(
             f"The base model cannot be loaded: BASE_MODEL={name}, revision {revision or 'not set'} "
             f"({type(error).__name__}: {_one_line(error)[:400]}). Check the name and the revision, that the training "

@@ -19,6 +19,7 @@ run "refuses_below_the_least" {
   command = plan
 
   variables {
+    accept_uncompared                 = [""]
     bucket_name                       = "ab"
     champion_margin                   = -0.001
     deployment_step_percent           = 0
@@ -44,6 +45,7 @@ run "refuses_below_the_least" {
   }
 
   expect_failures = [
+    var.accept_uncompared,
     var.bucket_name,
     var.champion_margin,
     var.deployment_step_percent,
@@ -73,6 +75,7 @@ run "takes_the_least" {
   command = plan
 
   variables {
+    accept_uncompared                 = ["m"]
     base_model                        = "a"
     bucket_name                       = "abc"
     champion_margin                   = 0
@@ -116,6 +119,7 @@ run "refuses_above_the_most" {
   command = plan
 
   variables {
+    accept_uncompared            = [for i in range(16) : "${join("", [for j in range(i < 2 ? 30 : 29) : "m"])}${i + 10}"] # 513 characters
     base_model                   = "/${join("", [for i in range(512) : "m"])}"
     bucket_name                  = join("", [for i in range(64) : "b"])
     champion_margin              = 1.001
@@ -141,6 +145,7 @@ run "refuses_above_the_most" {
   }
 
   expect_failures = [
+    var.accept_uncompared,
     var.base_model,
     var.bucket_name,
     var.champion_margin,
@@ -170,6 +175,7 @@ run "takes_the_most" {
   command = plan
 
   variables {
+    accept_uncompared            = [for i in range(16) : "${join("", [for j in range(i < 1 ? 30 : 29) : "m"])}${i + 10}"] # 512 characters
     base_model                   = "/${join("", [for i in range(511) : "m"])}"
     bucket_name                  = join("", [for i in range(63) : "b"])
     champion_margin              = 1
@@ -245,6 +251,7 @@ run "refuses_malformed_text" {
   command = plan
 
   variables {
+    accept_uncompared       = ["spam", "Reviews"]
     base_model              = "two words"
     bucket_name             = "Team"
     deployment_alarm_models = ["Reviews"]
@@ -267,6 +274,7 @@ run "refuses_malformed_text" {
   }
 
   expect_failures = [
+    var.accept_uncompared,
     var.base_model,
     var.bucket_name,
     var.deployment_alarm_models,
@@ -291,6 +299,7 @@ run "refuses_malformed_parts" {
   command = plan
 
   variables {
+    accept_uncompared       = [join("", [for i in range(33) : "m"])]
     base_model_revision     = "main branch"
     bucket_name             = "192.168.5.4"
     endpoint_instance_count = 0
@@ -307,6 +316,7 @@ run "refuses_malformed_parts" {
   }
 
   expect_failures = [
+    var.accept_uncompared,
     var.base_model_revision,
     var.bucket_name,
     var.endpoint_instance_count,

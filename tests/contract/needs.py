@@ -416,7 +416,9 @@ def forbidden() -> Iterator[Need]:
     for action in ("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:PutObjectAcl", "s3:GetObjectTagging"):
         yield from refused(ROLES, action, object_arn(BUCKET, "data/snapshots/x"), "never")
     yield from refused(("training",), "s3:ListBucket", "arn:aws:s3:::weights", "another base model", s3_prefix="other/")
-    for prefix in ("", "data/train/", "models/decisions/"):
+    for key in ("data/snapshots/training-job-1/source.json", "models/raw/training-job-1/output/model.tar.gz"):
+        yield from refused(("training",), "s3:GetObject", object_arn(BUCKET, key), "what no channel has")
+    for prefix in ("", "data/train/", "data/snapshots/", "models/approved/default/", "models/decisions/"):
         yield from refused(("training",), "s3:ListBucket", f"arn:aws:s3:::{BUCKET}", "other prefixes", s3_prefix=prefix)
     yield from refused(
         ("training", "model"), "ecr:BatchGetImage", f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/x", "an image"

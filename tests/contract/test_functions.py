@@ -62,6 +62,7 @@ def test_the_unit_tests_run_with_the_functions_variables(stack: Plan, name: str)
 
 # Other values than Terraform's defaults, so that a setting which went astray, or never left its default, is seen.
 CHOSEN: dict[str, str] = {
+    "ACCEPT_UNCOMPARED": "reviews,spam",
     "BASE_MODEL": "org/name",
     "BASE_MODEL_REVISION": "main",
     "CHAMPION_MARGIN": "0.0125",
@@ -98,6 +99,8 @@ CHOSEN: dict[str, str] = {
     "TRAINING_MAX_RUNTIME_SECONDS": "3600",
     "TRAINING_VOLUME_GB": "31",
 }
+# Lists in Terraform; commas stand between their members in an environment.
+LISTS = {"ACCEPT_UNCOMPARED"}
 
 
 def as_read(variables: Mapping[str, str]) -> dict[str, Any]:
@@ -109,8 +112,9 @@ def as_read(variables: Mapping[str, str]) -> dict[str, Any]:
 def chosen(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """A stack whose variables are all set: those of the unit tests' environment, by name, changed by CHOSEN."""
     declared = re.findall(r'^variable "(\w+)"', (ROOT / "terraform" / "variables.tf").read_text(), re.MULTILINE)
-    wanted = {name: value for environment in ENVIRONMENT.values() for name, value in environment.items()} | CHOSEN
-    variables = {name.lower(): value for name, value in as_read(wanted).items() if name.lower() in declared}
+    chosen = {name: value for environment in ENVIRONMENT.values() for name, value in environment.items()} | CHOSEN
+    wanted = as_read(chosen) | {name: chosen[name].split(",") for name in LISTS}
+    variables = {name.lower(): value for name, value in wanted.items() if name.lower() in declared}
     assert {name.lower() for name in CHOSEN} <= variables.keys()
     return plan(tmp_path_factory.mktemp("chosen"), deployment_alarm_models=[], **variables)
 

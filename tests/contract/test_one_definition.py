@@ -204,6 +204,9 @@ def test_what_training_writes_the_evaluator_reads(evaluator: ModuleType) -> None
     assert train["GOLDEN_ROWS"] == evaluator.GOLDEN_MAX_ROWS
     assert train["GOLDEN_MAX_CHARACTERS"] == evaluator.TEXT_MAX
     assert champion["NOTE_MAX_CHARACTERS"] == evaluator.NOTE_MAX
+    written = [champion[name] for name in ("NO_SHARED_LABEL", "NOT_READ", "NOT_LOADED", "TOO_FEW_ROWS")]
+    assert {*written, "not said", "not written", "another model"} == evaluator.UNCOMPARED.keys()
+    assert champion["COMPARED"] == evaluator.COMPARED
     assert (champion["NEW_HOLDOUT"], champion["LIVE_HOLDOUT"]) == (evaluator.NEW_HOLDOUT, evaluator.LIVE_HOLDOUT)
 
 
@@ -233,8 +236,8 @@ def test_terraform_and_the_upload_workflow_take_the_model_names_that_the_handler
     workflow = (ROOT / ".github" / "workflows" / "upload-data.yml").read_text(encoding="utf-8")
 
     assert deployer.MODEL_NAME == training.MODEL_NAME
-    # deployment_alarm_models and model_thresholds.
-    assert VARIABLES.count(f'regex("^{name}$", model)') == 2
+    # accept_uncompared, deployment_alarm_models and model_thresholds.
+    assert VARIABLES.count(f'regex("^{name}$", model)') == 3
     assert f"model_name='^({name})?$'" in workflow
 
 

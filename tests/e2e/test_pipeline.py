@@ -19,7 +19,8 @@ from mlops.predict import predict
 from mlops.status import show_status
 
 FIRST = ("ham", "spam")
-SECOND = ("good", "bad")
+OTHERS = ("good", "bad")
+MORE = (*FIRST, "eggs")
 
 
 def shuffled(rows: Rows, seed: int) -> Rows:
@@ -60,14 +61,16 @@ def test_emails_name_the_data_the_job_and_the_next_step(pipeline: Pipeline, mode
 
 
 def test_second_upload_updates_the_endpoint_without_an_outage(pipeline: Pipeline, model: str) -> None:
-    pipeline.train_and_deploy(model, make_rows(FIRST, 120, seed=3))
+    rows = make_rows(FIRST, 120, seed=3)
+    pipeline.train_and_deploy(model, rows)
     before = pipeline.endpoint(model)
     answers: list[str] = []
     failures: list[str] = []
     stop = threading.Event()
 
     def ask_all_the_time() -> None:
-        text = make_rows(FIRST, 1, seed=4)[0][0]
+        # One of the label that only the second model knows.
+        text = make_rows(MORE, 3, seed=4)[2][0]
         while not stop.wait(0.2):
             try:
                 answers.append(predict(pipeline.target, model, text)["label"])
@@ -77,8 +80,9 @@ def test_second_upload_updates_the_endpoint_without_an_outage(pipeline: Pipeline
     asking = threading.Thread(target=ask_all_the_time)
     asking.start()
     try:
-        pipeline.train_and_deploy(model, make_rows(SECOND, 120, seed=5), name="second.csv")
-        pipeline.wait_for("an answer by the second model", lambda: answers and answers[-1] in SECOND)
+        more = [row for row in make_rows(MORE, 180, seed=5) if row[1] not in FIRST]
+        pipeline.train_and_deploy(model, rows + more, name="second.csv")
+        pipeline.wait_for("an answer by the second model", lambda: answers and answers[-1] not in FIRST)
     finally:
         stop.set()
         asking.join()
@@ -86,7 +90,7 @@ def test_second_upload_updates_the_endpoint_without_an_outage(pipeline: Pipeline
     assert set(answers[:3]) <= set(FIRST)
     first, second = (email["text"] for email in pipeline.emails_of(model) if "Model approved" in email["subject"])
     assert "No model was live when this training began" in first
-    assert "'ham', 'spam': this is a new task" in second
+    assert "both on the same rows, which neither was trained on. New labels: 'eggs'." in second
     after = pipeline.endpoint(model)
     assert after["CreationTime"] == before["CreationTime"]
     assert after["EndpointConfigName"] != before["EndpointConfigName"]
@@ -103,6 +107,23 @@ def test_labels_at_random_are_rejected_and_the_endpoint_keeps_its_model(pipeline
     assert "macro_f1 is " in email["text"]
     assert pipeline.keys(f"models/approved/{model}/") == approved
     assert pipeline.endpoint(model)["EndpointConfigName"] == served
+
+
+def test_data_without_any_of_the_live_models_labels_is_held_and_the_endpoint_keeps_its_model(
+    pipeline: Pipeline, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.train_and_deploy(model, make_rows(FIRST, 120, seed=50))
+    served = pipeline.endpoint(model)["EndpointConfigName"]
+    approved = pipeline.keys(f"models/approved/{model}/")
+    pipeline.upload(f"data/train/{model}/others.csv", to_csv(make_rows(OTHERS, 120, seed=51)))
+    email = pipeline.wait_for_email(model, "Model held")
+    assert "Why: the new data has none of the live model's labels." in email["text"]
+    assert "'ham', 'spam': this is a new task" in email["text"]
+    assert f'add "{model}" to accept_uncompared' in email["text"]
+    assert pipeline.keys(f"models/approved/{model}/") == approved
+    assert pipeline.endpoint(model)["EndpointConfigName"] == served
+    show_status(pipeline.target)
+    assert re.search(r"held +- +others\.csv .* the new data has none", capsys.readouterr().out)
 
 
 def test_swapped_labels_pass_their_own_holdout_and_are_refused_on_the_live_models(

@@ -316,6 +316,28 @@ def test_a_base_model_that_is_not_there_is_named_with_its_revision(job, tmp_path
     assert "HUB_TOKEN_SECRET_ARN" in reason
 
 
+def test_a_base_model_without_safetensors_is_refused_in_words(job, base_model, tmp_path):
+    for path in base_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    reason = failure_of(job(make_rows(), BASE_MODEL=str(tmp_path)))
+    assert f"BASE_MODEL={tmp_path}, revision not set, has no weights as model.safetensors" in reason
+    assert "pytorch_model.bin, can run code when they are loaded" in reason
+
+
+def test_the_code_of_a_base_model_is_not_run(job, base_model, tmp_path):
+    for path in base_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "theirs"}
+    config["auto_map"] = {"AutoConfig": "theirs.X", "AutoModelForSequenceClassification": "theirs.X"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ran = tmp_path / "ran"
+    (tmp_path / "theirs.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    assert "contains custom code" in failure_of(job(make_rows(), BASE_MODEL=str(tmp_path)))
+    assert not ran.exists()
+
+
 def test_an_unexpected_error_leaves_its_type_in_one_line_and_the_traceback_in_the_log(job, monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("the disk\nis full " + "x" * 2000)

@@ -133,7 +133,7 @@ def outcome_of(
     classifier = inference.model_fn(folder / "model")
     macro_f1 = champion.figures(frozen, champion.answer(classifier, frozen))["macro_f1"]
     model = Live(folder.name, folder, macro_f1, lost)
-    text = evaluator.champion_text(found)
+    text = evaluator.champion_text(found, "held")
     return Outcome(evaluator.judge(metrics, GATE), compared, (found or {}).get("kept"), text, model)
 
 

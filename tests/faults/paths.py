@@ -24,6 +24,7 @@ from test_deployment_orchestrator import (
     decide,
     make_foreign_endpoint,
 )
+from test_model_evaluator import ARTIFACT as ARTIFACT_KEY
 from test_model_evaluator import JOB, WEIGHTS, complete, metrics_file, record_start, start_job
 from test_spend_guards import SWEEP, end
 from test_spend_guards import upload as upload_of_minute
@@ -164,6 +165,22 @@ def completed_beside_a_live_model(accuracy: float) -> Callable[[World, Handlers]
         return world.job_event(JOB)
 
     return prepare
+
+
+def completed_without_its_comparison(world: World, _: Handlers) -> Event:
+    """The job was given the live model, which does not load."""
+    champion = {"job": FIRST, "status": "cannot be loaded", "compared": False, "note": "", "sets": []}
+    complete(world, tar_gz([metrics_file(champion=champion)]), tar_gz([WEIGHTS]))
+    record_start(world)
+    return world.job_event(JOB)
+
+
+def replaced_archive(world: World, _: Handlers) -> Event:
+    """Something wrote the model's archive after the job had ended."""
+    complete(world, None, tar_gz([metrics_file(), WEIGHTS]))
+    world.wait(minutes=1)
+    world.put(ARTIFACT_KEY, tar_gz([metrics_file(accuracy=0.99), WEIGHTS]))
+    return world.job_event(JOB)
 
 
 def upload_beside_a_live_model(world: World, handlers: Handlers) -> Event:
@@ -506,6 +523,12 @@ PATHS = {
     "reject beside a live model": Path("model_evaluator", completed_beside_a_live_model(0.9)),
     "start beside a live model": Path("training_orchestrator", upload_beside_a_live_model),
     "reject": Path("model_evaluator", completed(accuracy=0.1)),
+    "hold": Path("model_evaluator", completed_without_its_comparison),
+    "sweep: hold": Path("model_evaluator", lost_event_of(completed_without_its_comparison)),
+    "accept uncompared": Path(
+        "model_evaluator", completed_without_its_comparison, environment={"ACCEPT_UNCOMPARED": "default"}
+    ),
+    "reject a replaced archive": Path("model_evaluator", replaced_archive),
     "job failed": Path("model_evaluator", failed_job),
     "job stopped": Path("model_evaluator", stopped_job),
     "create": Path("deployment_orchestrator", approval(FIRST)),

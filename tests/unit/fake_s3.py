@@ -190,7 +190,7 @@ class FakeS3(Service):
                 raise refusal("GetObject", "InvalidRange", "The requested range is not satisfiable", 416)
             body = body[first : last + 1]
         shown = {"ContentLength": len(body), "ETag": f'"{found.etag}"', "Metadata": found.metadata}
-        return shown | {"Body": Body(body), "VersionId": found.id}
+        return shown | {"Body": Body(body), "VersionId": found.id, "LastModified": found.modified}
 
     def _head_object(self, request: Request) -> dict[str, Any]:
         found, body = self._readable("HeadObject", request)

@@ -102,6 +102,8 @@ class FakeSageMaker:
         # What time it is; None: later at each change, and that is all.
         self.clock: Callable[[], datetime] | None = None
         self._last_change = datetime(2026, 11, 1, tzinfo=UTC)
+        # What time it is in S3: that of a job's end is compared with those of its archives.
+        self.s3_clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def __getattr__(self, name: str) -> Callable[..., dict[str, Any]]:
         if name not in OPERATIONS:
@@ -136,7 +138,8 @@ class FakeSageMaker:
     ) -> None:
         """Take a job to its end; artifact: the s3:// address of its model.tar.gz."""
         job = self.jobs[name]
-        job |= {"TrainingJobStatus": status, "SecondaryStatus": secondary or status, "LastModifiedTime": self._tick()}
+        job |= {"TrainingJobStatus": status, "SecondaryStatus": secondary or status}
+        job |= {"LastModifiedTime": self._tick(), "TrainingEndTime": self.s3_clock()}
         if reason:
             job["FailureReason"] = reason
         if artifact:
@@ -174,7 +177,7 @@ class FakeSageMaker:
             for name, endpoint in self.endpoints.items()
         }
         jobs = {
-            name: {key: value for key, value in job.items() if key != "LastModifiedTime"}
+            name: {key: value for key, value in job.items() if key not in ("LastModifiedTime", "TrainingEndTime")}
             for name, job in self.jobs.items()
         }
         return {"jobs": jobs, "models": self.models, "configs": self.configs, "endpoints": endpoints}

@@ -36,7 +36,9 @@ def judged(name: str, live: object, new: object, rows: object = 200, **error: ob
 
 
 def block(*sets: dict[str, Any], note: str = "", **changes: object) -> dict[str, Any]:
-    return {"job": LIVE, "compared": bool(sets), "note": note, "kept": 1, "sets": list(sets)} | changes
+    status = "compared" if sets else "cannot be loaded"
+    compared = {"job": LIVE, "status": status, "compared": bool(sets), "note": note, "kept": 1, "sets": list(sets)}
+    return compared | changes
 
 
 def comparison(live: float, new: float, name: str = LIVE_SET) -> dict[str, Any]:
@@ -272,14 +274,6 @@ def test_an_older_upload_that_is_approved_after_a_newer_one_is_said_not_to_be_de
     assert f"{NEWER}, of a later upload, is already approved and goes first" in world.only_email().body
 
 
-def test_a_live_model_that_could_not_be_compared_with_does_not_block_and_is_said(run: Run, world: World) -> None:
-    end(world, block(note="The live model cannot be loaded (OSError: no weights)."))
-    assert run() == "approved"
-    body = world.only_email().body
-    assert f"Not compared with the live model {LIVE}: only the thresholds were checked." in body
-    assert "cannot be loaded (OSError: no weights)" in body
-
-
 def test_the_thresholds_still_count_beside_the_comparison(run: Run, world: World) -> None:
     end(world, comparison(0.5, 0.6), accuracy=0.6)
     assert run() == "rejected"
@@ -319,6 +313,9 @@ def test_a_retry_after_its_own_approval_is_no_rival_of_itself(run: Run, world: W
     assert run() == "approved"
 
 
+# --- a live model that was not compared with --------------------------------------------------------
+
+
 def job_with_champion(world: World, champion: object) -> None:
     start_job(world)
     world.sagemaker.jobs[JOB]["Environment"] = {"CHAMPION_JOB": LIVE}
@@ -327,17 +324,118 @@ def job_with_champion(world: World, champion: object) -> None:
     world.sagemaker.end_job(JOB, artifact=f"s3://{BUCKET}/{ARTIFACT}")
 
 
-def test_a_comparison_that_was_asked_for_and_is_missing_is_said(run: Run, world: World) -> None:
-    job_with_champion(world, None)
+def by_an_older_program(*sets: dict[str, Any], note: str = "") -> dict[str, Any]:
+    """What the program wrote before there was a status."""
+    written = block(*sets, note=note)
+    del written["status"]
+    return written
+
+
+# What the training program wrote, the status in the decision, and why the model is held.
+NOT_COMPARED = {
+    "no shared label": (block(status="no shared label"), "the new data has none of the live model's labels"),
+    "cannot be read": (block(status="cannot be read"), "the live model's archive cannot be read"),
+    "cannot be loaded": (block(status="cannot be loaded"), "the live model cannot be loaded, or gives no scores"),
+    "too few rows": (
+        block(status="too few rows"),
+        "there are too few rows that neither model was trained on: upload more",
+    ),
+    "not said": (by_an_older_program(), "the training program does not say why there is no comparison"),
+    "not written": (None, "the training program wrote no comparison into metrics.json"),
+    "another model": (comparison(0.9, 0.99) | {"job": RIVAL}, "metrics.json compares with another model"),
+}
+
+
+@pytest.mark.parametrize("status", NOT_COMPARED)
+def test_a_model_that_was_not_compared_with_the_live_one_is_held(run: Run, world: World, status: str) -> None:
+    written, reason = NOT_COMPARED[status]
+    job_with_champion(world, written)
+    assert run() == "held"
+    assert world.keys("models/approved/") == []
+    decision = world.record(DECISION)
+    assert (decision["verdict"], decision["reason"], decision["approved_key"]) == ("held", reason, None)
+    assert {name: decision["champion"][name] for name in ("job", "status", "compared", "sets")} == {
+        "job": LIVE,
+        "status": status,
+        "compared": False,
+        "sets": [],
+    }
+
+
+def test_the_email_says_why_a_model_is_held_and_the_two_ways_out(run: Run, world: World) -> None:
+    note = "The live model has none of these labels, only 'ham', 'spam': this is a new task."
+    job_with_champion(world, block(note=note, status="no shared label"))
+    run()
+    email = world.only_email()
+    assert email.subject == "Model held: default (support.csv)"
+    assert email.attributes == {"stage": "evaluation", "status": "held", "model": "default"}
+    assert f"Not compared with the live model {LIVE}: only the thresholds were checked. {note}" in email.body
+    assert "Why: the new data has none of the live model's labels." in email.body
+    assert "make upload DATA=<file> MODEL=<another name>" in email.body
+    assert f'add "default" to accept_uncompared in Terraform, deploy, then run: make retrain JOB={JOB}' in email.body
+    assert "make logs" in email.body
+
+
+@pytest.mark.parametrize("status", NOT_COMPARED)
+def test_a_model_that_terraform_accepts_uncompared_is_judged_by_its_thresholds_and_that_is_said(
+    evaluator: ModuleType, run: Run, world: World, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCEPT_UNCOMPARED", "another,default")
+    evaluator.settings.cache_clear()
+    job_with_champion(world, NOT_COMPARED[status][0])
     assert run() == "approved"
-    assert world.record(DECISION)["champion"]["compared"] is False
-    assert "The training program wrote no comparison" in world.only_email().body
+    assert world.record(DECISION)["reason"] == (
+        "every metric is within its threshold; accept_uncompared allows that it was not compared with the live model"
+    )
+    assert "only the thresholds were checked, as accept_uncompared allows" in world.only_email().body
 
 
-def test_a_comparison_with_another_model_than_was_asked_for_is_refused(run: Run, world: World) -> None:
-    job_with_champion(world, comparison(0.9, 0.9) | {"job": RIVAL})
+def test_accepting_a_model_uncompared_does_not_drop_a_comparison_that_was_made(
+    evaluator: ModuleType, run: Run, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCEPT_UNCOMPARED", "default")
+    evaluator.settings.cache_clear()
+    job_with_champion(world, comparison(0.95, 0.9))
     assert run() == "rejected"
-    assert f"compares with {RIVAL}, not with the live model {LIVE}" in world.record(DECISION)["reason"]
+
+
+def test_accepting_one_model_uncompared_holds_another(
+    evaluator: ModuleType, run: Run, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCEPT_UNCOMPARED", "default-2,a")
+    evaluator.settings.cache_clear()
+    job_with_champion(world, None)
+    assert run() == "held"
+
+
+def test_a_model_below_a_threshold_is_rejected_and_not_held(run: Run, world: World) -> None:
+    end(world, block(), accuracy=0.1)
+    assert run() == "rejected"
+
+
+def test_a_comparison_without_any_metric_that_has_a_threshold_is_none(run: Run, world: World) -> None:
+    end(world, block(judged(NEW_SET, {"beauty": 0.1}, {"beauty": 0.9})))
+    assert run() == "held"
+    assert world.record(DECISION)["reason"] == "no metric that has a threshold was compared"
+
+
+def test_what_the_note_says_decides_nothing(run: Run, world: World) -> None:
+    end(world, comparison(0.9, 0.9) | {"note": "The live model cannot be loaded. This is a new task."})
+    assert run() == "approved"
+
+
+def test_a_comparison_by_an_older_program_counts(run: Run, world: World) -> None:
+    end(world, by_an_older_program(judged(LIVE_SET, {"accuracy": 0.9}, {"accuracy": 0.91})))
+    assert run() == "approved"
+    assert world.record(DECISION)["champion"]["status"] == "compared"
+
+
+def test_a_model_is_held_whoever_was_withdrawn_or_approved_since_its_training_began(run: Run, world: World) -> None:
+    """The record of a withdrawn model stays; the job was to be compared with it and was not."""
+    world.put(f"models/deployments/{LIVE}-00000000.json", {"schema": 2, "job": LIVE, "state": "withdrawn"})
+    decided(world, RIVAL, None)
+    job_with_champion(world, block())
+    assert run() == "held"
 
 
 GOOD = {"accuracy": 0.9}
@@ -349,6 +447,11 @@ MALFORMED = {
     "compared without sets": block(compared=True),
     "sets without compared": comparison(0.9, 0.9) | {"compared": False},
     "compared is no boolean": comparison(0.9, 0.9) | {"compared": 1},
+    "status of its own": block(status="fine"),
+    "status no text": block(status=[]),
+    "status null": block(status=None),
+    "compared by its status alone": block(status="compared"),
+    "not compared by its status": comparison(0.9, 0.9) | {"status": "too few rows"},
     "note of lines": block(note="a\nb"),
     "note too long": block(note="x" * 1001),
     "note of a surrogate": block(note="\ud800"),
@@ -456,7 +559,7 @@ def test_any_comparison_is_taken_or_refused_with_a_reason(evaluator: ModuleType,
     if taken is not None:
         evaluator.compare(taken, GATE, 0.005, {}, {})
         json.dumps(taken, allow_nan=False)
-        assert evaluator.champion_text(taken).isprintable()
+        assert evaluator.champion_text(taken, "held").isprintable()
 
 
 # --- golden rows ------------------------------------------------------------------------------------

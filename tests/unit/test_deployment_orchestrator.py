@@ -368,6 +368,23 @@ def test_names_change_with_exactly_the_settings_that_go_into_the_thing(
     assert (names[0][0] != names[1][0], names[0][1] != names[1][1]) == (new_model, new_config)
 
 
+@pytest.mark.parametrize(("kind", "isolated"), [("instance", True), ("serverless", None)])
+def test_a_model_on_instances_has_no_network_which_serverless_does_not_support(
+    run: Callable[..., str],
+    world: World,
+    deployer: ModuleType,
+    approve: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    isolated: bool | None,
+) -> None:
+    monkeypatch.setenv("ENDPOINT_TYPE", kind)
+    deployer.settings.cache_clear()
+    run(approve())
+    [model] = world.sagemaker.models.values()
+    assert model.get("EnableNetworkIsolation") is isolated
+
+
 def test_changed_settings_are_deployed_under_a_new_name(
     run: Callable[..., str], world: World, deployer: ModuleType, live: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from world import BUCKET, ENVIRONMENT, HANDLERS, ROOT, Interruption, Watched, Wo
 SHARED = "# --- shared: "
 # What each handler has one of, with a content of its own.
 OWN = {"EMAILS", "Settings", "lambda_handler"}
-MAY_BE_EMPTY = {"BASE_MODEL_REVISION", "HUB_TOKEN_SECRET_ARN", "KMS_KEY_ARN"}
+MAY_BE_EMPTY = {"ACCEPT_UNCOMPARED", "BASE_MODEL_REVISION", "HUB_TOKEN_SECRET_ARN", "KMS_KEY_ARN"}
 NUMBERS = {
     "TRAINING_VOLUME_GB",
     "TRAINING_MAX_RUNTIME_SECONDS",
@@ -196,6 +196,7 @@ MALFORMED = {
     **{variable: ["0", "-1", "1.5", "many", "٣", "1" * 10, " 7"] for variable in NUMBERS},
     **{variable: ["{", "[]", '"text"', "null"] for variable in OBJECTS},
     "ENDPOINT_TYPE": ["Serverless", "none"],
+    "ACCEPT_UNCOMPARED": ["A", "a, b", "a,", ",a", "a,,b", "-a", "a b", "a\n", '["a"]', "x" * 33],
     "CHAMPION_MARGIN": ["-0.1", "nan", "inf", "1e999", "a little", "0,005", "٣", " 0.1", "1_0", ".5"],
 }
 MALFORMED["HYPERPARAMETERS"] = [

@@ -21,7 +21,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3transfer.exceptions import S3CopyFailedError
 
-from world import BUCKET, GOOD_METRICS, Context, Interruption, World, broken_connection, event, tar_gz
+from world import (
+    BUCKET,
+    GOOD_METRICS,
+    Context,
+    FastClients,
+    Interruption,
+    World,
+    broken_connection,
+    event,
+    tar_gz,
+)
 
 JOB = "training-job-20261123-120000-0123abcd"
 OUTPUT = f"models/raw/{JOB}/output/output.tar.gz"
@@ -406,6 +416,54 @@ def test_a_model_with_thresholds_of_its_own_is_judged_by_these_alone(run: Callab
     complete(world, tar_gz([metrics_file(accuracy=0.985, eval_loss=9)]), tar_gz([WEIGHTS]), of_model="strict")
     assert run() == "rejected"
     assert world.record(DECISION)["reason"] == "accuracy is 0.985; it must be at least 0.99"
+
+
+# --- whose archives they are ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def timed_world(evaluator: ModuleType, environment: None, monkeypatch: pytest.MonkeyPatch) -> World:
+    """In memory, as its objects' times are those of its clock: a job has just ended with good archives."""
+    fresh = World(FastClients())
+    evaluator.settings.cache_clear()
+    monkeypatch.setattr(evaluator, "client", fresh.client)
+    monkeypatch.setattr(evaluator, "now", fresh.now)
+    good_job(fresh)
+    return fresh
+
+
+@pytest.mark.parametrize("key", [OUTPUT, ARTIFACT])
+def test_an_archive_that_was_replaced_after_the_job_had_ended_is_refused(
+    run: Callable[..., str], timed_world: World, key: str
+) -> None:
+    """Every training job may write there."""
+    timed_world.wait(seconds=6)
+    timed_world.put(key, tar_gz([metrics_file(accuracy=0.99), WEIGHTS]))
+    assert run() == "rejected"
+    assert timed_world.record(DECISION)["reason"] == (
+        f"{key} was written at 2026-11-23 12:00:11 UTC, after the job had ended (2026-11-23 12:00:05 UTC), so it is "
+        "not the job's own"
+    )
+    assert timed_world.keys("models/approved/") == []
+    assert f"make retrain JOB={JOB}" in timed_world.only_email().body
+
+
+def test_golden_rows_that_were_replaced_after_the_job_had_ended_are_none(
+    run: Callable[..., str], timed_world: World
+) -> None:
+    timed_world.wait(seconds=6)
+    late = tar_gz([("golden.json", json.dumps([{"text": "a", "label": "ham", "score": 1}]).encode())])
+    # Between the reading of the metrics and that of the golden rows.
+    timed_world.around.interruption = Interruption("ListObjectsV2", lambda: timed_world.put(OUTPUT, late))
+    assert run() == "approved"
+    assert "not the job's own" in timed_world.record(DECISION)["golden_note"]
+
+
+def test_the_clocks_of_s3_and_sagemaker_may_differ_by_five_seconds(run: Callable[..., str], timed_world: World) -> None:
+    timed_world.wait(seconds=5)
+    for key in (OUTPUT, ARTIFACT):
+        timed_world.put(key, tar_gz([metrics_file(), WEIGHTS]))
+    assert run() == "approved"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from test_deployment_orchestrator import FIRST
 from world import BUCKET
 
 
-@pytest.mark.parametrize("verdict", ["failed", "stopped", "rejected", "approved"])
+@pytest.mark.parametrize("verdict", ["failed", "stopped", "rejected", "held", "approved"])
 def test_a_job_that_has_ended_gets_a_new_one_on_the_same_data(
     shell: Shell, verdict: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,16 @@ def test_status_shows_the_pause_what_waits_and_what_was_withdrawn(
     assert "make redrive" in shown
 
 
+def test_status_shows_that_a_model_is_held_and_why(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    source = {"job": FIRST, "model": "default", "key": "data/train/other.csv"}
+    shell.world.put(f"data/snapshots/{FIRST}/source.json", source)
+    reason = "the new data has none of the live model's labels"
+    decision = {"job": FIRST, "verdict": "held", "reason": reason, "checks": [{"metric": "accuracy", "value": 0.91}]}
+    shell.world.put(f"models/decisions/{FIRST}.json", decision)
+    assert cli.main(["status"]) == 0
+    assert f"{FIRST}  held        -            other.csv  accuracy 0.910  {reason}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("given_up", "shown"),
     [

@@ -54,7 +54,8 @@ module "pipeline" {
       eval_loss = { max = 0.2 }
     }
   }
-  champion_margin = 0.01
+  champion_margin   = 0.01
+  accept_uncompared = ["spam"]
 
   # --- serving: half of the instances first, rolled back automatically when an alarm goes off ---
   endpoint_type              = "instance"

@@ -75,6 +75,15 @@ resource "aws_iam_role_policy" "training" {
   policy = data.aws_iam_policy_document.training.json
 }
 
+# Every job of the stack runs under this one role, which does not know whose job it is: SageMaker gives it neither the
+# job's name nor a tag to compare with. So hostile code in a job (of a base model or a package) could, for every model:
+# - read snapshots and approved archives whose names it knows, the base model, and the Hub token. It cannot list them;
+#   but the streams of the account's log group for training jobs have the names of jobs.
+# - write archives below models/raw/. What is written after the job of that name has ended, the model evaluator refuses;
+#   what was begun before and replaces the job's own in its last seconds, it does not see. The bucket keeps the versions.
+# - write lines into other jobs' logs, and metrics under /aws/sagemaker/. No alarm of the stack watches those.
+# It cannot delete, approve or deploy anything, change a record, an upload or the training program, start a job, or send
+# an email. Network isolation would leave it no credentials at all, but also no packages from PyPI and no model from the Hub.
 data "aws_iam_policy_document" "training" {
   source_policy_documents = [data.aws_iam_policy_document.image["training"].json]
 
@@ -82,8 +91,9 @@ data "aws_iam_policy_document" "training" {
     sid     = "ReadDataSourceAndLiveModel"
     actions = ["s3:GetObject"]
     resources = [
-      "${local.bucket_arn}/data/snapshots/*",
-      "${local.bucket_arn}/models/approved/*",
+      "${local.bucket_arn}/data/snapshots/*/data.csv",
+      "${local.bucket_arn}/data/snapshots/*/training.tar.gz",
+      "${local.bucket_arn}/models/approved/*/model.tar.gz",
     ]
   }
 
@@ -93,7 +103,8 @@ data "aws_iam_policy_document" "training" {
     resources = ["${local.bucket_arn}/models/raw/*"]
   }
 
-  # Only the prefixes of the channels: https://docs.aws.amazon.com/sagemaker/latest/dg/sagemaker-roles.html
+  # Only the prefixes of the channels, which are names of files: nothing lists what other jobs there are.
+  # https://docs.aws.amazon.com/sagemaker/latest/dg/sagemaker-roles.html
   statement {
     sid       = "ListChannels"
     actions   = ["s3:ListBucket"]
@@ -102,7 +113,7 @@ data "aws_iam_policy_document" "training" {
     condition {
       test     = "StringLike"
       variable = "s3:prefix"
-      values   = ["data/snapshots/*", "models/approved/*"]
+      values   = ["data/snapshots/*/data.csv", "models/approved/*/model.tar.gz"]
     }
   }
 

@@ -226,6 +226,22 @@ run "a_base_model_in_s3_and_a_token_are_read_by_training_alone" {
   }
 }
 
+run "training_reads_files_by_name_and_lists_no_jobs" {
+  command = plan
+
+  assert {
+    condition = jsonencode({
+      for statement in jsondecode(aws_iam_role_policy.training.policy).Statement : statement.Sid => sort(flatten([statement.Resource, try(statement.Condition.StringLike["s3:prefix"], [])]))
+      if strcontains(jsonencode(statement.Action), "s3:")
+      }) == jsonencode({
+      ListChannels               = ["arn:aws:s3:::team-models", "data/snapshots/*/data.csv", "models/approved/*/model.tar.gz"]
+      ReadDataSourceAndLiveModel = [for file in ["data/snapshots/*/data.csv", "data/snapshots/*/training.tar.gz", "models/approved/*/model.tar.gz"] : "arn:aws:s3:::team-models/${file}"]
+      WriteModel                 = ["arn:aws:s3:::team-models/models/raw/*"]
+    })
+    error_message = "A job must read only the files that it is given, and list nothing else."
+  }
+}
+
 run "alarms_are_seen_where_they_roll_back" {
   command = plan
 
