@@ -16,6 +16,8 @@ so they hold exactly, however many invocations run at once. A job's entry in it 
   ended   its start may not be recorded yet  (none): its lease has expired (free_slots)
   failed  could not be started               held: tried again (take_slot), until it is given up (give_up);
                                              (none): LOOK_BACK_DAYS later (free_slots)
+
+It also holds the names of the models that were ever let in (admit), so that they stay within their maximum.
 """
 
 # ruff: noqa: UP013 (small records are defined on one line)
@@ -34,7 +36,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, NotRequired, TypedDict, TypeVar
@@ -53,11 +55,17 @@ DAY_SECONDS = 24 * 60 * 60
 # Races for the ledger lost in a row before the invocation fails and Lambda retries it.
 LEDGER_TRIES = 200
 
+# The largest file, as a share of the job's disk. The live model's data, which may be as large, takes as much again; the
+# rest is for the models and what training writes.
+LARGEST_FILE = 1 / 3
+# A column name: up to three words. What else stands in a first line may be people's text, and is not repeated.
+COLUMN_NAME = re.compile(r"(?=.{1,30}\Z)[^\W\d]\w*(?:[ ._/-][^\W\d]\w*){0,2}")
+
 # What the line of uploads can wait for.
 A_SLOT, THE_NEXT_DAY, RESUME = "a slot", "the next day", "resume"
 QUOTA, QUOTA_ABOVE_0 = "quota", "a quota above 0"
-# What can become of a job whose turn it is, besides waiting.
-STARTED, REFUSED = "started", "refused"
+# What can become of a job whose turn it is, besides waiting; and of an upload.
+STARTED, REFUSED, REJECTED = "started", "refused", "rejected"
 
 # The training program's last line is "hold-out:  accuracy 0.9812  macro_f1 ..."; SageMaker charts what these find.
 METRIC_DEFINITIONS = [
@@ -104,15 +112,16 @@ EMAILS = {
         "What next: nothing to do. The next email says whether the new model is approved. The live model, if there is "
         "one, is not affected.\nTo follow the job, run: make logs JOB={job}",
     ),
-    "rejected": training_email(
+    REJECTED: training_email(
         "rejected",
-        "Training data rejected: {file}",
+        "Training data rejected: {file}{and_more}",
         "This file was not used for training, and no training job was started.",
         "Why: {reason}.",
-        'What is needed: a UTF-8 CSV with a header line, a column "{config.text_column}" for the text, a column '
+        'Every file must be a UTF-8 CSV with a header line, a column "{config.text_column}" for the text, a column '
         '"{config.label_column}" for its label, and rows for at least two labels, with two different texts each.\n'
-        "What next: fix the file and upload it again under the same name. The live model, if there is one, is not "
-        "affected.",
+        "What next: correct what the reason names, and upload the file again under the same name. The live model, if "
+        "there is one, is not affected.\n"
+        "Files that are rejected in the next {minutes} minutes share one email. To list them, run: make status",
     ),
     "given up": training_email(
         "given-up",
@@ -222,14 +231,16 @@ class Slot(TypedDict):
 
 
 class Ledger(TypedDict):
-    """slots/training.json: what the spend guards know. make status reads it."""
+    """slots/training.json: what the spend guards know. make status and make upload read it."""
 
     schema: int
     jobs: dict[str, Slot]
     day: Starts
     oldest_waiting: str  # a job; "" when none waits
     quota: Quota | None
-    emails: dict[str, LineEmail]  # by what the line waited for
+    emails: dict[str, LineEmail]  # by what the line waited for; REJECTED
+    models: list[str]  # that were ever let in; [] before the first upload
+    rejected: list[str]  # the jobs of rejections that were not emailed yet
 
 
 class Rejected(Exception):
@@ -251,6 +262,7 @@ class Settings:
     training_max_runtime_seconds: int
     max_concurrent_training_jobs: int
     max_training_jobs_per_day: int
+    max_models: int
     hyperparameters: dict[str, str]
     base_model: str
     text_column: str
@@ -258,6 +270,7 @@ class Settings:
     base_model_revision: str = ""
     hub_token_secret_arn: str = ""
     kms_key_arn: str = ""
+    models: str = ""  # names, separated by spaces
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -349,18 +362,20 @@ def check_csv(head: bytes, complete: bool, text_column: str, label_column: str) 
 
 def check_header(header: Sequence[str], text_column: str, label_column: str) -> None:
     """Raises Rejected unless both columns are in the header, once."""
-    found = ", ".join(f'"{name:.40}"' for name in header[:10]) + (", …" if len(header) > 10 else "")
+    found = ": " + ", ".join(f'"{name}"' for name in header[:10]) + (", …" if len(header) > 10 else "")
+    if not all(map(COLUMN_NAME.fullmatch, header[:10])):
+        found = f" {len(header)} columns, and looks like data, not like their names"
     for column in (text_column, label_column):
         if header.count(column) > 1:
-            raise Rejected(f'the column "{column}" appears {header.count(column)} times in the header: {found}')
+            raise Rejected(f'the column "{column}" appears {header.count(column)} times; the first line has{found}')
         if column in header:
             continue
         for name, separator in (("semicolons", ";"), ("tabs", "\t"), ("bars", "|")):
             if len(header) == 1 and separator in header[0]:
-                raise Rejected(f"the header is {found}: the columns are separated by {name}; separate them by commas")
+                raise Rejected(f"the columns are separated by {name}; separate them by commas")
         alike = [name for name in header if name.casefold() == column.casefold()]
         hint = f'; "{alike[0]}" differs in upper or lower case' if alike else ""
-        raise Rejected(f'there is no column "{column}"{hint}; the first line has: {found}')
+        raise Rejected(f'there is no column "{column}"{hint}; the first line has{found}')
 
 
 # --- the steps: from an upload to its snapshot, from the snapshots that wait to training jobs -------
@@ -400,6 +415,7 @@ def keep_upload(upload: Source, config: Settings, request_id: str) -> str:
     """Take the snapshot of an upload, or reject it; returns the outcome, "" when the snapshot is there."""
     bucket, job = config.bucket, upload["job"]
     if exists(bucket, f"{REJECTED_PREFIX}{job}.json"):
+        email_rejections(config, request_id)
         return "already rejected"
     if not exists(bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
         if not take_lease(bucket, "snapshot", job, request_id):
@@ -408,11 +424,44 @@ def keep_upload(upload: Source, config: Settings, request_id: str) -> str:
             take_snapshot(upload, config)
         except Rejected as reason:
             log.warning("upload rejected: %s", reason, extra={"training_job": job, "key": upload["key"]})
-            send("rejected", config, upload, [], reason=reason)
             record: Rejection = {**upload, "reason": str(reason), "rejected_at": now().isoformat()}
-            put_json(bucket, f"{REJECTED_PREFIX}{job}.json", record)
-            return "rejected"
+            email_rejections(config, request_id, record)
+            return REJECTED
     return ""
+
+
+def email_rejections(config: Settings, request_id: str, own: Rejection | None = None) -> None:
+    """Email the rejections that were not emailed yet, if that is due, and record one's own.
+
+    A first one is emailed at once. Those of the next LEASE_SECONDS share an email, which whoever comes then sends.
+    """
+
+    def join(ledger: Ledger) -> list[str]:
+        last = ledger["emails"].get(REJECTED)
+        if own and own["job"] not in ledger["rejected"]:
+            ledger["rejected"].append(own["job"])
+        recent = last and age(last["at"]) < LEASE_SECONDS and (last["done"] or last["by"] != request_id)
+        if recent or not ledger["rejected"]:
+            return []
+        ledger["emails"][REJECTED] = {"by": request_id, "at": now().isoformat(), "done": False}
+        return list(ledger["rejected"])
+
+    def close(ledger: Ledger) -> None:
+        ledger["emails"][REJECTED]["done"] = True
+        ledger["rejected"] = [job for job in ledger["rejected"] if job not in due]
+
+    due = update_ledger(config.bucket, join)
+    # The rejection of another invocation may not be recorded yet, or never, if that died.
+    keys = (f"{REJECTED_PREFIX}{job}.json" for job in due)
+    shown = own if due and own else next((found for key in keys if (found := read_json(config.bucket, key)[0])), None)
+    if shown:
+        more, rows = f" and {len(due) - 1} more" if len(due) > 1 else "", [("files rejected", len(due))]
+        minutes = LEASE_SECONDS // 60
+        send(REJECTED, config, shown, rows, reason=shown["reason"], and_more=more, minutes=minutes)
+    if own:
+        put_json(config.bucket, f"{REJECTED_PREFIX}{own['job']}.json", own)
+    if shown:
+        update_ledger(config.bucket, close)
 
 
 def adopt_uploads(config: Settings, request_id: str) -> int:
@@ -456,9 +505,11 @@ def adopt(config: Settings, item: Mapping[str, Any], earlier: Mapping[tuple[str,
     except ClientError as error:
         if is_gone(error) or error_code(error) in ("PreconditionFailed", "412"):
             return False  # deleted or replaced just now
-        raise
+        if error_code(error) != "400":
+            raise
+        head = {}  # encrypted with the uploader's own key; HEAD has no text that says so, GET has
     etag, version = item["ETag"].strip('"'), head.get("VersionId")
-    upload = upload_of(config.bucket, item["Key"], version, etag, "", head["ContentLength"], head["LastModified"])
+    upload = upload_of(config.bucket, item["Key"], version, etag, "", item["Size"], item["LastModified"])
     upload["job"] = earlier.get((upload["key"], version or etag), upload["job"])
     job = upload["job"] = claim_upload(config.bucket, upload)
     if exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
@@ -489,22 +540,89 @@ def take_snapshot(upload: Source, config: Settings) -> None:
         with answer["Body"]:
             head = answer["Body"].read(PREFLIGHT_BYTES)
         size, etag = int(answer["ContentLength"]), str(answer["ETag"])
+        if size > (largest := LARGEST_FILE * config.training_volume_gb * 1e9):
+            most = f"a third of a job's disk, {human_bytes(int(largest))}: raise training_volume_gb in Terraform"
+            raise Rejected(f"the file has {human_bytes(size)}, and may have at most {most}, or upload fewer rows")
         check_csv(head, size <= len(head), config.text_column, config.label_column)
+        admit(config, upload["model"])
         copy_object(config.bucket, f"{snapshot}/data.csv", where, etag, {})
     except ClientError as error:
         if is_gone(error) or error_code(error) in ("PreconditionFailed", "412"):
             gone = "the file was deleted or overwritten before it could be read; if overwritten, the newer one is used"
             raise Rejected(gone) from error
+        if reason := why_unreadable(error, where, config):
+            raise Rejected(reason) from error
         raise
     source: Source = {**upload, "etag": etag.strip('"'), "size": size}
     put_json(config.bucket, f"{snapshot}/source.json", source)
+
+
+def why_unreadable(error: ClientError, where: Mapping[str, str], config: Settings) -> str:
+    """Why S3 does not hand out this one object; "" where not the object is to blame.
+
+    Archived: InvalidObjectState (S3 API reference, GetObject). A key of the uploader's own: InvalidRequest, which names
+    server-side encryption. A KMS key that is not the stack's: AccessDenied, with or without the key in its text, or
+    KMS.<what is wrong with it>. A HEAD request takes the same permission on the object, and names the key; where it is
+    denied as well, the error stands.
+    """
+    code = error_code(error)
+    if code == "InvalidObjectState":
+        return "the file is in an archive storage class, which S3 cannot read at once: upload it in the class STANDARD"
+    if code == "InvalidRequest" and "server side encryption" in error_message(error).lower():
+        return "the file is encrypted with a key of the uploader's own (SSE-C): upload it without one"
+    if code != "AccessDenied" and not code.startswith("KMS."):
+        return ""
+    try:
+        key = client("s3").head_object(**where).get("SSEKMSKeyId")
+    except ClientError as denied:
+        if error_code(denied) not in ("403", "400"):
+            raise
+        return ""
+    if not key or key == config.kms_key_arn:
+        return ""
+    return (
+        "the file is encrypted with a KMS key that the pipeline may not use: upload it with the bucket's own settings"
+    )
+
+
+def admit(config: Settings, model: str) -> None:
+    """Let the model in, for good. Raises Rejected where there is no room for a new one."""
+
+    def enter(ledger: Ledger) -> bool:
+        known = {*ledger["models"], *earlier}
+        admitted = has_room(model, config.models.split(), config.max_models, known)
+        ledger["models"] = sorted(known | ({model} if admitted else set()))
+        return admitted
+
+    earlier = set() if read_ledger(config.bucket)[0]["models"] else earlier_models(config.bucket)
+    if update_ledger(config.bucket, enter):
+        return
+    if config.models:
+        raise Rejected(f'"{model}" may not be trained: add it to models in Terraform, and apply')
+    known = ", ".join(read_ledger(config.bucket)[0]["models"][:20])
+    way_out = "to train one more, raise max_models in Terraform, or name in models those that may be trained, and apply"
+    raise Rejected(f'"{model}" would be a new model, and max_models is {config.max_models} ({known}); {way_out}')
+
+
+def has_room(model: str, models: Collection[str], max_models: int, known: Collection[str]) -> bool:
+    """Whether a model may be trained: it is in the list, or without one, known or within the maximum. mlops.records has
+    the same (tests/contract/test_one_definition.py)."""
+    return model in models if models else model in known or len(known) < max_models
+
+
+def earlier_models(bucket: str) -> set[str]:
+    """The models of a stack from before they were counted: those with a snapshot or an approved archive."""
+    snapshots = (key for key in list_keys(bucket, SNAPSHOT_PREFIX) if key.endswith("/source.json"))
+    sources = (read_json(bucket, key)[0] for key in snapshots)
+    approved = map(APPROVED_KEY.fullmatch, list_keys(bucket, APPROVED_PREFIX))
+    return {source["model"] for source in sources if source} | {match["model"] for match in approved if match}
 
 
 def send(kind: str, config: Settings, source: Source, rows: Sequence[tuple[str, object]], **values: object) -> None:
     """Send one of EMAILS about an upload; rows: what its table has beside the data."""
     uploaded = f"{datetime.fromisoformat(source['uploaded_at']):%Y-%m-%d %H:%M:%S} UTC"
     data = {"data": f"s3://{source['bucket']}/{source['key']}", "version": source["version_id"], "uploaded": uploaded}
-    if kind != "rejected":
+    if kind != REJECTED:
         data |= {"size": human_bytes(source["size"]), "model": source["model"], "training job": source["job"]}
     values |= {"config": config, "file": source["key"].rsplit("/", 1)[-1], "job": source["job"]}
     shown = [*((name, value) for name, value in data.items() if value), *rows]
@@ -521,6 +639,8 @@ def start_waiting(config: Settings, request_id: str, own: str = "", ended: str =
     if paused and sweep:
         return "paused"
     ledger, _ = read_ledger(config.bucket)
+    if ledger["rejected"]:
+        email_rejections(config, request_id)
     held = [job for job, entry in ledger["jobs"].items() if entry["state"] == "held"]
     free_slots(config, held if sweep else [job for job in held if job == ended])
     # What waits or is being started, though older than the look-back, is in the ledger.
@@ -762,6 +882,7 @@ def read_ledger(bucket: str) -> tuple[Ledger, str | None]:
     """
     found, etag = read_json(bucket, LEDGER_KEY)
     ledger: Any = {"jobs": {}, "day": {"date": "", "jobs": []}, "oldest_waiting": "", "quota": None, "emails": {}}
+    ledger |= {"models": [], "rejected": []}
     ledger |= found or {}
     line, told, never = (ledger.pop(name, None) for name in ("line", "told", "never"))
     ledger["oldest_waiting"] = line["oldest"] if line else ledger["oldest_waiting"]
