@@ -212,6 +212,8 @@ Waiting = TypedDict("Waiting", {"schema": int, "job": str, "model": str, "for": 
 Quota = TypedDict("Quota", {"name": str, "instance_type": str, "tries": int, "at": str, "reason": str, "is_0": bool})
 Starts = TypedDict("Starts", {"date": str, "jobs": list[str]})
 LineEmail = TypedDict("LineEmail", {"by": str, "at": str, "done": bool})
+# The last email on rejections that share one, and the jobs that are to be in the next.
+Crowd = TypedDict("Crowd", {"by": str, "at": str, "done": bool, "jobs": list[str]})
 
 
 # claims/snapshot/upload-<hash of key and ETag>.json: the jobs of an upload's versions ("": none), by whoever saw them
@@ -238,13 +240,17 @@ class Ledger(TypedDict):
     day: Starts
     oldest_waiting: str  # a job; "" when none waits
     quota: Quota | None
-    emails: dict[str, LineEmail]  # by what the line waited for; REJECTED
+    emails: dict[str, LineEmail]  # by what the line waited for
     models: list[str]  # that were ever let in; [] before the first upload
-    rejected: list[str]  # the jobs of rejections that were not emailed yet
+    rejected: dict[str, Crowd]  # by model, "" for what has no crowd of its own (join_crowd)
 
 
 class Rejected(Exception):
     """The upload cannot be trained on; the text is the reason for the person who uploaded it."""
+
+
+class NoRoom(Rejected):
+    """The upload's model may not be trained."""
 
 
 @dataclass(frozen=True)
@@ -415,7 +421,6 @@ def keep_upload(upload: Source, config: Settings, request_id: str) -> str:
     """Take the snapshot of an upload, or reject it; returns the outcome, "" when the snapshot is there."""
     bucket, job = config.bucket, upload["job"]
     if exists(bucket, f"{REJECTED_PREFIX}{job}.json"):
-        email_rejections(config, request_id)
         return "already rejected"
     if not exists(bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
         if not take_lease(bucket, "snapshot", job, request_id):
@@ -425,42 +430,55 @@ def keep_upload(upload: Source, config: Settings, request_id: str) -> str:
         except Rejected as reason:
             log.warning("upload rejected: %s", reason, extra={"training_job": job, "key": upload["key"]})
             record: Rejection = {**upload, "reason": str(reason), "rejected_at": now().isoformat()}
-            email_rejections(config, request_id, record)
+            model = "" if isinstance(reason, NoRoom) else upload["model"]
+            join = functools.partial(join_crowd, job=job, model=model, config=config, request_id=request_id)
+            email_rejections(config, update_ledger(bucket, join), request_id, record)
+            put_json(bucket, f"{REJECTED_PREFIX}{job}.json", record)
             return REJECTED
     return ""
 
 
-def email_rejections(config: Settings, request_id: str, own: Rejection | None = None) -> None:
-    """Email the rejections that were not emailed yet, if that is due, and record one's own.
+def join_crowd(ledger: Ledger, job: str, model: str, config: Settings, request_id: str) -> str:
+    """Note that a rejection is to be emailed; returns the crowd that it belongs to.
 
-    A first one is emailed at once. Those of the next LEASE_SECONDS share an email, which whoever comes then sends.
+    Each model has its own, and as many as there may be models are open at a time; all others share one, "".
+    """
+    crowds = {name: it for name, it in ledger["rejected"].items() if it["jobs"] or age(it["at"]) < LEASE_SECONDS}
+    name = model if model in crowds or len(crowds) < config.max_models else ""
+    new: Crowd = {"by": request_id, "at": now().isoformat(), "done": False, "jobs": []}
+    crowd = crowds.setdefault(name, new)
+    crowd["jobs"] = sorted({*crowd["jobs"], job})
+    ledger["rejected"] = crowds
+    return name
+
+
+def email_rejections(config: Settings, crowd: str, request_id: str, own: Rejection | None = None) -> None:
+    """Email a crowd's rejections, if due: the first one at once, those of the next LEASE_SECONDS together after that.
+
+    own: the rejection in hand, which is not recorded yet.
     """
 
-    def join(ledger: Ledger) -> list[str]:
-        last = ledger["emails"].get(REJECTED)
-        if own and own["job"] not in ledger["rejected"]:
-            ledger["rejected"].append(own["job"])
-        recent = last and age(last["at"]) < LEASE_SECONDS and (last["done"] or last["by"] != request_id)
-        if recent or not ledger["rejected"]:
+    def take(ledger: Ledger) -> list[str]:
+        last = ledger["rejected"].get(crowd)
+        if not last or not last["jobs"]:
             return []
-        ledger["emails"][REJECTED] = {"by": request_id, "at": now().isoformat(), "done": False}
-        return list(ledger["rejected"])
+        if (last["done"] or last["by"] != request_id) and age(last["at"]) < LEASE_SECONDS:
+            return []
+        last |= {"by": request_id, "at": now().isoformat(), "done": False}
+        return last["jobs"]
 
     def close(ledger: Ledger) -> None:
-        ledger["emails"][REJECTED]["done"] = True
-        ledger["rejected"] = [job for job in ledger["rejected"] if job not in due]
+        last = ledger["rejected"][crowd]
+        last |= {"done": True, "jobs": [job for job in last["jobs"] if job not in due]}
 
-    due = update_ledger(config.bucket, join)
-    # The rejection of another invocation may not be recorded yet, or never, if that died.
+    due = update_ledger(config.bucket, take)
     keys = (f"{REJECTED_PREFIX}{job}.json" for job in due)
+    # Another invocation's may not be recorded yet.
     shown = own if due and own else next((found for key in keys if (found := read_json(config.bucket, key)[0])), None)
     if shown:
         more, rows = f" and {len(due) - 1} more" if len(due) > 1 else "", [("files rejected", len(due))]
         minutes = LEASE_SECONDS // 60
         send(REJECTED, config, shown, rows, reason=shown["reason"], and_more=more, minutes=minutes)
-    if own:
-        put_json(config.bucket, f"{REJECTED_PREFIX}{own['job']}.json", own)
-    if shown:
         update_ledger(config.bucket, close)
 
 
@@ -565,7 +583,7 @@ def why_unreadable(error: ClientError, where: Mapping[str, str], config: Setting
     KMS.<what is wrong with it>. A HEAD request takes the same permission on the object, and names the key; where it is
     denied as well, the error stands.
     """
-    code = error_code(error)
+    code = error_code(error) if error.operation_name == "GetObject" else ""
     if code == "InvalidObjectState":
         return "the file is in an archive storage class, which S3 cannot read at once: upload it in the class STANDARD"
     if code == "InvalidRequest" and "server side encryption" in error_message(error).lower():
@@ -586,7 +604,7 @@ def why_unreadable(error: ClientError, where: Mapping[str, str], config: Setting
 
 
 def admit(config: Settings, model: str) -> None:
-    """Let the model in, for good. Raises Rejected where there is no room for a new one."""
+    """Let the model in, for good. Raises NoRoom where there is no room for a new one."""
 
     def enter(ledger: Ledger) -> bool:
         known = {*ledger["models"], *earlier}
@@ -598,10 +616,10 @@ def admit(config: Settings, model: str) -> None:
     if update_ledger(config.bucket, enter):
         return
     if config.models:
-        raise Rejected(f'"{model}" may not be trained: add it to models in Terraform, and apply')
+        raise NoRoom(f'"{model}" may not be trained: add it to models in Terraform, and apply')
     known = ", ".join(read_ledger(config.bucket)[0]["models"][:20])
     way_out = "to train one more, raise max_models in Terraform, or name in models those that may be trained, and apply"
-    raise Rejected(f'"{model}" would be a new model, and max_models is {config.max_models} ({known}); {way_out}')
+    raise NoRoom(f'"{model}" would be a new model, and max_models is {config.max_models} ({known}); {way_out}')
 
 
 def has_room(model: str, models: Collection[str], max_models: int, known: Collection[str]) -> bool:
@@ -639,8 +657,8 @@ def start_waiting(config: Settings, request_id: str, own: str = "", ended: str =
     if paused and sweep:
         return "paused"
     ledger, _ = read_ledger(config.bucket)
-    if ledger["rejected"]:
-        email_rejections(config, request_id)
+    for crowd in [name for name, it in ledger["rejected"].items() if it["jobs"]]:
+        email_rejections(config, crowd, request_id)
     held = [job for job, entry in ledger["jobs"].items() if entry["state"] == "held"]
     free_slots(config, held if sweep else [job for job in held if job == ended])
     # What waits or is being started, though older than the look-back, is in the ledger.
@@ -882,7 +900,7 @@ def read_ledger(bucket: str) -> tuple[Ledger, str | None]:
     """
     found, etag = read_json(bucket, LEDGER_KEY)
     ledger: Any = {"jobs": {}, "day": {"date": "", "jobs": []}, "oldest_waiting": "", "quota": None, "emails": {}}
-    ledger |= {"models": [], "rejected": []}
+    ledger |= {"models": [], "rejected": {}}
     ledger |= found or {}
     line, told, never = (ledger.pop(name, None) for name in ("line", "told", "never"))
     ledger["oldest_waiting"] = line["oldest"] if line else ledger["oldest_waiting"]

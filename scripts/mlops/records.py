@@ -193,6 +193,12 @@ class LedgerQuota(TypedDict):
     is_0: bool  # no instance of this type will ever be free
 
 
+class Crowd(Sending):
+    """The last email on rejections that share one."""
+
+    jobs: list[str]  # that are to be in the next
+
+
 class Ledger(TypedDict):
     """slots/training.json: what makes the spend guards exact. Every change is a conditional write.
 
@@ -204,9 +210,9 @@ class Ledger(TypedDict):
     day: LedgerDay
     oldest_waiting: str  # job, or "" when no upload waits
     quota: LedgerQuota | None  # None: no refusal
-    emails: dict[str, Sending]  # by what the line waits for; "rejected"
+    emails: dict[str, Sending]  # by what the line waits for
     models: list[str]  # that were ever let in, which stay so; [] before the first upload. Not before max_models
-    rejected: list[str]  # the jobs of rejections that were not emailed yet. Not before max_models
+    rejected: dict[str, Crowd]  # by model, "" for what has no crowd of its own. Not before max_models
 
 
 def ledger(record: Mapping[str, Any]) -> Ledger:
@@ -215,7 +221,7 @@ def ledger(record: Mapping[str, Any]) -> Ledger:
     line, told, never = (current.pop(name, None) for name in ("line", "told", "never"))
     zero = never and {"name": "", "tries": 0, "reason": "", "is_0": True} | never
     current = {"oldest_waiting": line["oldest"] if line else "", "quota": zero, "emails": told or {}} | current
-    return cast(Ledger, {"models": [], "rejected": []} | current)
+    return cast(Ledger, {"models": [], "rejected": {}} | current)
 
 
 def has_room(model: str, models: Collection[str], max_models: int, known: Collection[str]) -> bool:

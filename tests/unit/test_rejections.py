@@ -4,6 +4,7 @@ crowd of rejections is emailed.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
@@ -87,7 +88,7 @@ def test_twenty_folders_are_five_models_and_fifteen_refusals_in_two_emails(
         world.wait(minutes=15)
         run()
     assert rejected(world)[1:] == ["Training data rejected: x.csv and 13 more"]
-    assert world.record(LEDGER)["rejected"] == []
+    assert [crowd["jobs"] for crowd in world.record(LEDGER)["rejected"].values()] == [[]]
 
 
 def test_the_refusal_of_a_model_names_the_maximum_the_models_and_the_way_out(
@@ -320,21 +321,40 @@ def test_what_waits_to_be_emailed_goes_with_the_next_rejection(run: Callable[...
     for _ in range(3):
         run(upload(world, body=BAD))
     world.wait(minutes=21)
-    assert run(upload(world, "last", b"")) == "rejected"
+    assert run(upload(world, body=b"")) == "rejected"
     assert rejected(world)[1:] == ["Training data rejected: x.csv and 2 more"]
+
+
+def test_another_model_s_rejection_is_emailed_at_once(run: Callable[..., str], world: World) -> None:
+    for model in ("a", "b", "a", "b"):
+        run(upload(world, model, BAD))
+    assert [email.attributes["model"] for email in world.emails()] == ["a", "b"]
+    world.wait(minutes=21)
+    run()
+    assert [email.attributes["model"] for email in world.emails()] == ["a", "b"] * 2
+
+
+def test_bad_files_in_fifty_folders_are_as_many_emails_as_there_may_be_models_and_two_more(
+    run: Callable[..., str], world: World
+) -> None:
+    for number in range(50):
+        assert run(upload(world, f"model-{number}", BAD)) == "rejected"
+    for _ in range(3):
+        world.wait(minutes=21)
+        run()
+    assert rejected(world) == ["Training data rejected: x.csv"] * 6 + ["Training data rejected: x.csv and 43 more"]
 
 
 @pytest.mark.parametrize("call", range(12))
 def test_two_bad_files_at_once_are_both_emailed_once(run: Callable[..., str], world: World, call: int) -> None:
-    first, second = upload(world, "a", BAD), upload(world, "b", BAD)
-    world.around.interruption = Interruption(call, lambda: run(second, "second"))
-    run(first, "first")
-    world.wait(minutes=21)
-    run()
-    world.wait(minutes=21)
-    run()
-    assert rejected(world) == ["Training data rejected: x.csv"] * 2
-    assert len({email.body.partition("data/train/")[2][0] for email in world.emails()}) == 2
+    events = [world.upload(f"data/train/a/{number}.csv", BAD) for number in (1, 2)]
+    world.around.interruption = Interruption(call, lambda: run(events[1], "second"))
+    run(events[0], "first")
+    for _ in range(2):
+        world.wait(minutes=21)
+        run()
+    told = [int(number) for email in world.emails() for number in re.findall(r"files rejected  (\d+)", email.body)]
+    assert sum(told) == 2
 
 
 @pytest.mark.parametrize("after_the_effect", [False, True])
@@ -349,4 +369,6 @@ def test_a_rejection_that_broke_off_is_emailed_and_recorded_by_the_retry(
     assert run(sent, "the event").endswith("rejected")
     assert len(world.keys("data/rejected/")) == 1
     assert set(rejected(world)) == {"Training data rejected: x.csv"}
-    assert (world.record(LEDGER)["rejected"], world.record(LEDGER)["emails"]["rejected"]["done"]) == ([], True)
+    world.wait(minutes=21)
+    run()
+    assert world.record(LEDGER)["rejected"]["default"]["jobs"] == []
