@@ -114,6 +114,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     wanted = {name: value for environment in ENVIRONMENT.values() for name, value in environment.items()} | CHOSEN
     variables = {name.lower(): value for name, value in as_read(wanted).items() if name.lower() in declared}
     assert {name.lower() for name in CHOSEN} <= variables.keys()
+    variables["models"] = variables["models"].split()
     return plan(tmp_path_factory.mktemp("chosen"), deployment_alarm_models=[], **variables)
 
 
