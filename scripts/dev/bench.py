@@ -475,6 +475,7 @@ def uploaded(aws: Aws, key: str, content: Content, sequencer: str) -> dict[str, 
 def preflight(name: str, expected: str, content: Content) -> Result:
     """The training orchestrator on one upload."""
     aws = Aws()
+    aws.put("code/training.tar.gz", b"the training program")
     small = [(HEADER + b"a,b\nc,d\n", 1)]
     events = [uploaded(aws, "data/train/warming.csv", small, "01"), uploaded(aws, UPLOAD, content, "02")]
     took, problem = invoke("training_orchestrator", aws, *events)
