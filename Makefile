@@ -1,6 +1,6 @@
 # Everything runs in the project's own virtual environment, .venv, which the targets create when they need it.
-SHELL := bash
-.SHELLFLAGS := -eu -o pipefail -c
+# Not in .SHELLFLAGS: the make that comes with macOS, 3.81, does not know it.
+SHELL := bash -eu -o pipefail
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 

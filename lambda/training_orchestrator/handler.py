@@ -1039,7 +1039,8 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
         if upload["bucket"] != config.bucket or not upload["key"].startswith(UPLOAD_PREFIX):
             where = f"s3://{upload['bucket']}/{upload['key']:.200}"
             raise EventError(f"not an upload of this stack: {where} (see the EventBridge rule's pattern)")
-        job, outcome = upload["job"], handle_upload(upload, config, request_id)
+        outcome = handle_upload(upload, config, request_id)
+        job = upload["job"]  # the sweep may have given it another name
     log.info("%s event handled: %s", event.get("source"), outcome, extra={"training_job": job or None})
     return {"training_job": job, "outcome": outcome}
 

@@ -36,6 +36,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+# This file runs as a script, in the interpreter that plays the container.
+callers = importlib.import_module("callers")
+
 _JSON = "application/json"
 _CSV = "text/csv"
 _UNSUPPORTED = (
@@ -283,7 +286,7 @@ class _Worker:
             return -signal.SIGTERM
 
 
-class _Request(http.server.BaseHTTPRequestHandler):
+class _Request(callers.GuardedRequest):  # type: ignore[name-defined,misc]
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1
