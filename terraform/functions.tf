@@ -53,7 +53,9 @@ module "lambda_training_orchestrator" {
     KMS_KEY_ARN                  = var.kms_key_arn == null ? "" : var.kms_key_arn
     LABEL_COLUMN                 = var.label_column
     MAX_CONCURRENT_TRAINING_JOBS = var.max_concurrent_training_jobs
+    MAX_MODELS                   = var.max_models
     MAX_TRAINING_JOBS_PER_DAY    = var.max_training_jobs_per_day
+    MODELS                       = join(" ", var.models)
     TEXT_COLUMN                  = var.text_column
     TRAINING_IMAGE               = local.training_image
     TRAINING_INSTANCE_TYPE       = var.training_instance_type

@@ -23,9 +23,19 @@ output "kms_key_policy" {
   value       = data.aws_iam_policy_document.kms_key.json
 }
 
+output "max_models" {
+  description = "How many different models may be trained while the list of models is empty."
+  value       = var.max_models
+}
+
 output "model_evaluator_name" {
   description = "Name of the model evaluator function."
   value       = module.lambda_model_evaluator.function_name
+}
+
+output "models" {
+  description = "Models that may be trained; empty: any, up to max_models."
+  value       = var.models
 }
 
 output "project_name" {

@@ -356,6 +356,17 @@ variable "max_concurrent_training_jobs" {
   }
 }
 
+variable "max_models" {
+  type        = number
+  description = "How many different models may be trained while models is empty; each gets an endpoint. A model that was trained once keeps its place."
+  default     = 5
+
+  validation {
+    condition     = floor(var.max_models) == var.max_models && var.max_models >= 1 && var.max_models <= 1000
+    error_message = "max_models must be a whole number from 1 to 1000. To stop all training, run `make pause`."
+  }
+}
+
 variable "max_training_jobs_per_day" {
   type        = number
   description = "How many training jobs the stack may start per day (UTC). Further uploads wait for the next day. Uploads always start oldest first."
@@ -403,6 +414,28 @@ variable "model_thresholds" {
   validation {
     condition     = length(jsonencode(var.thresholds)) + length(jsonencode(var.model_thresholds)) <= 3072
     error_message = "thresholds and model_thresholds are too long: together they must fit into a function's environment (3072 characters as JSON)."
+  }
+}
+
+variable "models" {
+  type        = list(string)
+  description = "Models that may be trained; \"default\" is the model of files directly in data/train/. []: any, up to max_models different ones."
+  default     = []
+
+  validation {
+    condition     = alltrue([for model in var.models : can(regex("^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$", model))])
+    error_message = "models: each model name must be 1 to 32 of a-z, 0-9 and dashes, starting and ending with a letter or digit."
+  }
+
+  validation {
+    condition     = length(distinct(var.models)) == length(var.models)
+    error_message = "models must be different names."
+  }
+
+  # Beside the rest of a function's environment of 4096 bytes.
+  validation {
+    condition     = length(join(" ", var.models)) <= 1024
+    error_message = "models are too many: together, with a space between them, the names may have 1024 characters."
   }
 }
 

@@ -16,6 +16,8 @@ so they hold exactly, however many invocations run at once. A job's entry in it 
   ended   its start may not be recorded yet  (none): its lease has expired (free_slots)
   failed  could not be started               held: tried again (take_slot), until it is given up (give_up);
                                              (none): LOOK_BACK_DAYS later (free_slots)
+
+It also holds the names of the models that were ever let in (admit), so that they stay within their maximum.
 """
 
 # ruff: noqa: UP013 (small records are defined on one line)
@@ -34,7 +36,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, NotRequired, TypedDict, TypeVar
@@ -53,11 +55,17 @@ DAY_SECONDS = 24 * 60 * 60
 # Races for the ledger lost in a row before the invocation fails and Lambda retries it.
 LEDGER_TRIES = 200
 
+# The largest file, as a share of the job's disk. The live model's data, which may be as large, takes as much again; the
+# rest is for the models and what training writes.
+LARGEST_FILE = 1 / 3
+# A column name: up to three words. What else stands in a first line may be people's text, and is not repeated.
+COLUMN_NAME = re.compile(r"(?=.{1,30}\Z)[^\W\d]\w*(?:[ ._/-][^\W\d]\w*){0,2}")
+
 # What the line of uploads can wait for.
 A_SLOT, THE_NEXT_DAY, RESUME = "a slot", "the next day", "resume"
 QUOTA, QUOTA_ABOVE_0 = "quota", "a quota above 0"
-# What can become of a job whose turn it is, besides waiting.
-STARTED, REFUSED = "started", "refused"
+# What can become of a job whose turn it is, besides waiting; and of an upload.
+STARTED, REFUSED, REJECTED = "started", "refused", "rejected"
 
 # The training program's last line is "hold-out:  accuracy 0.9812  macro_f1 ..."; SageMaker charts what these find.
 METRIC_DEFINITIONS = [
@@ -104,15 +112,16 @@ EMAILS = {
         "What next: nothing to do. The next email says whether the new model is approved. The live model, if there is "
         "one, is not affected.\nTo follow the job, run: make logs JOB={job}",
     ),
-    "rejected": training_email(
+    REJECTED: training_email(
         "rejected",
-        "Training data rejected: {file}",
+        "Training data rejected: {file}{and_more}",
         "This file was not used for training, and no training job was started.",
         "Why: {reason}.",
-        'What is needed: a UTF-8 CSV with a header line, a column "{config.text_column}" for the text, a column '
+        'Every file must be a UTF-8 CSV with a header line, a column "{config.text_column}" for the text, a column '
         '"{config.label_column}" for its label, and rows for at least two labels, with two different texts each.\n'
-        "What next: fix the file and upload it again under the same name. The live model, if there is one, is not "
-        "affected.",
+        "What next: correct what the reason names, and upload the file again under the same name. The live model, if "
+        "there is one, is not affected.\n"
+        "Files that are rejected in the next {minutes} minutes share one email. To list them, run: make status",
     ),
     "given up": training_email(
         "given-up",
@@ -203,6 +212,8 @@ Waiting = TypedDict("Waiting", {"schema": int, "job": str, "model": str, "for": 
 Quota = TypedDict("Quota", {"name": str, "instance_type": str, "tries": int, "at": str, "reason": str, "is_0": bool})
 Starts = TypedDict("Starts", {"date": str, "jobs": list[str]})
 LineEmail = TypedDict("LineEmail", {"by": str, "at": str, "done": bool})
+# The last email on rejections that share one, and the jobs that are to be in the next.
+Crowd = TypedDict("Crowd", {"by": str, "at": str, "done": bool, "jobs": list[str]})
 
 
 # claims/snapshot/upload-<hash of key and ETag>.json: the jobs of an upload's versions ("": none), by whoever saw them
@@ -222,7 +233,7 @@ class Slot(TypedDict):
 
 
 class Ledger(TypedDict):
-    """slots/training.json: what the spend guards know. make status reads it."""
+    """slots/training.json: what the spend guards know. make status and make upload read it."""
 
     schema: int
     jobs: dict[str, Slot]
@@ -230,10 +241,16 @@ class Ledger(TypedDict):
     oldest_waiting: str  # a job; "" when none waits
     quota: Quota | None
     emails: dict[str, LineEmail]  # by what the line waited for
+    models: list[str]  # that were ever let in; [] before the first upload
+    rejected: dict[str, Crowd]  # by model, "" for what has no crowd of its own (join_crowd)
 
 
 class Rejected(Exception):
     """The upload cannot be trained on; the text is the reason for the person who uploaded it."""
+
+
+class NoRoom(Rejected):
+    """The upload's model may not be trained."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +268,7 @@ class Settings:
     training_max_runtime_seconds: int
     max_concurrent_training_jobs: int
     max_training_jobs_per_day: int
+    max_models: int
     hyperparameters: dict[str, str]
     base_model: str
     text_column: str
@@ -258,6 +276,7 @@ class Settings:
     base_model_revision: str = ""
     hub_token_secret_arn: str = ""
     kms_key_arn: str = ""
+    models: str = ""  # names, separated by spaces
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -349,18 +368,20 @@ def check_csv(head: bytes, complete: bool, text_column: str, label_column: str) 
 
 def check_header(header: Sequence[str], text_column: str, label_column: str) -> None:
     """Raises Rejected unless both columns are in the header, once."""
-    found = ", ".join(f'"{name:.40}"' for name in header[:10]) + (", …" if len(header) > 10 else "")
+    found = ": " + ", ".join(f'"{name}"' for name in header[:10]) + (", …" if len(header) > 10 else "")
+    if not all(map(COLUMN_NAME.fullmatch, header[:10])):
+        found = f" {len(header)} columns, and looks like data, not like their names"
     for column in (text_column, label_column):
         if header.count(column) > 1:
-            raise Rejected(f'the column "{column}" appears {header.count(column)} times in the header: {found}')
+            raise Rejected(f'the column "{column}" appears {header.count(column)} times; the first line has{found}')
         if column in header:
             continue
         for name, separator in (("semicolons", ";"), ("tabs", "\t"), ("bars", "|")):
             if len(header) == 1 and separator in header[0]:
-                raise Rejected(f"the header is {found}: the columns are separated by {name}; separate them by commas")
+                raise Rejected(f"the columns are separated by {name}; separate them by commas")
         alike = [name for name in header if name.casefold() == column.casefold()]
         hint = f'; "{alike[0]}" differs in upper or lower case' if alike else ""
-        raise Rejected(f'there is no column "{column}"{hint}; the first line has: {found}')
+        raise Rejected(f'there is no column "{column}"{hint}; the first line has{found}')
 
 
 # --- the steps: from an upload to its snapshot, from the snapshots that wait to training jobs -------
@@ -408,11 +429,57 @@ def keep_upload(upload: Source, config: Settings, request_id: str) -> str:
             take_snapshot(upload, config)
         except Rejected as reason:
             log.warning("upload rejected: %s", reason, extra={"training_job": job, "key": upload["key"]})
-            send("rejected", config, upload, [], reason=reason)
             record: Rejection = {**upload, "reason": str(reason), "rejected_at": now().isoformat()}
+            model = "" if isinstance(reason, NoRoom) else upload["model"]
+            join = functools.partial(join_crowd, job=job, model=model, config=config, request_id=request_id)
+            email_rejections(config, update_ledger(bucket, join), request_id, record)
             put_json(bucket, f"{REJECTED_PREFIX}{job}.json", record)
-            return "rejected"
+            return REJECTED
     return ""
+
+
+def join_crowd(ledger: Ledger, job: str, model: str, config: Settings, request_id: str) -> str:
+    """Note that a rejection is to be emailed; returns the crowd that it belongs to.
+
+    Each model has its own, and as many as there may be models are open at a time; all others share one, "".
+    """
+    crowds = {name: it for name, it in ledger["rejected"].items() if it["jobs"] or age(it["at"]) < LEASE_SECONDS}
+    name = model if model in crowds or len(crowds) < config.max_models else ""
+    new: Crowd = {"by": request_id, "at": now().isoformat(), "done": False, "jobs": []}
+    crowd = crowds.setdefault(name, new)
+    crowd["jobs"] = sorted({*crowd["jobs"], job})
+    ledger["rejected"] = crowds
+    return name
+
+
+def email_rejections(config: Settings, crowd: str, request_id: str, own: Rejection | None = None) -> None:
+    """Email a crowd's rejections, if due: the first one at once, those of the next LEASE_SECONDS together after that.
+
+    own: the rejection in hand, which is not recorded yet.
+    """
+
+    def take(ledger: Ledger) -> list[str]:
+        last = ledger["rejected"].get(crowd)
+        if not last or not last["jobs"]:
+            return []
+        if (last["done"] or last["by"] != request_id) and age(last["at"]) < LEASE_SECONDS:
+            return []
+        last |= {"by": request_id, "at": now().isoformat(), "done": False}
+        return last["jobs"]
+
+    def close(ledger: Ledger) -> None:
+        last = ledger["rejected"][crowd]
+        last |= {"done": True, "jobs": [job for job in last["jobs"] if job not in due]}
+
+    due = update_ledger(config.bucket, take)
+    keys = (f"{REJECTED_PREFIX}{job}.json" for job in due)
+    # Another invocation's may not be recorded yet.
+    shown = own if due and own else next((found for key in keys if (found := read_json(config.bucket, key)[0])), None)
+    if shown:
+        more, rows = f" and {len(due) - 1} more" if len(due) > 1 else "", [("files rejected", len(due))]
+        minutes = LEASE_SECONDS // 60
+        send(REJECTED, config, shown, rows, reason=shown["reason"], and_more=more, minutes=minutes)
+        update_ledger(config.bucket, close)
 
 
 def adopt_uploads(config: Settings, request_id: str) -> int:
@@ -456,9 +523,11 @@ def adopt(config: Settings, item: Mapping[str, Any], earlier: Mapping[tuple[str,
     except ClientError as error:
         if is_gone(error) or error_code(error) in ("PreconditionFailed", "412"):
             return False  # deleted or replaced just now
-        raise
+        if error_code(error) != "400":
+            raise
+        head = {}  # encrypted with the uploader's own key; HEAD has no text that says so, GET has
     etag, version = item["ETag"].strip('"'), head.get("VersionId")
-    upload = upload_of(config.bucket, item["Key"], version, etag, "", head["ContentLength"], head["LastModified"])
+    upload = upload_of(config.bucket, item["Key"], version, etag, "", item["Size"], item["LastModified"])
     upload["job"] = earlier.get((upload["key"], version or etag), upload["job"])
     job = upload["job"] = claim_upload(config.bucket, upload)
     if exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
@@ -489,22 +558,89 @@ def take_snapshot(upload: Source, config: Settings) -> None:
         with answer["Body"]:
             head = answer["Body"].read(PREFLIGHT_BYTES)
         size, etag = int(answer["ContentLength"]), str(answer["ETag"])
+        if size > (largest := LARGEST_FILE * config.training_volume_gb * 1e9):
+            most = f"a third of a job's disk, {human_bytes(int(largest))}: raise training_volume_gb in Terraform"
+            raise Rejected(f"the file has {human_bytes(size)}, and may have at most {most}, or upload fewer rows")
         check_csv(head, size <= len(head), config.text_column, config.label_column)
+        admit(config, upload["model"])
         copy_object(config.bucket, f"{snapshot}/data.csv", where, etag, {})
     except ClientError as error:
         if is_gone(error) or error_code(error) in ("PreconditionFailed", "412"):
             gone = "the file was deleted or overwritten before it could be read; if overwritten, the newer one is used"
             raise Rejected(gone) from error
+        if reason := why_unreadable(error, where, config):
+            raise Rejected(reason) from error
         raise
     source: Source = {**upload, "etag": etag.strip('"'), "size": size}
     put_json(config.bucket, f"{snapshot}/source.json", source)
+
+
+def why_unreadable(error: ClientError, where: Mapping[str, str], config: Settings) -> str:
+    """Why S3 does not hand out this one object; "" where not the object is to blame.
+
+    Archived: InvalidObjectState (S3 API reference, GetObject). A key of the uploader's own: InvalidRequest, which names
+    server-side encryption. A KMS key that is not the stack's: AccessDenied, with or without the key in its text, or
+    KMS.<what is wrong with it>. A HEAD request takes the same permission on the object, and names the key; where it is
+    denied as well, the error stands.
+    """
+    code = error_code(error) if error.operation_name == "GetObject" else ""
+    if code == "InvalidObjectState":
+        return "the file is in an archive storage class, which S3 cannot read at once: upload it in the class STANDARD"
+    if code == "InvalidRequest" and "server side encryption" in error_message(error).lower():
+        return "the file is encrypted with a key of the uploader's own (SSE-C): upload it without one"
+    if code != "AccessDenied" and not code.startswith("KMS."):
+        return ""
+    try:
+        key = client("s3").head_object(**where).get("SSEKMSKeyId")
+    except ClientError as denied:
+        if error_code(denied) not in ("403", "400"):
+            raise
+        return ""
+    if not key or key == config.kms_key_arn:
+        return ""
+    return (
+        "the file is encrypted with a KMS key that the pipeline may not use: upload it with the bucket's own settings"
+    )
+
+
+def admit(config: Settings, model: str) -> None:
+    """Let the model in, for good. Raises NoRoom where there is no room for a new one."""
+
+    def enter(ledger: Ledger) -> bool:
+        known = {*ledger["models"], *earlier}
+        admitted = has_room(model, config.models.split(), config.max_models, known)
+        ledger["models"] = sorted(known | ({model} if admitted else set()))
+        return admitted
+
+    earlier = set() if read_ledger(config.bucket)[0]["models"] else earlier_models(config.bucket)
+    if update_ledger(config.bucket, enter):
+        return
+    if config.models:
+        raise NoRoom(f'"{model}" may not be trained: add it to models in Terraform, and apply')
+    known = ", ".join(read_ledger(config.bucket)[0]["models"][:20])
+    way_out = "to train one more, raise max_models in Terraform, or name in models those that may be trained, and apply"
+    raise NoRoom(f'"{model}" would be a new model, and max_models is {config.max_models} ({known}); {way_out}')
+
+
+def has_room(model: str, models: Collection[str], max_models: int, known: Collection[str]) -> bool:
+    """Whether a model may be trained: it is in the list, or without one, known or within the maximum. mlops.records has
+    the same (tests/contract/test_one_definition.py)."""
+    return model in models if models else model in known or len(known) < max_models
+
+
+def earlier_models(bucket: str) -> set[str]:
+    """The models of a stack from before they were counted: those with a snapshot or an approved archive."""
+    snapshots = (key for key in list_keys(bucket, SNAPSHOT_PREFIX) if key.endswith("/source.json"))
+    sources = (read_json(bucket, key)[0] for key in snapshots)
+    approved = map(APPROVED_KEY.fullmatch, list_keys(bucket, APPROVED_PREFIX))
+    return {source["model"] for source in sources if source} | {match["model"] for match in approved if match}
 
 
 def send(kind: str, config: Settings, source: Source, rows: Sequence[tuple[str, object]], **values: object) -> None:
     """Send one of EMAILS about an upload; rows: what its table has beside the data."""
     uploaded = f"{datetime.fromisoformat(source['uploaded_at']):%Y-%m-%d %H:%M:%S} UTC"
     data = {"data": f"s3://{source['bucket']}/{source['key']}", "version": source["version_id"], "uploaded": uploaded}
-    if kind != "rejected":
+    if kind != REJECTED:
         data |= {"size": human_bytes(source["size"]), "model": source["model"], "training job": source["job"]}
     values |= {"config": config, "file": source["key"].rsplit("/", 1)[-1], "job": source["job"]}
     shown = [*((name, value) for name, value in data.items() if value), *rows]
@@ -521,6 +657,8 @@ def start_waiting(config: Settings, request_id: str, own: str = "", ended: str =
     if paused and sweep:
         return "paused"
     ledger, _ = read_ledger(config.bucket)
+    for crowd in [name for name, it in ledger["rejected"].items() if it["jobs"]]:
+        email_rejections(config, crowd, request_id)
     held = [job for job, entry in ledger["jobs"].items() if entry["state"] == "held"]
     free_slots(config, held if sweep else [job for job in held if job == ended])
     # What waits or is being started, though older than the look-back, is in the ledger.
@@ -762,6 +900,7 @@ def read_ledger(bucket: str) -> tuple[Ledger, str | None]:
     """
     found, etag = read_json(bucket, LEDGER_KEY)
     ledger: Any = {"jobs": {}, "day": {"date": "", "jobs": []}, "oldest_waiting": "", "quota": None, "emails": {}}
+    ledger |= {"models": [], "rejected": {}}
     ledger |= found or {}
     line, told, never = (ledger.pop(name, None) for name in ("line", "told", "never"))
     ledger["oldest_waiting"] = line["oldest"] if line else ledger["oldest_waiting"]

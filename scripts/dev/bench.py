@@ -58,7 +58,9 @@ ENVIRONMENT = {
         "TRAINING_VOLUME_GB": "30",
         "TRAINING_MAX_RUNTIME_SECONDS": "7200",
         "MAX_CONCURRENT_TRAINING_JOBS": "2",
+        "MAX_MODELS": "5",
         "MAX_TRAINING_JOBS_PER_DAY": "20",
+        "MODELS": "",
         "HYPERPARAMETERS": '{"epochs": "3"}',
         "BASE_MODEL": "distilbert-base-uncased",
         "BASE_MODEL_REVISION": "",
@@ -482,6 +484,7 @@ def uploaded(aws: Aws, key: str, content: Content, sequencer: str) -> dict[str, 
 def preflight(name: str, expected: str, content: Content) -> Result:
     """The training orchestrator on one upload."""
     aws = Aws()
+    aws.put("code/training.tar.gz", b"the training program")
     small = [(HEADER + b"a,b\nc,d\n", 1)]
     events = [uploaded(aws, "data/train/warming.csv", small, "01"), uploaded(aws, UPLOAD, content, "02")]
     took, problem = invoke("training_orchestrator", aws, *events)

@@ -11,7 +11,7 @@ Times are ISO 8601 in UTC ("2026-12-01T10:00:00+00:00"), sizes are bytes, ETags 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 SCHEMA = 2
@@ -193,10 +193,16 @@ class LedgerQuota(TypedDict):
     is_0: bool  # no instance of this type will ever be free
 
 
+class Crowd(Sending):
+    """The last email on rejections that share one."""
+
+    jobs: list[str]  # that are to be in the next
+
+
 class Ledger(TypedDict):
     """slots/training.json: what makes the spend guards exact. Every change is a conditional write.
 
-    Written and read by the training orchestrator; read by `status`.
+    Written and read by the training orchestrator; read by `status` and `upload`.
     """
 
     schema: int
@@ -205,6 +211,8 @@ class Ledger(TypedDict):
     oldest_waiting: str  # job, or "" when no upload waits
     quota: LedgerQuota | None  # None: no refusal
     emails: dict[str, Sending]  # by what the line waits for
+    models: list[str]  # that were ever let in, which stay so; [] before the first upload. Not before max_models
+    rejected: dict[str, Crowd]  # by model, "" for what has no crowd of its own. Not before max_models
 
 
 def ledger(record: Mapping[str, Any]) -> Ledger:
@@ -213,7 +221,15 @@ def ledger(record: Mapping[str, Any]) -> Ledger:
     line, told, never = (current.pop(name, None) for name in ("line", "told", "never"))
     zero = never and {"name": "", "tries": 0, "reason": "", "is_0": True} | never
     current = {"oldest_waiting": line["oldest"] if line else "", "quota": zero, "emails": told or {}} | current
-    return cast(Ledger, current)
+    return cast(Ledger, {"models": [], "rejected": {}} | current)
+
+
+def has_room(model: str, models: Collection[str], max_models: int, known: Collection[str]) -> bool:
+    """Whether a model may be trained: it is in the list, or without one, known or within the maximum.
+
+    The training orchestrator has the same (tests/contract/test_one_definition.py).
+    """
+    return model in models if models else model in known or len(known) < max_models
 
 
 class Tries(TypedDict):

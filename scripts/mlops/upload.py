@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 from botocore.exceptions import ClientError
 
 from mlops import bucket
-from mlops.records import DEFAULT_MODEL, PAUSED_KEY, UPLOAD_PREFIX, paused
+from mlops.records import DEFAULT_MODEL, LEDGER_KEY, PAUSED_KEY, UPLOAD_PREFIX, has_room, ledger, paused
 from mlops.target import Target, UsageError, check_functions, is_denied, model_name
 
 
@@ -35,13 +36,29 @@ def upload(target: Target, data: Path, model: str) -> str:
     return f"s3://{target.bucket}/{key}"
 
 
-def outlook(target: Target) -> str:
-    """What becomes of an upload now. Raises UsageError when nothing ever would, because the functions are gone.
+def check_room(target: Target, model: str) -> None:
+    """Raises UsageError when the training orchestrator would refuse the model. An older stack has no maximum."""
+    models, most = target.outputs.get("models", []), target.outputs.get("max_models", math.inf)
+    found = bucket.read(target, LEDGER_KEY, ledger)
+    known = found.value["models"] if found else []
+    if has_room(model, models, most, known):
+        return
+    if models:
+        raise UsageError(f"MODEL={model} may not be trained: add it to models in Terraform, and make deploy")
+    raise UsageError(
+        f"MODEL={model} would be a new model, and max_models is {most} ({', '.join(known)}); to train one more, raise "
+        "max_models in Terraform, or name in models those that may be trained, and make deploy"
+    )
+
+
+def outlook(target: Target, model: str) -> str:
+    """What becomes of an upload now. Raises UsageError when nothing ever would: the functions are gone, or refuse it.
 
     Who may only upload is not allowed to look.
     """
     try:
         check_functions(target, "training")
+        check_room(target, model)
         pause = bucket.read(target, PAUSED_KEY, paused)
     except ClientError as error:
         if not is_denied(error):
@@ -60,7 +77,7 @@ def run(target: Target, data: str, model: str) -> int:
         raise UsageError("say which file: make upload DATA=file.csv [MODEL=name]")
     model, file = model_name(model), Path(data)
     check_upload(file)
-    then = outlook(target)
+    then = outlook(target, model)
     print(f"uploaded {upload(target, file, model)}")
     print(f"the training of the model {model} {then}")
     print(f"if the new model is good enough, {target.endpoint_of(model)} serves it (make status, make logs)")

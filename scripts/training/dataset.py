@@ -6,6 +6,7 @@ Standard library only, so that the rules below can be tested without a machine-l
 import csv
 import hashlib
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ MAX_FIELD_CHARACTERS = 2**31 - 1  # the csv module's own limit is 131,072; the l
 MIN_LABELS = 2
 MIN_TEXTS_PER_LABEL = 2  # one to train on and one to hold out
 NAMES_IN_A_REASON = 5  # labels or columns listed in an error, so that it stays readable
+MAX_LABEL_CHARACTERS = 40  # a longer one may be somebody's text, which belongs in no email
+# Up to three words. What else stands in a first line may be somebody's text.
+COLUMN_NAME = re.compile(r"(?=.{1,30}\Z)[^\W\d]\w*(?:[ ._/-][^\W\d]\w*){0,2}")
 
 
 class DataError(ValueError):
@@ -115,9 +119,11 @@ def _column(header: Sequence[str], name: str, path: Path) -> int:
         return header.index(name)
     if count > 1:
         raise DataError(f"{path.name} has {count} columns named {name!r}. Rename all but one.")
+    found = f"its columns are {listed_names(header) or 'none: the file is empty'}"
+    if not all(map(COLUMN_NAME.fullmatch, header[:NAMES_IN_A_REASON])):
+        found = f"its first line has {len(header)} fields and looks like data, not like names of columns"
     raise DataError(
-        f"{path.name} has no column {name!r}; its columns are {listed_names(header) or 'none: the file is empty'}. "
-        "Rename the column, or set TEXT_COLUMN and LABEL_COLUMN."
+        f"{path.name} has no column {name!r}; {found}. Rename the column, or set TEXT_COLUMN and LABEL_COLUMN."
     )
 
 
@@ -164,11 +170,14 @@ def split(
     too_few = {label: texts for label, texts in texts_of_label.items() if len(texts) < MIN_TEXTS_PER_LABEL}
     if too_few:
         rows = Counter(example.label for example in examples)
-        listed = listed_names([f"{label!r} has {len(texts)} ({rows[label]} rows)" for label, texts in too_few.items()])
+        found = (f"{shown_label(label)} has {len(texts)} ({rows[label]} rows)" for label, texts in too_few.items())
+        listed = f": {listed_names(found)}. A text with several labels counts for its most frequent one"
+        if len(too_few) > max(NAMES_IN_A_REASON, len(texts_of_label) / 2):
+            listed = " (is LABEL_COLUMN the column of the texts?)"  # then the labels are people's texts
         raise DataError(
             f"Too few rows for a hold-out: every label needs at least {MIN_TEXTS_PER_LABEL} different texts, one to "
-            f"train on and one to hold out, and {len(too_few)} of {len(texts_of_label)} labels have fewer: {listed}. A "
-            "text with several labels counts for its most frequent one. Add rows for these labels, or take them out."
+            f"train on and one to hold out, and {len(too_few)} of {len(texts_of_label)} labels have fewer{listed}. "
+            "Add rows for these labels, or take them out."
         )
 
     held_out: set[str] = set()
@@ -176,8 +185,8 @@ def split(
         before = sum(text in held_out_before for text in texts)
         if before == len(texts):
             raise DataError(
-                f"No row with the label {label!r} is left to train on: its {before} texts all belong to the hold-out "
-                "that the live model is judged on, and nobody trains on those. Add other rows with this label."
+                f"No row with the label {shown_label(label)} is left to train on: its {before} texts all belong to the "
+                "hold-out that the live model is judged on, and nobody trains on those. Add other rows with this label."
             )
         count = max(min(max(round(fraction * len(texts)), 1), len(texts) - 1), before)
         texts.sort(key=lambda text: (text not in held_out_before, digest(f"{seed} {text}")))
@@ -244,8 +253,8 @@ def apply_holdout(
     if unknown:
         raise DataError(
             "The test channel has labels that the training data does not have: "
-            f"{listed_names(map(repr, unknown))}. (Training rows whose text stands in the test channel are not used.) "
-            "Correct them, or add training rows."
+            f"{listed_names(map(shown_label, unknown))}. (Training rows whose text stands in the test channel are not "
+            "used.) Correct them, or add training rows."
         )
     return remaining
 
@@ -257,9 +266,15 @@ def check_labels(examples: Sequence[Example]) -> None:
         raise DataError("No row with a text and a label is left to train on. Check the file's text and label columns.")
     if len(labels) < MIN_LABELS:
         raise DataError(
-            f"All {len(examples)} rows have the label {labels[0]!r}; a classifier needs at least {MIN_LABELS} "
-            "different labels. Add rows with other labels, or check that LABEL_COLUMN names the right column."
+            f"All {len(examples)} rows have the label {shown_label(labels[0])}; a classifier needs at least "
+            f"{MIN_LABELS} different labels. Add rows with other labels, or check that LABEL_COLUMN names the right "
+            "column."
         )
+
+
+def shown_label(label: str) -> str:
+    """Return a label in quotes, or what stands for one that is too long to be one."""
+    return repr(label) if len(label) <= MAX_LABEL_CHARACTERS else f"(a label of {len(label)} characters)"
 
 
 def listed_names(names: Iterable[str]) -> str:

@@ -7,7 +7,12 @@ data "aws_partition" "current" {}
 locals {
   issuer            = "token.actions.githubusercontent.com"
   oidc_provider_arn = var.oidc_provider_arn != null ? var.oidc_provider_arn : aws_iam_openid_connect_provider.github[0].arn
-  upload_arn        = "arn:${data.aws_partition.current.partition}:s3:::${var.bucket_name}/data/train/*"
+  upload_prefix     = "arn:${data.aws_partition.current.partition}:s3:::${var.bucket_name}/data/train"
+
+  # A folder for each model, the model "default" included: IAM's * also stands for slashes, so no resource means the
+  # files directly in data/train/ and leaves the folders out.
+  # https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_resource.html
+  upload_arns = length(var.models) == 0 ? ["${local.upload_prefix}/*"] : [for model in var.models : "${local.upload_prefix}/${model}/*"]
 
   # The token's subject names either the branch or the environment of a job, never both.
   # https://docs.github.com/en/actions/reference/openid-connect-reference#example-subject-claims
@@ -59,7 +64,7 @@ data "aws_iam_policy_document" "upload" {
   statement {
     sid       = "PutTrainingData"
     actions   = ["s3:AbortMultipartUpload", "s3:PutObject"]
-    resources = [local.upload_arn]
+    resources = local.upload_arns
   }
 
   # Decrypt, because S3 reads the parts when it assembles them.
@@ -71,6 +76,13 @@ data "aws_iam_policy_document" "upload" {
       sid       = "Encrypt"
       actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
       resources = [statement.value]
+
+      # The bucket is in its key's region.
+      condition {
+        test     = "StringEquals"
+        variable = "kms:ViaService"
+        values   = ["s3.${split(":", statement.value)[3]}.${data.aws_partition.current.dns_suffix}"]
+      }
     }
   }
 }

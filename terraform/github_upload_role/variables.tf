@@ -46,6 +46,17 @@ variable "kms_key_arn" {
   }
 }
 
+variable "models" {
+  type        = list(string)
+  description = "Models whose data may be uploaded, each to data/train/<model>/: the stack's models, or some of them. []: all."
+  default     = []
+
+  validation {
+    condition     = alltrue([for model in var.models : can(regex("^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$", model))])
+    error_message = "models: each model name must be 1 to 32 of a-z, 0-9 and dashes, starting and ending with a letter or digit."
+  }
+}
+
 variable "oidc_provider_arn" {
   type        = string
   description = "The account's OIDC provider for GitHub, if it already has one. null: create it."

@@ -31,7 +31,9 @@ run "refuses_below_the_least" {
     latency_alarm_milliseconds        = 0
     log_retention_days                = 0
     max_concurrent_training_jobs      = 0
+    max_models                        = 0
     max_training_jobs_per_day         = 0
+    models                            = [""]
     noncurrent_version_retention_days = 0
     project                           = ""
     raw_model_retention_days          = 6
@@ -57,7 +59,9 @@ run "refuses_below_the_least" {
     var.latency_alarm_milliseconds,
     var.log_retention_days,
     var.max_concurrent_training_jobs,
+    var.max_models,
     var.max_training_jobs_per_day,
+    var.models,
     var.noncurrent_version_retention_days,
     var.project,
     var.raw_model_retention_days,
@@ -92,7 +96,9 @@ run "takes_the_least" {
     log_level                         = "TRACE"
     log_retention_days                = 1
     max_concurrent_training_jobs      = 1
+    max_models                        = 1
     max_training_jobs_per_day         = 1
+    models                            = ["m"]
     model_thresholds                  = { m = { f = { min = 0, max = 0 } } }
     noncurrent_version_retention_days = 1
     notification_emails               = ["a@b.c"]
@@ -133,7 +139,9 @@ run "refuses_above_the_most" {
     latency_alarm_milliseconds   = 60001
     log_retention_days           = 3654
     max_concurrent_training_jobs = 101
+    max_models                   = 1001
     max_training_jobs_per_day    = 1001
+    models                       = [for i in range(103) : format("model-%03d", i)]
     model_thresholds             = { for i in range(60) : "m${i}" => { accuracy_on_the_held_out_rows = { min = 0.123456789 } } }
     project                      = join("", [for i in range(129) : "p"])
     serverless_max_concurrency   = 201
@@ -159,8 +167,10 @@ run "refuses_above_the_most" {
     var.latency_alarm_milliseconds,
     var.log_retention_days,
     var.max_concurrent_training_jobs,
+    var.max_models,
     var.max_training_jobs_per_day,
     var.model_thresholds,
+    var.models,
     var.project,
     var.serverless_max_concurrency,
     var.serverless_memory_mb,
@@ -192,7 +202,9 @@ run "takes_the_most" {
     log_level                    = "FATAL"
     log_retention_days           = 3653
     max_concurrent_training_jobs = 100
+    max_models                   = 1000
     max_training_jobs_per_day    = 1000
+    models                       = concat([for i in range(31) : "${join("", [for j in range(30) : "m"])}${format("%02d", i)}"], ["m"])
     # 3072 characters as JSON, together with the thresholds.
     model_thresholds             = { for i in range(64) : format("m%02d", i) => { (join("", [for j in range(i == 63 ? 6 : 16) : "f"])) = { min = 0, max = 1 } } }
     project                      = join("", [for i in range(128) : "p"])
@@ -220,6 +232,7 @@ run "refuses_what_is_not_whole" {
     keep_models                       = 2.5
     log_retention_days                = 30.5
     max_concurrent_training_jobs      = 1.5
+    max_models                        = 1.5
     max_training_jobs_per_day         = 1.5
     noncurrent_version_retention_days = 1.5
     raw_model_retention_days          = 7.5
@@ -236,6 +249,7 @@ run "refuses_what_is_not_whole" {
     var.keep_models,
     var.log_retention_days,
     var.max_concurrent_training_jobs,
+    var.max_models,
     var.max_training_jobs_per_day,
     var.noncurrent_version_retention_days,
     var.raw_model_retention_days,

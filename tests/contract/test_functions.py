@@ -87,7 +87,9 @@ CHOSEN: dict[str, str] = {
     "KMS_KEY_ARN": KMS_KEY_ARN,
     "LABEL_COLUMN": "kind",
     "MAX_CONCURRENT_TRAINING_JOBS": "3",
+    "MAX_MODELS": "6",
     "MAX_TRAINING_JOBS_PER_DAY": "21",
+    "MODELS": "default reviews",
     "MODEL_THRESHOLDS": '{"spam": {"eval_loss": {"max": 0.2}}}',
     "PROJECT": "reviews",
     "SERVERLESS_MAX_CONCURRENCY": "6",
@@ -116,6 +118,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     wanted = as_read(chosen) | {name: chosen[name].split(",") for name in LISTS}
     variables = {name.lower(): value for name, value in wanted.items() if name.lower() in declared}
     assert {name.lower() for name in CHOSEN} <= variables.keys()
+    variables["models"] = variables["models"].split()
     return plan(tmp_path_factory.mktemp("chosen"), deployment_alarm_models=[], **variables)
 
 

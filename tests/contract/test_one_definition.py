@@ -17,6 +17,7 @@ import hcl2
 import pytest
 import yaml
 
+from mlops import records
 from world import ROOT
 
 TERRAFORM = ROOT / "terraform"
@@ -236,9 +237,32 @@ def test_terraform_and_the_upload_workflow_take_the_model_names_that_the_handler
     workflow = (ROOT / ".github" / "workflows" / "upload-data.yml").read_text(encoding="utf-8")
 
     assert deployer.MODEL_NAME == training.MODEL_NAME
-    # accept_uncompared, deployment_alarm_models and model_thresholds.
-    assert VARIABLES.count(f'regex("^{name}$", model)') == 3
+    # accept_uncompared, deployment_alarm_models, model_thresholds and models; and the upload role's models.
+    assert VARIABLES.count(f'regex("^{name}$", model)') == 4
+    assert f'regex("^{name}$", model)' in (TERRAFORM / "github_upload_role" / "variables.tf").read_text(
+        encoding="utf-8"
+    )
     assert f"model_name='^({name})?$'" in workflow
+
+
+@pytest.mark.parametrize("model", ["a", "b", "new"])
+@pytest.mark.parametrize("models", [[], ["a"], ["a", "new"]])
+@pytest.mark.parametrize("known", [[], ["a"], ["a", "b"], ["a", "b", "c"]])
+def test_make_upload_refuses_the_models_that_the_training_orchestrator_refuses(
+    training: ModuleType, model: str, models: list[str], known: list[str]
+) -> None:
+    for most in (1, 2, 3):
+        assert records.has_room(model, models, most, known) == training.has_room(model, models, most, known)
+
+
+def test_what_a_column_s_name_looks_like_is_the_same_in_a_check_a_job_and_the_upload_workflow(
+    training: ModuleType,
+) -> None:
+    program = (TRAINING / "dataset.py").read_text(encoding="utf-8")
+    workflow = (ROOT / ".github" / "workflows" / "upload-data.yml").read_text(encoding="utf-8")
+
+    assert f'COLUMN_NAME = re.compile(r"{training.COLUMN_NAME.pattern}")' in program
+    assert f'column_name = re.compile(r"{training.COLUMN_NAME.pattern}")' in workflow
 
 
 def test_terraform_takes_the_hyperparameters_that_the_training_orchestrator_takes(training: ModuleType) -> None:

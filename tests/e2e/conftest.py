@@ -21,8 +21,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     if calls:
         Path(calls).mkdir(parents=True, exist_ok=True)
         os.environ["RECORD_FUNCTION_CALLS"] = str(Path(calls).resolve())
-    # They share this stack, on one day.
-    variables = {"kms_key_arn": KMS_KEY_ARN, "max_training_jobs_per_day": 500}
+    # They share this stack, on one day, each with a model of its own.
+    variables = {"kms_key_arn": KMS_KEY_ARN, "max_models": 100, "max_training_jobs_per_day": 500}
     try:
         with deploy(tmp_path_factory.mktemp("e2e"), variables) as deployed:
             # Of this stack only: others that tests start have other names.

@@ -446,6 +446,28 @@ def next_day(world: World, handlers: Handlers) -> Event:
     return SWEEP
 
 
+def one_model_too_many(world: World, handlers: Handlers) -> Event:
+    handlers["training_orchestrator"].lambda_handler(world.upload("data/train/first/x.csv"), Context("first"))
+    return world.upload("data/train/second/x.csv")
+
+
+def stored_as(**how: str) -> Callable[[World, Handlers], Event]:
+    return lambda world, _: world.upload("data/train/reviews/x.csv", **how)
+
+
+def second_bad_upload(world: World, handlers: Handlers) -> Event:
+    handlers["training_orchestrator"].lambda_handler(world.upload("data/train/1.csv", b"text;label\n"), Context("1"))
+    return world.upload("data/train/2.csv", b"text;label\n")
+
+
+def crowd_of_bad_uploads(world: World, handlers: Handlers) -> Event:
+    for number in range(2, 4):
+        sent = second_bad_upload(world, handlers)
+        handlers["training_orchestrator"].lambda_handler(sent, Context(f"{number}"))
+    world.wait(minutes=21)
+    return SWEEP
+
+
 # --- a person's rollback ----------------------------------------------------------------------------
 
 
@@ -505,6 +527,13 @@ PATHS = {
     "start": Path("training_orchestrator", upload(b"text,label\na,b\n")),
     "start, large": Path("training_orchestrator", upload(b"text,label\na,b\n"), copy_in_parts=True),
     "refuse a bad upload": Path("training_orchestrator", upload(b"text;label\n")),
+    "refuse one model too many": Path("training_orchestrator", one_model_too_many, environment={"MAX_MODELS": "1"}),
+    "refuse an archived file": Path("training_orchestrator", stored_as(StorageClass="GLACIER")),
+    "refuse a file with a foreign key": Path(
+        "training_orchestrator", stored_as(SSEKMSKeyId="arn:aws:kms:::key/theirs")
+    ),
+    "refuse a second bad upload": Path("training_orchestrator", second_bad_upload),
+    "sweep: email a crowd of refusals": Path("training_orchestrator", crowd_of_bad_uploads),
     "start over quota": Path("training_orchestrator", upload_over_quota),
     "wait for a slot": Path("training_orchestrator", one_slot),
     "next in line": Path("training_orchestrator", job_ended),

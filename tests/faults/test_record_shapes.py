@@ -28,6 +28,7 @@ DECLARED = {
         "LedgerJob": "Slot",
         "LedgerDay": "Starts",
         "LedgerQuota": "Quota",
+        "Crowd": "Crowd",
         "Sending": "LineEmail",
         "UploadClaim": "UploadClaim",
     },

@@ -229,3 +229,28 @@ def test_what_cannot_be_done_is_refused(aws: LocalAws, path: str, body: dict[str
     with pytest.raises(HTTPError) as error:
         tell(aws, path, **body)
     assert (error.value.code, json.load(error.value)["message"]) == (400, said)
+
+
+@pytest.mark.parametrize(
+    ("stored_as", "code", "head"),
+    [
+        ({"StorageClass": "GLACIER"}, "InvalidObjectState", 200),
+        ({"StorageClass": "DEEP_ARCHIVE"}, "InvalidObjectState", 200),
+        ({"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32}, "InvalidRequest", 400),
+    ],
+    ids=["archived", "archived deeply", "the uploader's own key"],
+)
+def test_what_s3_does_not_hand_out_is_refused(
+    aws: LocalAws, bucket: str, stored_as: dict[str, str], code: str, head: int
+) -> None:
+    """As tests/unit/fake_s3.py does. A KMS key of somebody else is nothing to the local AWS: it has no keys."""
+    s3 = aws.client("s3")
+    s3.put_object(Bucket=bucket, Key="a", Body=b"text", **stored_as)
+    with pytest.raises(ClientError) as refused:
+        s3.get_object(Bucket=bucket, Key="a")
+    assert refused.value.response["Error"]["Code"] == code
+    if head == 200:
+        s3.head_object(Bucket=bucket, Key="a")
+    else:
+        with pytest.raises(ClientError, match=str(head)):
+            s3.head_object(Bucket=bucket, Key="a")

@@ -32,6 +32,7 @@ from fake_sagemaker import refusal, take_effect
 PAGE_KEYS = 1000
 COPY_OBJECT_MAX_BYTES = 5 * 1024**3
 PART_MIN_BYTES = 5 * 1024**2
+ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
 MODIFIED = datetime(2026, 11, 23, tzinfo=UTC)
 Request = dict[str, Any]
 
@@ -86,6 +87,9 @@ class Version:
     etag: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     modified: datetime = MODIFIED
+    storage_class: str = "STANDARD"
+    uploaders_key: bool = False  # SSE-C
+    kms_key: str = ""
 
 
 class FakeS3(Service):
@@ -101,6 +105,8 @@ class FakeS3(Service):
         self.versions: dict[str, list[Version]] = {}
         # What time it is, to the second; one thing for all that share the bucket.
         self.clock: list[Callable[[], datetime]] = [lambda: MODIFIED]
+        # The KMS keys that the handlers' roles may use.
+        self.kms_keys: set[str] = set()
         self._bucket = bucket
         self._uploads: dict[str, tuple[Request, dict[int, bytes]]] = {}
         self._number = itertools.count(1)
@@ -145,7 +151,25 @@ class FakeS3(Service):
             raise refusal(operation, code, text, 404)
         if "IfMatch" in request and request["IfMatch"].strip('"') != found.etag:
             raise self._precondition(operation, head)
+        self._check_access(operation, found)
         return found, found.body
+
+    def _check_access(self, operation: str, found: Version) -> None:
+        """Refuse what S3 cannot hand out. A HEAD request reads nothing, and is told without a text."""
+        if found.uploaders_key:
+            text = (
+                "The object was stored using a form of Server Side Encryption. The correct parameters must be provided "
+                "to retrieve the object."
+            )
+            code, text = ("400", "Bad Request") if operation == "HeadObject" else ("InvalidRequest", text)
+            raise refusal(operation, code, text, 400)
+        if operation == "HeadObject":
+            return
+        if found.storage_class in ARCHIVES:
+            text = "The operation is not valid for the object's storage class"
+            raise refusal(operation, "InvalidObjectState", text, 403)
+        if found.kms_key and found.kms_key not in self.kms_keys:
+            raise refusal(operation, "AccessDenied", "Access Denied", 403)
 
     def _precondition(self, operation: str, head: bool = False) -> Exception:
         code, text = ("412", "Precondition Failed") if head else ("PreconditionFailed", "A pre-condition did not hold")
@@ -168,6 +192,8 @@ class FakeS3(Service):
         etag = etag or hashlib.md5(body or b"", usedforsecurity=False).hexdigest()
         modified = self.clock[0]().replace(microsecond=0)
         version = Version(f"version-{next(self._number):08}", body, etag, request.get("Metadata", {}), modified)
+        version.storage_class = request.get("StorageClass", "STANDARD")
+        version.uploaders_key, version.kms_key = "SSECustomerKey" in request, request.get("SSEKMSKeyId", "")
         self.versions.setdefault(request["Key"], []).append(version)
         return version
 
@@ -178,6 +204,7 @@ class FakeS3(Service):
             raise refusal(operation, "NoSuchKey", "The specified key does not exist.", 404)
         if request.get("CopySourceIfMatch", found.etag).strip('"') != found.etag:
             raise self._precondition(operation)
+        self._check_access(operation, found)
         return found.body
 
     # --- the calls ------------------------------------------------------------------------------------
@@ -195,6 +222,8 @@ class FakeS3(Service):
     def _head_object(self, request: Request) -> dict[str, Any]:
         found, body = self._readable("HeadObject", request)
         shown = {"ContentLength": len(body), "ETag": f'"{found.etag}"', "Metadata": found.metadata}
+        shown |= {"SSEKMSKeyId": found.kms_key} if found.kms_key else {}
+        shown |= {"StorageClass": found.storage_class} if found.storage_class != "STANDARD" else {}
         return shown | {"VersionId": found.id, "LastModified": found.modified}
 
     def _put_object(self, request: Request) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_a_line_that_the_daily_limit_held_up_is_started_on_the_next_day_in_order
     assert [subject.split(":")[0] for subject in subjects(world)] == ["Training started"] * 3
     ledger = world.record(LEDGER)
     assert (ledger["schema"], ledger["oldest_waiting"]) == (2, "")
-    assert ledger.keys() == {"schema", "jobs", "day", "oldest_waiting", "quota", "emails"}
+    assert ledger.keys() == {"schema", "jobs", "day", "oldest_waiting", "quota", "emails", "models", "rejected"}
 
 
 @pytest.mark.usefixtures("three")

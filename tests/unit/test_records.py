@@ -43,6 +43,8 @@ def test_a_record_of_today_is_read_as_it_is() -> None:
         "oldest_waiting": "",
         "quota": None,
         "emails": {},
+        "models": ["reviews"],
+        "rejected": {},
     }
     assert records.ledger(ledger) == ledger
 
@@ -92,6 +94,8 @@ def test_a_ledger_of_schema_1_is_read_in_todays_shape() -> None:
         "oldest_waiting": "job-2",
         "quota": {"name": "", "tries": 0, "reason": "", "is_0": True, **stored["never"]},
         "emails": {"a slot": SENDING},
+        "models": [],
+        "rejected": {},
     }
 
 

@@ -92,6 +92,7 @@ def test_other_column_names_are_a_setting(write):
     [
         (b"", "no column 'text'; its columns are none: the file is empty"),
         (b"message,label\nhello,ham\n", "no column 'text'; its columns are message, label"),
+        (b"My card is 4111 1111,ham\nhello,ham\n", "its first line has 2 fields and looks like data, not like names"),
         (b"text,label,text\nhello,ham,x\n", "2 columns named 'text'"),
         (b"text,label\nhello,ham\ncaf\xe9,ham\n", r"not UTF-8 text \(byte 0xe9 on line 3\)"),
         (b'text,label\nhello,ham\n"never closed,ham\nhi,ham\n', "broken quoting in the row that ends on line 4"),
@@ -244,13 +245,39 @@ def test_texts_with_conflicting_labels_are_counted_and_stay_on_one_side():
         ([], "No row with a text and a label"),
         (rows("ham", 9), "All 9 rows have the label 'ham'; a classifier needs at least 2"),
         (rows("ham", 9) + rows("spam", 1) * 3, r"1 of 2 labels have fewer: 'spam' has 1 \(3 rows\)"),
-        ([Example(f"text {n}", f"id-{n}") for n in range(9)], "9 of 9 labels have fewer: .* and 4 more"),
+        (
+            [row for n in range(12) for row in rows(f"label {n}", 1 + n // 6)],
+            "6 of 12 labels have fewer: 'label 0' has 1 \\(1 rows\\), .* and 1 more",
+        ),
         ([*rows("ham", 9), Example("ham 0", "spam")], r"'spam' has \d"),
     ],
 )
 def test_data_that_cannot_be_split_is_refused_with_the_reason(examples, reason):
     with pytest.raises(DataError, match=reason):
         dataset.split(examples, 0.2, 42)
+
+
+LONG = "a text of more than forty characters, which is no label"
+
+
+@pytest.mark.parametrize(
+    "refuse",
+    {
+        "each its own": lambda: dataset.split([Example(f"{n}", f"call me {n}") for n in range(9)], 0.2, 42),
+        "a rare one": lambda: dataset.split([*rows("ham", 9), Example("x", LONG)], 0.2, 42),
+        "only one": lambda: dataset.split([Example(f"{n}", LONG) for n in range(9)], 0.2, 42),
+        "held out": lambda: dataset.split(
+            [*rows("ham", 9), Example("x", LONG), Example("y", LONG)], 0.2, 42, {"x", "y"}
+        ),
+        "unknown": lambda: dataset.apply_holdout(rows("ham", 9) + rows("spam", 9), [Example("x", LONG)]),
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_no_text_of_a_row_is_in_a_reason_though_it_stands_in_the_label_column(refuse):
+    with pytest.raises(DataError) as reason:
+        refuse[1]()
+    assert "call" not in str(reason.value)
+    assert LONG[:10] not in str(reason.value)
 
 
 # ---- choosing a few

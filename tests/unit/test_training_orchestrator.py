@@ -198,7 +198,11 @@ BAD_UPLOADS = {
         "text,label\ncafé,a\n".encode() + "café,b\n".encode("latin-1"),
         "not UTF-8: byte 0xe9 at position 22",
     ),
-    "a line without an end": (b"x" * 3 * 1024**2, 'no column "text"; the first line has: "x{40}"'),
+    "a line without an end": (
+        b"x" * 3 * 1024**2,
+        'no column "text"; the first line has 1 columns, and looks like data',
+    ),
+    "no header": (b"My name is Jane Roe,ham\nhello,ham\n", 'no column "text"; the first line has 2 columns, and looks'),
     "column names without an end": (b"ab," * 1024**2, 'no column "text"; the first line has: ("ab", )+…'),
     "cut character": ("text,label\na,é".encode()[:-1], "not UTF-8"),
     "workbook": (b"PK\x03\x04" + b"\0" * 60, "a zip archive or an Excel workbook"),

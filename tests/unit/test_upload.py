@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fake_sagemaker import refusal
-from mlops.records import PAUSED_KEY
+from mlops.records import LEDGER_KEY, PAUSED_KEY
 from shell import Shell
 from test_deployment_orchestrator import FIRST
 from world import BUCKET, ENDPOINT, Interruption
@@ -62,6 +62,24 @@ def test_nothing_is_uploaded_to_the_bucket_of_a_destroyed_stack(
     assert "this stack was destroyed. make deploy takes its bucket up again" in said.err
     assert "starts" not in said.out
     assert shell.world.keys("data/train/") == []
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ({"models": [], "max_models": 2}, "would be a new model, and max_models is 2 (a, b); to train one more, raise"),
+        ({"models": ["a"], "max_models": 9}, "may not be trained: add it to models in Terraform"),
+    ],
+)
+def test_a_model_that_would_be_refused_is_not_uploaded(
+    shell: Shell, data: str, capsys: pytest.CaptureFixture[str], outputs: dict[str, Any], said: str
+) -> None:
+    shell.target.outputs.update(outputs)
+    shell.world.put(LEDGER_KEY, {"schema": 2, "models": ["a", "b"]})
+    assert shell.run("upload", "--data", data, "--model", "c") == 2
+    assert f"MODEL=c {said}" in capsys.readouterr().err
+    assert shell.world.keys("data/train/") == []
+    assert shell.run("upload", "--data", data, "--model", "a") == 0
 
 
 @pytest.mark.parametrize(("call", "code"), [("Invoke", "AccessDeniedException"), ("GetObject", "AccessDenied")])

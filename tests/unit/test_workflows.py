@@ -284,6 +284,39 @@ def test_an_upload_refuses_a_file_of_another_kind_or_none(tmp_path: Path) -> Non
     assert "::error::'none.csv': No such file or directory" in missing.stderr
 
 
+@pytest.mark.parametrize("file", ["../secret.csv", "data/../../secret.csv", "link.csv", "link/secret.csv"])
+def test_a_file_outside_the_checkout_is_refused(tmp_path: Path, file: str) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "data").mkdir(parents=True)
+    (tmp_path / "secret.csv").write_bytes(GOOD["plain"])
+    (checkout / "link.csv").symlink_to(tmp_path / "secret.csv")
+    (checkout / "link").symlink_to(tmp_path)
+
+    answer = run_step("Check the CSV", checkout, FILE=file, TEXT_COLUMN="text", LABEL_COLUMN="label")
+
+    assert (answer.returncode, answer.stderr) == (1, f"::error::'{file}': it is not in the repository\n")
+
+
+def test_what_is_checked_is_what_is_uploaded_when_the_path_is_absolute(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    good = tmp_path / "good.csv"
+    good.write_bytes(GOOD["plain"])
+
+    answer = run_step("Check the CSV", checkout, FILE=str(good), TEXT_COLUMN="text", LABEL_COLUMN="label")
+
+    # The last step would take the file of this path below the checkout, of which there is none.
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == f"::error::'{good}': No such file or directory\n"
+
+
+def test_the_log_shows_no_cell_of_a_file_without_a_header(tmp_path: Path) -> None:
+    answer = check_csv(tmp_path, b"My name is Jane Roe and my card 4111,spam\nhello,ham\n")
+
+    assert "that has 2 fields, and looks like data, not like names" in answer.stderr
+    assert "Jane" not in answer.stderr
+
+
 @pytest.mark.parametrize("model", ["", "a", "spam-2", "a" * 32])
 def test_a_model_name_is_taken(tmp_path: Path, model: str) -> None:
     answer = run_step("Check the settings", tmp_path, REGION="r", ROLE="a", MODEL=model)
@@ -311,7 +344,7 @@ def test_a_variable_that_is_not_set_is_named(tmp_path: Path, missing: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("model", "key"), [("", "data/train/a b;$(id).csv"), ("spam", "data/train/spam/a b;$(id).csv")]
+    ("model", "key"), [("", "data/train/default/a b;$(id).csv"), ("spam", "data/train/spam/a b;$(id).csv")]
 )
 def test_the_file_goes_where_the_pipeline_looks_whatever_its_name(tmp_path: Path, model: str, key: str) -> None:
     stand_in = tmp_path / "bin" / "aws"

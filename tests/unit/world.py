@@ -54,6 +54,8 @@ ENVIRONMENT = {
         "TRAINING_MAX_RUNTIME_SECONDS": "7200",
         "MAX_CONCURRENT_TRAINING_JOBS": "2",
         "MAX_TRAINING_JOBS_PER_DAY": "20",
+        "MAX_MODELS": "5",
+        "MODELS": "",
         "HYPERPARAMETERS": '{"epochs": "3", "learning_rate": "5e-5", "seed": "42"}',
         "BASE_MODEL": "distilbert-base-uncased",
         "BASE_MODEL_REVISION": "",
@@ -326,9 +328,11 @@ class World:
 
     # --- events -------------------------------------------------------------------------------------
 
-    def upload(self, key: str, body: bytes = CSV, time: str = "2026-11-23T12:00:00Z") -> dict[str, Any]:
-        """Upload a file and return the event that S3 sends."""
-        answer = self.s3.put_object(Bucket=BUCKET, Key=key, Body=body)
+    def upload(
+        self, key: str, body: bytes = CSV, time: str = "2026-11-23T12:00:00Z", **stored_as: str
+    ) -> dict[str, Any]:
+        """Upload a file and return the event that S3 sends; stored_as: StorageClass and the like, as in PutObject."""
+        answer = self.s3.put_object(Bucket=BUCKET, Key=key, Body=body, **stored_as)
         self._uploads += 1
         sent = event("s3_object_created") | {"time": time}
         sent["detail"]["object"] = {

@@ -40,6 +40,7 @@ module "pipeline" {
   hyperparameters              = { epochs = 5 }
   max_concurrent_training_jobs = 3
   max_training_jobs_per_day    = 10
+  models                       = ["default", "spam"]
   training_instance_type       = "ml.g5.xlarge" # needs a quota: Service Quotas, Amazon SageMaker
   training_max_runtime_seconds = 3600
 
@@ -84,6 +85,7 @@ module "github_upload_role" {
   branches     = []
   environments = ["production"]
   kms_key_arn  = aws_kms_key.pipeline.arn
+  models       = ["default", "spam"]
   repository   = "my-org/my-data"
   tags         = local.tags
 }

@@ -64,6 +64,22 @@ run "only_training_data_may_be_put" {
   }
 }
 
+run "with_a_list_of_models_only_their_folders_may_be_written_to" {
+  command = plan
+
+  variables {
+    models = ["default", "reviews"]
+  }
+
+  assert {
+    condition = toset(jsondecode(aws_iam_role_policy.upload.policy).Statement[0].Resource) == toset([
+      "arn:aws:s3:::my-team-models/data/train/default/*",
+      "arn:aws:s3:::my-team-models/data/train/reviews/*",
+    ])
+    error_message = "Only the folders of these models may be written to, not ${aws_iam_role_policy.upload.policy}"
+  }
+}
+
 run "a_key_adds_what_encrypting_needs_on_that_key_alone" {
   command = plan
 
@@ -77,6 +93,9 @@ run "a_key_adds_what_encrypting_needs_on_that_key_alone" {
       Effect   = "Allow"
       Action   = ["kms:GenerateDataKey", "kms:Decrypt"]
       Resource = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+      Condition = {
+        StringEquals = { "kms:ViaService" = "s3.eu-west-1.amazonaws.com" }
+      }
     }
     error_message = "The key's statement must be exactly this, not ${aws_iam_role_policy.upload.policy}"
   }
@@ -139,6 +158,16 @@ run "wildcard_repository_is_refused" {
   }
 
   expect_failures = [var.repository]
+}
+
+run "wildcard_model_is_refused" {
+  command = plan
+
+  variables {
+    models = ["*"]
+  }
+
+  expect_failures = [var.models]
 }
 
 run "wildcard_branch_is_refused" {
