@@ -1002,7 +1002,7 @@ def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
     wrong, ties = [], 0
     for row, answer in zip(golden, answers, strict=True):
         label, score = (answer.get("label"), answer.get("score")) if isinstance(answer, Mapping) else (None, None)
-        if not isinstance(score, int | float) or isinstance(score, bool):
+        if not isinstance(score, int | float) or isinstance(score, bool) or not -1 < score < 2:
             return f"the endpoint answers in another form than label and score: {plain(answer, 100)}"
         close = abs(score - row["score"]) <= SCORE_TOLERANCE
         if close and label == row["label"]:
