@@ -476,7 +476,7 @@ class Step:
             check_artifact(self.config, record.artifact)
             replaces = not ask_sagemaker(self.config, record, endpoint)
         except CannotDeploy as obstacle:
-            return self.put_off(record, obstacle.state, str(obstacle))
+            return self.put_off(record, obstacle.state, plain(obstacle))
         except (BotoCoreError, ClientError) as error:
             if isinstance(error, ClientError) and is_refused(error):
                 return self.put_off(record, "waiting", refusal_text(error))
