@@ -1228,8 +1228,7 @@ REFUSABLE = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "Create
 THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
 # Characters that Python calls printable, and nobody sees: those of Unicode's Default_Ignorable_Code_Point, a blank.
 UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-# In characters. The longest values that are whole: an S3 key has 1,024 bytes, a FailureReason 1,024 characters, a
-# rejection the reasons of some dozen checks.
+# In characters: an S3 key has at most 1,024 bytes, a FailureReason 1,024 characters.
 PLAIN_MAX = 2000
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS, MESSAGE_MAX_BYTES = 99, 262_144
@@ -1242,9 +1241,7 @@ logging.getLogger("botocore").setLevel(logging.WARNING)
 def plain(value: object, limit: int = PLAIN_MAX) -> str:
     """A value from outside, on one line of at most limit characters: what would break the line, reorder it, or not be
     seen, is shown as an escape (\\n, \\x1b, \\u202e). What is plain already stays as it is."""
-    text = str(value)[: limit + 1]
-    seen = (c if c.isprintable() and not UNSEEN.match(c) else c.encode("unicode_escape").decode() for c in text)
-    shown = "".join(seen)
+    shown = "".join(c if c.isprintable() and not UNSEEN.match(c) else ascii(c)[1:-1] for c in str(value)[: limit + 1])
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 

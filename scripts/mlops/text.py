@@ -15,9 +15,7 @@ def plain(value: object, limit: int = PLAIN_MAX) -> str:
     """A value from outside, on one line of at most limit characters: what would break the line, reorder it, or not be
     seen, is shown as an escape (\\n, \\x1b, \\u202e). What is plain stays as it is. The functions have the same.
     """
-    text = str(value)[: limit + 1]
-    seen = (c if c.isprintable() and not UNSEEN.match(c) else c.encode("unicode_escape").decode() for c in text)
-    shown = "".join(seen)
+    shown = "".join(c if c.isprintable() and not UNSEEN.match(c) else ascii(c)[1:-1] for c in str(value)[: limit + 1])
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
