@@ -68,6 +68,7 @@ module "monitoring" {
 module "eventbridge" {
   source = "./modules/eventbridge"
 
+  account_id    = local.account_id
   bucket_name   = local.bucket_name
   endpoint_name = var.endpoint_name
   functions = {

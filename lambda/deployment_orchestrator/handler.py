@@ -23,6 +23,7 @@ import logging
 import os
 import random
 import re
+import string
 import tarfile
 import time
 import zlib
@@ -70,6 +71,8 @@ STEPS_MAX = 20
 # The same weights on another machine, with other kernels or another padding, move a score by 0.001, at half
 # precision by 0.01. Other weights move most scores by much more.
 SCORE_TOLERANCE = 0.05
+# Of a label in an email, in characters.
+LABEL_MAX = 40
 # Labels whose scores nearly tie may swap places within that tolerance. With the right weights, few do.
 TIES_MAX_SHARE = 0.1
 CHECK_ATTEMPTS = 3
@@ -473,12 +476,12 @@ class Step:
             check_artifact(self.config, record.artifact)
             replaces = not ask_sagemaker(self.config, record, endpoint)
         except CannotDeploy as obstacle:
-            return self.put_off(record, obstacle.state, str(obstacle))
+            return self.put_off(record, obstacle.state, plain(obstacle))
         except (BotoCoreError, ClientError) as error:
             if isinstance(error, ClientError) and is_refused(error):
                 return self.put_off(record, "waiting", refusal_text(error))
             # It stays requested, as the call may have been made. The email on giving up quotes the reason.
-            self.move(record, "requested", reason=str(error))
+            self.move(record, "requested", reason=plain(error))
             raise
         if endpoint is None or not replaces:
             self.note_started(record)
@@ -565,7 +568,7 @@ class Step:
         (state; why; what happens to the endpoint now; what the golden rows showed)
         """
         status, served = endpoint["EndpointStatus"], endpoint.get("EndpointConfigName")
-        reason = str(endpoint.get("FailureReason") or "")
+        reason = plain(endpoint.get("FailureReason") or "")
         if status == "InService" and served == record.config:
             try:
                 answers = check_answers(self.config, record, endpoint, self.left)
@@ -643,7 +646,7 @@ class Step:
         """Email people, once, that SageMaker took the endpoint out of service: no documentation says what helps."""
         what = f"out of service since {last_modified(endpoint)}"
         if last is not None and not last.emailed(what) and self.is_ours(endpoint["EndpointArn"]):
-            reason = str(endpoint.get("FailureReason") or "")
+            reason = plain(endpoint.get("FailureReason") or "")
             self.email_once(last, what, "out of service", alone=True, reason=reason)
 
     def clean_up(self, record: Record, endpoint: Mapping[str, Any]) -> None:
@@ -1000,12 +1003,12 @@ def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
     to it, in few rows. The words hold no text of the rows: they go into an email.
     """
     if not isinstance(answers, list) or len(answers) != len(golden):
-        return f"the endpoint does not answer {len(golden)} texts with as many labels, but with {answers!r:.100}"
+        return f"the endpoint does not answer {len(golden)} texts with as many labels, but with {plain(answers, 100)}"
     wrong, ties = [], 0
     for row, answer in zip(golden, answers, strict=True):
         label, score = (answer.get("label"), answer.get("score")) if isinstance(answer, Mapping) else (None, None)
-        if not isinstance(score, int | float) or isinstance(score, bool):
-            return f"the endpoint answers in another form than label and score: {answer!r:.100}"
+        if not isinstance(score, int | float) or isinstance(score, bool) or not -1 < score < 2:
+            return f"the endpoint answers in another form than label and score: {plain(answer, 100)}"
         close = abs(score - row["score"]) <= SCORE_TOLERANCE
         if close and label == row["label"]:
             continue
@@ -1013,7 +1016,8 @@ def difference(golden: Sequence[Mapping[str, Any]], answers: object) -> str:
         tied = close and row["score"] <= 0.5 + SCORE_TOLERANCE
         ties += tied
         if not tied or ties > TIES_MAX_SHARE * len(golden):
-            wrong.append(f"{label} {score:.3f} instead of {row['label']} {row['score']:.3f}")
+            labels = plain(label, LABEL_MAX), plain(row["label"], LABEL_MAX)
+            wrong.append(f"{labels[0]} {score:.3f} instead of {labels[1]} {row['score']:.3f}")
     text = f"{len(wrong)} of {len(golden)} golden rows get other answers than in training"
     serves = "the endpoint serves other weights, or a broken copy"
     return f"{text} (for instance {wrong[0]}): {serves}" if wrong else ""
@@ -1135,10 +1139,10 @@ DEPLOYMENT_ADVICE = {
 
 
 def refusal_text(error: ClientError) -> str:
-    """What AWS said when it refused a call, and what to do, for people."""
+    """What AWS said when it refused a call, and what to do, on one line."""
     text = error_message(error)
     advice = next(advice for said, advice in DEPLOYMENT_ADVICE.items() if re.search(said, text))
-    return f"AWS refused it ({error.operation_name}). AWS said: {text}\n{advice}."
+    return f"AWS refused it ({error.operation_name}). {advice}. AWS said: {text}"
 
 
 def send_email(config: Settings, record: Record, email: Mapping[str, str], reason: str = "", then: str = "") -> None:
@@ -1156,7 +1160,7 @@ def send_email(config: Settings, record: Record, email: Mapping[str, str], reaso
         "golden rows": record.checked,
     }
     values = {"endpoint": record.endpoint, "capacity": config.capacity, "restores": record.restores, "then": then}
-    values["why"] = f"Why: {reason}\n\n" if reason else ""
+    values["why"] = fill("Why: {reason}\n\n", reason=reason) if reason else ""
     notify(config.topic_arn, email, record.model, [(name, value) for name, value in rows.items() if value], **values)
 
 
@@ -1227,12 +1231,33 @@ NOT_IN_REGION = "is not available in this region"
 # The calls whose refusal is an outcome, which people are emailed.
 REFUSABLE = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint")
 THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
+# Characters that Python calls printable, and nobody sees: those of Unicode's Default_Ignorable_Code_Point, a blank.
+UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+# In characters: an S3 key has at most 1,024 bytes, a FailureReason 1,024 characters.
+PLAIN_MAX = 2000
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS, MESSAGE_MAX_BYTES = 99, 262_144
 
 log = logging.getLogger()
 # At INFO, botocore logs where it found its credentials and endpoints.
 logging.getLogger("botocore").setLevel(logging.WARNING)
+
+
+def plain(value: object, limit: int = PLAIN_MAX) -> str:
+    """A value from outside, on one line of at most limit characters: what would break the line, reorder it, or not be
+    seen, is shown as an escape (\\n, \\x1b, \\u202e). What is plain already stays as it is."""
+    shown = "".join(c if c.isprintable() and not UNSEEN.match(c) else ascii(c)[1:-1] for c in str(value)[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def plain_record(record: logging.LogRecord) -> bool:
+    """Make a log record plain. (Lambda's JSON escapes what is below a space, and nothing else.)"""
+    record.msg, record.args = record.getMessage(), ()
+    vars(record).update({name: plain(value) for name, value in vars(record).items() if isinstance(value, str)})
+    return True
+
+
+log.addFilter(plain_record)
 
 
 class ConfigError(ValueError):
@@ -1313,7 +1338,7 @@ def error_code(error: ClientError) -> str:
 
 
 def error_message(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Message", ""))
+    return plain(error.response.get("Error", {}).get("Message", ""))
 
 
 def over_quota(error: ClientError) -> bool:
@@ -1440,10 +1465,26 @@ def copy_object(bucket: str, key: str, source: Mapping[str, str], etag: str, met
     client("s3").copy(dict(source), bucket, key, ExtraArgs={"CopySourceIfMatch": etag, **replaced}, Config=transfer)
 
 
-def table(rows: Sequence[tuple[str, object]]) -> str:
+class Wording(str):
+    """A text of ours, which may have several lines. Its values are plain, so it goes into another one as it is."""
+
+
+class Filler(string.Formatter):
+    """Makes each value plain that goes into a text, so that no value changes its lines."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return value if isinstance(value, Wording) else plain(format(value, format_spec))
+
+
+def fill(template: str, /, **values: object) -> Wording:
+    """A text with its values, which are named in it as in str.format."""
+    return Wording(Filler().vformat(template, (), values))
+
+
+def table(rows: Sequence[tuple[str, object]]) -> Wording:
     """Rows of (name, value) as indented, aligned lines for a plain-text email."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+    return Wording("\n".join(f"  {name:<{width}}  {plain(value)}" for name, value in rows))
 
 
 def human_bytes(size: int) -> str:
@@ -1457,12 +1498,11 @@ def human_bytes(size: int) -> str:
 def notify(
     topic_arn: str, email: Mapping[str, str], model: str, rows: Sequence[tuple[str, object]], **values: object
 ) -> None:
-    """Send an email: "subject" and "body" are filled with values, and {table} with rows. People filter their
-    subscription by "stage", "status" and model."""
+    """Send an email: "subject" and "body" are filled with values, and {table} with rows; no value changes its lines.
+    People filter their subscription by "stage", "status" and model."""
     values |= {"model": model, "table": table(rows)}
-    subject = "".join(c if c.isprintable() else " " for c in email["subject"].format_map(values))
-    subject = " ".join(subject.encode("ascii", "replace").decode().split())
-    body = email["body"].format_map(values)
+    subject = fill(email["subject"], **values).encode("ascii", "replace").decode()
+    body = fill(email["body"], **values)
     attributes = {"stage": email["stage"], "status": email["status"], "model": model}
     client("sns").publish(
         TopicArn=topic_arn,

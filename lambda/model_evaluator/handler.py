@@ -18,6 +18,7 @@ import os
 import random
 import re
 import reprlib
+import string
 import sys
 import tarfile
 import time
@@ -326,7 +327,7 @@ def evaluate(
         schema=SCHEMA,
     )
     if decision.verdict == "failed":
-        decision.reason = description.get("FailureReason") or WORDINGS["no reason"]
+        decision.reason = plain(description.get("FailureReason") or WORDINGS["no reason"])
     elif decision.verdict == "stopped":
         timed_out = description.get("SecondaryStatus") in ("MaxRuntimeExceeded", "MaxWaitTimeExceeded")
         limit = description.get("StoppingCondition", {}).get("MaxRuntimeInSeconds", 0)
@@ -335,7 +336,7 @@ def evaluate(
         try:
             pass_gate(config, description, out_of_time, decision)
         except ArchiveError as error:
-            decision.verdict, decision.reason = "rejected", str(error)
+            decision.verdict, decision.reason = "rejected", plain(error)
     return decision
 
 
@@ -356,11 +357,11 @@ def pass_gate(config: Settings, description: Mapping[str, Any], out_of_time: Out
         champion["margin"], champion["below_best"] = config.champion_margin, trails
     checks = judge(metrics, gate) + compared
     failed = [check.reason for check in checks if not check.passed]
-    figures = [(name, figure) for name, value in metrics.items() if (figure := finite(value)) is not None]
+    figures = [(plain(name, NAME_MAX), it) for name, value in metrics.items() if (it := finite(value)) is not None]
     decision.metrics = dict(figures[:METRICS_MAX])
     decision.checks, decision.champion, decision.rivals = checks, champion, rivals
     decision.verdict = "rejected" if failed else "approved"
-    decision.reason = "; ".join(failed) or "every metric is within its threshold"
+    decision.reason = plain("; ".join(failed) or "every metric is within its threshold")
     if champion and not compared and not failed:
         if decision.model in config.accept_uncompared.split(","):
             decision.reason += "; accept_uncompared allows that it was not compared with the live model"
@@ -371,7 +372,7 @@ def pass_gate(config: Settings, description: Mapping[str, Any], out_of_time: Out
         try:
             decision.golden = parse_golden(read_from_archives(bucket, (output_key,), GOLDEN_FILE, ended, out_of_time))
         except ArchiveError as error:
-            decision.golden_note = str(error)
+            decision.golden_note = plain(error)
 
 
 def find_artifact(bucket: str, job: str, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -478,7 +479,7 @@ def judge(metrics: Mapping[str, Any], gate: Thresholds) -> list[Check]:
             got = f"is {reprlib.repr(metrics[metric])}, not a finite number"
         for direction, bound in sorted(bounds.items(), reverse=True):
             passed = value is not None and (value >= bound if direction == "min" else value <= bound)
-            reason = f"{metric} {got}; it must be {AT[direction]} {bound:g}"
+            reason = plain(f"{metric} {got}; it must be {AT[direction]} {bound:g}")
             checks.append(Check(metric, direction, float(bound), value, passed, reason))
     return checks
 
@@ -546,13 +547,14 @@ def email_decision(topic_arn: str, decision: Decision) -> None:
     if note := decision.golden_note:
         rows.append(("golden rows", f"none, so the endpoint's answers will not be checked: {note}"))
     compared = champion_text(decision.champion, decision.verdict)
-    checks = f"\n{check_table(decision.checks)}\n\n{compared}\n{rivals_text(decision)}"
+    parts = check_table(decision.checks), compared, rivals_text(decision)
+    checks = Wording("\n{}\n\n{}\n{}".format(*parts) if decision.checks else "")
     texts = {"job": job, "verdict": decision.verdict, "reason": decision.reason, "next": what_next(decision)}
-    texts |= {"file": data["key"].rsplit("/", 1)[-1], "checks": checks if decision.checks else ""}
+    texts |= {"file": data["key"].rsplit("/", 1)[-1], "checks": checks}
     notify(topic_arn, EMAILS[decision.verdict], model, rows, **texts)
 
 
-def what_next(decision: Decision) -> str:
+def what_next(decision: Decision) -> Wording:
     """What people should do about a decision."""
     job, reason, newer = decision.job, decision.reason, max(decision.rivals, default="")
     is_worse = any(check.live is not None and not check.passed for check in decision.checks)
@@ -564,9 +566,8 @@ def what_next(decision: Decision) -> str:
         "stopped": ["too slow" if "training_max_runtime_seconds" in reason else "was stopped"],
         "failed": ["was stopped" if is_deleted else "AWS failed" if AWS_FAILED.match(reason) else "fix"],
     }
-    return "".join(WORDINGS[kind] for kind in kinds[decision.verdict]).format(
-        newer=newer, job=job, model=decision.model
-    )
+    wording = "".join(WORDINGS[kind] for kind in kinds[decision.verdict])
+    return fill(wording, newer=newer, job=job, model=decision.model)
 
 
 def check_table(checks: Sequence[Check]) -> str:
@@ -576,7 +577,7 @@ def check_table(checks: Sequence[Check]) -> str:
         value = "none" if check.value is None else f"{check.value:.6g}"
         live = "" if check.live is None else f"{check.live:.6g}"
         wanted = f"{AT[check.direction]} {check.threshold:.6g}"
-        rows.append((check.metric, check.rows, value, live, wanted, "passed" if check.passed else "NOT PASSED"))
+        rows.append((plain(check.metric), check.rows, value, live, wanted, "passed" if check.passed else "NOT PASSED"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)) for row in rows]
     return "\n".join(f"  {line}".rstrip() for line in lines)
@@ -586,7 +587,7 @@ def champion_text(champion: Champion | None, verdict: str) -> str:
     """How the model was compared with the live one."""
     uncompared = "accepted" if verdict == "approved" else "not compared"
     kind = "no live model" if champion is None else "compared" if champion["compared"] else uncompared
-    return WORDINGS[kind].format_map(champion or {}).rstrip()
+    return fill(WORDINGS[kind], **dict(champion or {})).rstrip()
 
 
 def rivals_text(decision: Decision) -> str:
@@ -594,7 +595,7 @@ def rivals_text(decision: Decision) -> str:
     unknown = [job for job, figures in decision.rivals.items() if not figures]
     if not unknown or decision.verdict != "approved":
         return ""
-    return WORDINGS["rivals"].format(rivals=", ".join(unknown), model=decision.model)
+    return fill(WORDINGS["rivals"], rivals=", ".join(unknown), model=decision.model)
 
 
 def decide_overdue(config: Settings, request_id: str, left: Callable[[], int]) -> str:
@@ -624,7 +625,7 @@ def decide_overdue(config: Settings, request_id: str, left: Callable[[], int]) -
         try:
             outcome = decide(job, config, request_id, left, given_up if tries >= GIVE_UP_TRIES else "")
         except Exception as error:
-            tried["reason"] = f"{type(error).__name__}: {error!s:.300}"
+            tried["reason"] = f"{type(error).__name__}: {plain(error, 300)}"
             put_json(bucket, f"claims/tries/{job}.json", tried)
             raise
         log.info("training job handled by the sweep: %s", outcome, extra={"training_job": job})
@@ -854,12 +855,33 @@ NOT_IN_REGION = "is not available in this region"
 # The calls whose refusal is an outcome, which people are emailed.
 REFUSABLE = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint")
 THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
+# Characters that Python calls printable, and nobody sees: those of Unicode's Default_Ignorable_Code_Point, a blank.
+UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+# In characters: an S3 key has at most 1,024 bytes, a FailureReason 1,024 characters.
+PLAIN_MAX = 2000
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS, MESSAGE_MAX_BYTES = 99, 262_144
 
 log = logging.getLogger()
 # At INFO, botocore logs where it found its credentials and endpoints.
 logging.getLogger("botocore").setLevel(logging.WARNING)
+
+
+def plain(value: object, limit: int = PLAIN_MAX) -> str:
+    """A value from outside, on one line of at most limit characters: what would break the line, reorder it, or not be
+    seen, is shown as an escape (\\n, \\x1b, \\u202e). What is plain already stays as it is."""
+    shown = "".join(c if c.isprintable() and not UNSEEN.match(c) else ascii(c)[1:-1] for c in str(value)[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def plain_record(record: logging.LogRecord) -> bool:
+    """Make a log record plain. (Lambda's JSON escapes what is below a space, and nothing else.)"""
+    record.msg, record.args = record.getMessage(), ()
+    vars(record).update({name: plain(value) for name, value in vars(record).items() if isinstance(value, str)})
+    return True
+
+
+log.addFilter(plain_record)
 
 
 class ConfigError(ValueError):
@@ -940,7 +962,7 @@ def error_code(error: ClientError) -> str:
 
 
 def error_message(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Message", ""))
+    return plain(error.response.get("Error", {}).get("Message", ""))
 
 
 def over_quota(error: ClientError) -> bool:
@@ -1067,10 +1089,26 @@ def copy_object(bucket: str, key: str, source: Mapping[str, str], etag: str, met
     client("s3").copy(dict(source), bucket, key, ExtraArgs={"CopySourceIfMatch": etag, **replaced}, Config=transfer)
 
 
-def table(rows: Sequence[tuple[str, object]]) -> str:
+class Wording(str):
+    """A text of ours, which may have several lines. Its values are plain, so it goes into another one as it is."""
+
+
+class Filler(string.Formatter):
+    """Makes each value plain that goes into a text, so that no value changes its lines."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return value if isinstance(value, Wording) else plain(format(value, format_spec))
+
+
+def fill(template: str, /, **values: object) -> Wording:
+    """A text with its values, which are named in it as in str.format."""
+    return Wording(Filler().vformat(template, (), values))
+
+
+def table(rows: Sequence[tuple[str, object]]) -> Wording:
     """Rows of (name, value) as indented, aligned lines for a plain-text email."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+    return Wording("\n".join(f"  {name:<{width}}  {plain(value)}" for name, value in rows))
 
 
 def human_bytes(size: int) -> str:
@@ -1084,12 +1122,11 @@ def human_bytes(size: int) -> str:
 def notify(
     topic_arn: str, email: Mapping[str, str], model: str, rows: Sequence[tuple[str, object]], **values: object
 ) -> None:
-    """Send an email: "subject" and "body" are filled with values, and {table} with rows. People filter their
-    subscription by "stage", "status" and model."""
+    """Send an email: "subject" and "body" are filled with values, and {table} with rows; no value changes its lines.
+    People filter their subscription by "stage", "status" and model."""
     values |= {"model": model, "table": table(rows)}
-    subject = "".join(c if c.isprintable() else " " for c in email["subject"].format_map(values))
-    subject = " ".join(subject.encode("ascii", "replace").decode().split())
-    body = email["body"].format_map(values)
+    subject = fill(email["subject"], **values).encode("ascii", "replace").decode()
+    body = fill(email["body"], **values)
     attributes = {"stage": email["stage"], "status": email["status"], "model": model}
     client("sns").publish(
         TopicArn=topic_arn,

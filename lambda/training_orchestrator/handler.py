@@ -35,6 +35,7 @@ import math
 import os
 import random
 import re
+import string
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -429,7 +430,7 @@ def keep_upload(upload: Source, config: Settings, request_id: str) -> str:
             take_snapshot(upload, config)
         except Rejected as reason:
             log.warning("upload rejected: %s", reason, extra={"training_job": job, "key": upload["key"]})
-            record: Rejection = {**upload, "reason": str(reason), "rejected_at": now().isoformat()}
+            record: Rejection = {**upload, "reason": plain(reason), "rejected_at": now().isoformat()}
             model = "" if isinstance(reason, NoRoom) else upload["model"]
             join = functools.partial(join_crowd, job=job, model=model, config=config, request_id=request_id)
             email_rejections(config, update_ledger(bucket, join), request_id, record)
@@ -547,7 +548,7 @@ def take_snapshot(upload: Source, config: Settings) -> None:
     if not upload["model"]:
         folder = upload["key"].removeprefix(UPLOAD_PREFIX).partition("/")[0]
         rule = 'use 1 to 32 of a-z, 0-9 and "-", beginning and ending with a letter or digit'
-        raise Rejected(f'the folder "{folder:.80}" is not a model name: {rule}')
+        raise Rejected(f'the folder "{plain(folder, 80)}" is not a model name: {rule}')
     version = {"VersionId": upload["version_id"]} if upload["version_id"] else {}
     where = {"Bucket": upload["bucket"], "Key": upload["key"], **version}
     pinned = {"IfMatch": f'"{upload["etag"]}"'} if upload["etag"] and not version else {}
@@ -1037,7 +1038,7 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     else:
         upload = parse_upload(event)
         if upload["bucket"] != config.bucket or not upload["key"].startswith(UPLOAD_PREFIX):
-            where = f"s3://{upload['bucket']}/{upload['key']:.200}"
+            where = f"s3://{upload['bucket']}/{plain(upload['key'], 200)}"
             raise EventError(f"not an upload of this stack: {where} (see the EventBridge rule's pattern)")
         outcome = handle_upload(upload, config, request_id)
         job = upload["job"]  # the sweep may have given it another name
@@ -1082,12 +1083,33 @@ NOT_IN_REGION = "is not available in this region"
 # The calls whose refusal is an outcome, which people are emailed.
 REFUSABLE = ("CreateTrainingJob", "CreateModel", "CreateEndpointConfig", "CreateEndpoint", "UpdateEndpoint")
 THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded")
+# Characters that Python calls printable, and nobody sees: those of Unicode's Default_Ignorable_Code_Point, a blank.
+UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+# In characters: an S3 key has at most 1,024 bytes, a FailureReason 1,024 characters.
+PLAIN_MAX = 2000
 # SNS: a subject has less than 100 characters and no line breaks, a message at most 262,144 bytes (Publish).
 SUBJECT_MAX_CHARACTERS, MESSAGE_MAX_BYTES = 99, 262_144
 
 log = logging.getLogger()
 # At INFO, botocore logs where it found its credentials and endpoints.
 logging.getLogger("botocore").setLevel(logging.WARNING)
+
+
+def plain(value: object, limit: int = PLAIN_MAX) -> str:
+    """A value from outside, on one line of at most limit characters: what would break the line, reorder it, or not be
+    seen, is shown as an escape (\\n, \\x1b, \\u202e). What is plain already stays as it is."""
+    shown = "".join(c if c.isprintable() and not UNSEEN.match(c) else ascii(c)[1:-1] for c in str(value)[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def plain_record(record: logging.LogRecord) -> bool:
+    """Make a log record plain. (Lambda's JSON escapes what is below a space, and nothing else.)"""
+    record.msg, record.args = record.getMessage(), ()
+    vars(record).update({name: plain(value) for name, value in vars(record).items() if isinstance(value, str)})
+    return True
+
+
+log.addFilter(plain_record)
 
 
 class ConfigError(ValueError):
@@ -1168,7 +1190,7 @@ def error_code(error: ClientError) -> str:
 
 
 def error_message(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Message", ""))
+    return plain(error.response.get("Error", {}).get("Message", ""))
 
 
 def over_quota(error: ClientError) -> bool:
@@ -1295,10 +1317,26 @@ def copy_object(bucket: str, key: str, source: Mapping[str, str], etag: str, met
     client("s3").copy(dict(source), bucket, key, ExtraArgs={"CopySourceIfMatch": etag, **replaced}, Config=transfer)
 
 
-def table(rows: Sequence[tuple[str, object]]) -> str:
+class Wording(str):
+    """A text of ours, which may have several lines. Its values are plain, so it goes into another one as it is."""
+
+
+class Filler(string.Formatter):
+    """Makes each value plain that goes into a text, so that no value changes its lines."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return value if isinstance(value, Wording) else plain(format(value, format_spec))
+
+
+def fill(template: str, /, **values: object) -> Wording:
+    """A text with its values, which are named in it as in str.format."""
+    return Wording(Filler().vformat(template, (), values))
+
+
+def table(rows: Sequence[tuple[str, object]]) -> Wording:
     """Rows of (name, value) as indented, aligned lines for a plain-text email."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+    return Wording("\n".join(f"  {name:<{width}}  {plain(value)}" for name, value in rows))
 
 
 def human_bytes(size: int) -> str:
@@ -1312,12 +1350,11 @@ def human_bytes(size: int) -> str:
 def notify(
     topic_arn: str, email: Mapping[str, str], model: str, rows: Sequence[tuple[str, object]], **values: object
 ) -> None:
-    """Send an email: "subject" and "body" are filled with values, and {table} with rows. People filter their
-    subscription by "stage", "status" and model."""
+    """Send an email: "subject" and "body" are filled with values, and {table} with rows; no value changes its lines.
+    People filter their subscription by "stage", "status" and model."""
     values |= {"model": model, "table": table(rows)}
-    subject = "".join(c if c.isprintable() else " " for c in email["subject"].format_map(values))
-    subject = " ".join(subject.encode("ascii", "replace").decode().split())
-    body = email["body"].format_map(values)
+    subject = fill(email["subject"], **values).encode("ascii", "replace").decode()
+    body = fill(email["body"], **values)
     attributes = {"stage": email["stage"], "status": email["status"], "model": model}
     client("sns").publish(
         TopicArn=topic_arn,

@@ -9,12 +9,13 @@ carried out as given; 130 Ctrl-C.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mlops.text import complain
 
 # The repository's Terraform configuration.
 CONFIGURATION = Path(__file__).resolve().parents[2] / "terraform"
@@ -255,7 +256,7 @@ def verify_aws(limit: Limit = "", yes: Yes = False, target: Target = "") -> int:
 
 def refuse(reason: str) -> int:
     """Say why a command cannot be carried out as given; the exit status."""
-    print(f"error: {reason}", file=sys.stderr)
+    complain(f"error: {reason}")
     return 2
 
 
@@ -271,7 +272,7 @@ def explain(error: typer.TyperException) -> int:
         refuse(f"{variable}={os.environ.get(variable, '')}: it is 1 or 0")
     else:
         refuse(text[0].lower() + text[1:])
-    print(f"{context.command_path if context else 'mlops'} --help shows what there is", file=sys.stderr)
+    complain(f"{context.command_path if context else 'mlops'} --help shows what there is")
     return error.exit_code
 
 

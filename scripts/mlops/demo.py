@@ -25,10 +25,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from local import stack
 from mlops import bucket
-from mlops.logs import log_events, readable
+from mlops.logs import function_events, log_events, show_event
 from mlops.predict import predict
 from mlops.records import DECISION_PREFIX, decision
 from mlops.target import TRAINING_LOG_GROUP, Target, UsageError, connect, model_name
+from mlops.text import complain, plain, say
 from mlops.upload import check_upload, upload
 
 SAMPLE = stack.ROOT / "scripts" / "sample" / "support.csv"
@@ -62,7 +63,7 @@ class Timeline:
     mark: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self.began:6.1f} s]  {text}", flush=True)
+        say(f"[{time.monotonic() - self.began:6.1f} s]  {text}", sys.stdout)
 
     def done(self, stage: str) -> None:
         """End a stage that started when the one before ended."""
@@ -70,10 +71,10 @@ class Timeline:
         self.stages.append((stage, moment - self.mark))
         self.mark = moment
 
-    def table(self) -> str:
+    def table(self) -> list[str]:
         width = max(len(stage) for stage, _ in self.stages)
         rows = [f"  {stage:<{width}}  {seconds:7.1f} s" for stage, seconds in self.stages]
-        return "\n".join([*rows, f"  {'total':<{width}}  {time.monotonic() - self.began:7.1f} s"])
+        return [*rows, f"  {'total':<{width}}  {time.monotonic() - self.began:7.1f} s"]
 
 
 def hold_back(data: Path, copy: Path) -> list[tuple[str, str]]:
@@ -128,8 +129,7 @@ class Inbox:
 def show_email(timeline: Timeline, email: dict[str, Any]) -> None:
     timeline.say(f"✉  {email['Subject']}")
     for line in email["Message"].rstrip().splitlines():
-        print(f"            │ {line}")
-    sys.stdout.flush()
+        say(f"            │ {line}", sys.stdout)
 
 
 class TrainingLog:
@@ -168,10 +168,8 @@ def follow(target: Target, timeline: Timeline, inbox: Inbox, log: TrainingLog, m
         queue = target.outputs["failure_queue_url"]
         waiting = inbox.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["ApproximateNumberOfMessages"])
         if int(waiting["Attributes"]["ApproximateNumberOfMessages"]):
-            for short, function in target.functions.items():
-                for moment, line in log_events(target, f"/aws/lambda/{function}", log.since):
-                    if text := readable(line):
-                        print(f"{moment:%H:%M:%S}  {short:<10} {text}")
+            for event in function_events(target, log.since):
+                show_event(*event)
             raise DemoFailed("a function failed three times (its log is above)")
     raise DemoFailed(f"no end after {LIMIT_SECONDS} s")
 
@@ -180,11 +178,13 @@ def show_predictions(target: Target, model: str, held: list[tuple[str, str]]) ->
     """Ask the endpoint about the texts that were held back; when there are none, about a fixed one."""
     if not held:
         answer = predict(target, model, "Hello, could you help me?")
-        print(f'  "Hello, could you help me?"\n      predicted {answer["label"]} with score {answer["score"]:.4f}')
+        say('  "Hello, could you help me?"')
+        say(f"      predicted {plain(answer['label'])} with score {answer['score']:.4f}")
     for text, label in held:
         answer = predict(target, model, text)
         verdict = "right" if answer["label"] == label else f"WRONG, it is {label}"
-        print(f'  "{text[:100]}"\n      predicted {answer["label"]} with score {answer["score"]:.4f}: {verdict}')
+        say(f'  "{text[:100]}"')
+        say(f"      predicted {plain(answer['label'])} with score {answer['score']:.4f}: {verdict}")
 
 
 def show_numbers(target: Target, model: str) -> None:
@@ -193,7 +193,7 @@ def show_numbers(target: Target, model: str) -> None:
     newest = max((record for record in decisions if record["model"] == model), key=lambda record: record["job"])
     for name, value in newest["metrics"].items():
         if name != "schema" and isinstance(value, (int, float)):
-            print(f"  {name:<18} {value:.4f}" if value % 1 else f"  {name:<18} {value:g}")
+            say(f"  {name:<18} {value:.4f}" if value % 1 else f"  {name:<18} {value:g}")
 
 
 def keep_logs(target: Target, log: TrainingLog) -> None:
@@ -216,12 +216,16 @@ def play(timeline: Timeline, target: Target, log: TrainingLog, data: Path, model
     timeline.mark = time.monotonic()
     timeline.say(f"uploaded {data.name} to {upload(target, copy, model)}")
     follow(target, timeline, inbox, log, model)
-    print("\npredictions by the endpoint, on texts that were not in the upload")
+    say()
+    say("predictions by the endpoint, on texts that were not in the upload")
     show_predictions(target, model, held)
     timeline.done("predictions")
-    print("\nthe new model on its hold-out")
+    say()
+    say("the new model on its hold-out")
     show_numbers(target, model)
-    print(f"\ntimeline\n{timeline.table()}")
+    say()
+    for line in ("timeline", *timeline.table()):
+        say(line)
 
 
 def run(data: str, model: str, base_model: str, keep: bool) -> int:
@@ -244,16 +248,17 @@ def run(data: str, model: str, base_model: str, keep: bool) -> int:
             raise
         status = 0
     except (UsageError, stack.AlreadyRunning) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         status = 2
     except (DemoFailed, stack.StackError, Boto3Error, BotoCoreError, ClientError) as error:
-        print(f"\nFAILED: {error}\nlogs: {stack.state_folder() / 'logs'}/", file=sys.stderr)
+        complain(f"\nFAILED: {error}\nlogs: {stack.state_folder() / 'logs'}/")
     except KeyboardInterrupt:
-        print("\ninterrupted: stopping everything", file=sys.stderr)
+        complain("\ninterrupted: stopping everything")
         keep, status = False, 130
     finally:
         if started and keep:
-            print("\nleft running: make upload, predict, status, logs; stop it with make local-down")
+            say()
+            say("left running: make upload, predict, status, logs; stop it with make local-down")
         elif started:
             stack.down(keep_logs=status != 0)
     return status

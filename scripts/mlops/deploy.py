@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -22,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 import terraform
 from mlops import account
+from mlops.text import complain, say
 
 BUCKET_RESOURCES = "module.s3.aws_s3_bucket"
 BUCKET = f"{BUCKET_RESOURCES}.this[0]"
@@ -216,7 +216,7 @@ def warn_of_account(plan: Plan, region: str) -> None:
         return
     for line in account.check_account(boto3.Session(region_name=region), plan.settings):
         if line.level != "ok":
-            print(f"warning: {line.subject}: {line.text}", file=sys.stderr)
+            complain(f"warning: {line.subject}: {line.text}")
 
 
 def run(command: str, options: Sequence[str], directory: Path) -> int:
@@ -229,24 +229,23 @@ def run(command: str, options: Sequence[str], directory: Path) -> int:
             plan = replace(plan, bucket=f"atml-models-{number}-{region}")
         check_names(plan)
         for warning in check_bucket(boto3.client("s3", region_name=region), plan):
-            print(f"warning: {warning}", file=sys.stderr)
+            complain(f"warning: {warning}")
         warn_of_account(plan, region)
         status = terraform.run([command, *options], directory, os.environ)
         if command == "apply" and status == 0 and (plan.create or plan.notify) and NOTIFICATION not in plan.managed:
             # Terraform has just switched S3's events on.
             moment = datetime.now() + EVENTS_NEED
-            print(f"S3 needs about five minutes before it sends events: upload after {moment:%H:%M}")
+            say(f"S3 needs about five minutes before it sends events: upload after {moment:%H:%M}")
         return status
     except NoCredentialsError:
-        print(
+        complain(
             "error: no AWS credentials: log in (aws sso login, aws configure), or set AWS_PROFILE, or "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            file=sys.stderr,
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
         return 1
     except (Refused, terraform.TerraformError, BotoCoreError, ClientError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        complain("\ninterrupted")
         return 130

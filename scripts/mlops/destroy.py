@@ -47,6 +47,7 @@ from mlops.target import (
     error_code,
     on_stack,
 )
+from mlops.text import complain, say
 
 # An endpoint that is being changed can be deleted only when that has ended, and a crash-looping one takes about 25
 # minutes to end; a training job has two minutes between the request to stop and its end.
@@ -209,9 +210,9 @@ class Destroy:
         kept = {address for address in self.state if self.stays(address)}
         nothing = not self.state.keys() - kept and not self.costing()
         if nothing and not (self.delete_data and kept):
-            print("nothing is deployed from here: there is nothing to destroy")
+            say("nothing is deployed from here: there is nothing to destroy")
             if kept:
-                print(f"kept  {self.target.bucket} ({contents(self.target)}): make destroy DATA=delete deletes it")
+                say(f"kept  {self.target.bucket} ({contents(self.target)}): make destroy DATA=delete deletes it")
             return 0
         self.show(kept)
         if confirmed and confirmed != self.target.bucket:
@@ -257,25 +258,25 @@ class Destroy:
 
     def show(self, kept: set[str]) -> None:
         """Name what is deleted, and what stays."""
-        print(f"make destroy deletes the stack {self.target.bucket}:")
+        say(f"make destroy deletes the stack {self.target.bucket}:")
         for kind, name in self.costing():
-            print(f"  {kind:<16} {name}")
+            say(f"  {kind:<16} {name}")
         others = 0
         for address in sorted(self.state.keys() - kept):
             item = self.state[address]
             if item["type"] in SHOWN:
                 kind, attribute = SHOWN[item["type"]]
-                print(f"  {kind:<16} {item['values'][attribute]}")
+                say(f"  {kind:<16} {item['values'][attribute]}")
             else:
                 others += 1
-        print(f"  and {others} policies, permissions and settings that belong to these")
+        say(f"  and {others} policies, permissions and settings that belong to these")
         if not self.has_bucket:
             return
         data = f"{self.target.bucket}: {contents(self.target)}"
         if self.delete_data:
-            print(f"  bucket           {data}. ALL OF IT, every version; it cannot be restored")
+            say(f"  bucket           {data}. ALL OF IT, every version; it cannot be restored")
         else:
-            print(f"It keeps the bucket {data}, and the logs of training jobs and endpoints")
+            say(f"It keeps the bucket {data}, and the logs of training jobs and endpoints")
 
     def stop_rules(self) -> None:
         events = self.target.client("events")
@@ -285,7 +286,7 @@ class Destroy:
             except ClientError as error:
                 if error_code(error) != "ResourceNotFoundException":
                     raise
-        print("stopped   the rules")
+        say("stopped   the rules")
 
     def pause(self) -> None:
         """Keep functions that are running from starting anything, and remember what was live for make resume."""
@@ -304,10 +305,10 @@ class Destroy:
             jobs, endpoints = unfinished_jobs(target), self.endpoints()
             for job in jobs.keys() - asked:
                 stop_job(target, job)
-                print(f"stopping  training job {job}")
+                say(f"stopping  training job {job}")
             for item in endpoints:
                 if item["status"] != "Deleting" and delete_endpoint(target, item["name"]):
-                    print(f"deleting  endpoint {item['name']}")
+                    say(f"deleting  endpoint {item['name']}")
             asked |= jobs.keys()
             if not jobs and not endpoints:
                 break
@@ -322,7 +323,7 @@ class Destroy:
                 except ClientError as error:
                     if not is_missing(error):
                         raise
-                print(f"deleted   {'endpoint config' if kind == 'EndpointConfig' else 'model'} {name}")
+                say(f"deleted   {'endpoint config' if kind == 'EndpointConfig' else 'model'} {name}")
 
     def spare_notifications(self) -> None:
         """Keep Terraform from emptying the notifications of an existing bucket when others have been added to ours."""
@@ -331,13 +332,13 @@ class Destroy:
         if deploy.other_notifications(self.target.client("s3"), self.target.bucket):
             run_terraform(self.target, "state", "rm", deploy.NOTIFICATION, quiet=True)
             self.state.pop(deploy.NOTIFICATION)
-            print(f"left      the notifications of {self.target.bucket}: others have been added to this stack's")
+            say(f"left      the notifications of {self.target.bucket}: others have been added to this stack's")
 
     def destroy_all_but(self, kept: set[str]) -> None:
         """Everything of Terraform's except the bucket, which its state still knows: make deploy goes on with it."""
         targets = [f"-target={address}" for address in sorted(self.state.keys() - kept)]
         if targets and kept:
-            print("Terraform warns below that its run is partial: the bucket is left out")
+            say("Terraform warns below that its run is partial: the bucket is left out")
         if targets:
             terraform_destroy(self.target, *(targets if kept else ()))
 
@@ -349,7 +350,7 @@ class Destroy:
                 if error_code(error) != "ResourceNotFoundException":
                     raise
             else:
-                print(f"deleted   log {name}")
+                say(f"deleted   log {name}")
 
     def empty(self) -> None:
         """Delete every version and every delete marker in the bucket. Raises Unfinished where S3 refuses one."""
@@ -368,7 +369,7 @@ class Destroy:
                 batch = []
         if batch:
             self.delete_versions(batch)
-        print(f"deleted   {count} versions and delete markers in {self.target.bucket}")
+        say(f"deleted   {count} versions and delete markers in {self.target.bucket}")
 
     def delete_versions(self, batch: list[dict[str, str]]) -> None:
         answer = self.target.client("s3").delete_objects(
@@ -379,17 +380,17 @@ class Destroy:
 
     def conclude(self) -> None:
         if self.delete_data:
-            print("destroyed, with all data")
+            say("destroyed, with all data")
         else:
-            print(f"destroyed; kept: {self.target.bucket}, {contents(self.target)}")
+            say(f"destroyed; kept: {self.target.bucket}, {contents(self.target)}")
             if self.target.environment:
-                print("make local-down forgets it")
+                say("make local-down forgets it")
             elif self.own_bucket:
-                print(
+                say(
                     "make deploy reuses it, and make resume then brings back what was live; "
                     "make destroy DATA=delete deletes it as well"
                 )
-        print(f"the log group {TRAINING_LOG_GROUP} stays: it belongs to every training job of the account")
+        say(f"the log group {TRAINING_LOG_GROUP} stays: it belongs to every training job of the account")
 
 
 def destroy(target: Target, data: str, confirmed: str) -> int:
@@ -399,7 +400,7 @@ def destroy(target: Target, data: str, confirmed: str) -> int:
     try:
         return Destroy(target, data == "delete").run(confirmed)
     except Unfinished as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
 
 

@@ -26,6 +26,7 @@ from local import stack
 from mlops import account, deploy
 from mlops.account import Line, Settings, ask
 from mlops.target import NothingDeployed, Target, UsageError, error_code
+from mlops.text import complain, say
 
 MINIMUM_PYTHON = (3, 11)
 MINIMUM_MAKE = (3, 81)
@@ -323,11 +324,12 @@ def run(where: str) -> int:
     try:
         for line in diagnose(where):
             failed = failed or line.level == "FAIL"
-            print(line, flush=True)
+            for text in str(line).split("\n"):
+                say(text, sys.stdout)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        complain("\ninterrupted")
         return 130
     return 1 if failed else 0

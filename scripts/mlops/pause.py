@@ -47,6 +47,7 @@ from mlops.target import (
     model_name,
     who,
 )
+from mlops.text import say
 
 # --- pause -------------------------------------------------------------------------------------------
 
@@ -62,25 +63,26 @@ def pause(target: Target, yes: bool, stop_jobs: bool) -> int:
     jobs = running_jobs(target)
     to_delete = [endpoint for endpoint in endpoints if endpoint["status"] != "Deleting"]
     if record is not None and not to_delete and not (stop_jobs and jobs):
-        print(f"already paused, since {record.value['at'][:16]} by {record.value['by']}")
+        say(f"already paused, since {record.value['at'][:16]} by {record.value['by']}")
         show_running(jobs)
         return 0
-    print("From now on: no new training jobs, no deployments, no sweep, until make resume.")
+    say("From now on: no new training jobs, no deployments, no sweep, until make resume.")
     for endpoint in to_delete:
-        print(f"  endpoint {endpoint['name']} ({endpoint['config']}) is deleted: it does not answer until make resume")
+        say(f"  endpoint {endpoint['name']} ({endpoint['config']}) is deleted: it does not answer until make resume")
     if stop_jobs:
-        print("".join(f"  {job} is stopped; make retrain JOB={job} trains again\n" for job in jobs), end="")
+        for job in jobs:
+            say(f"  {job} is stopped; make retrain JOB={job} trains again")
     confirm(target, yes)
     note_pause(target, record, to_delete)
     busy = [endpoint["name"] for endpoint in to_delete if not delete_endpoint(target, endpoint["name"])]
     if stop_jobs:
         for job in jobs:
             stop_job(target, job)
-    print("paused; make resume brings back what was live")
+    say("paused; make resume brings back what was live")
     if not stop_jobs:
         show_running(jobs)
     if busy:
-        print(f"{', '.join(busy)}: just being changed, and cannot be deleted until that is over; rerun make pause then")
+        say(f"{', '.join(busy)}: just being changed, and cannot be deleted until that is over; rerun make pause then")
     return 1 if busy else 0
 
 
@@ -99,9 +101,9 @@ def note_pause(target: Target, record: Record[Paused] | None, to_delete: list[En
 
 def show_running(jobs: list[str]) -> None:
     if jobs:
-        print(f"{len(jobs)} training jobs run on to their end, at most some hours (make pause STOP_JOBS=1 stops them):")
+        say(f"{len(jobs)} training jobs run on to their end, at most some hours (make pause STOP_JOBS=1 stops them):")
     for job in jobs:
-        print(f"  {job}")
+        say(f"  {job}")
 
 
 # --- resume ------------------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ def resume(target: Target) -> int:
     for function in target.functions.values():
         invoke(target, function, SWEEP)
     deploy_rest(target, restored)
-    print(
+    say(
         "resumed: what was uploaded or approved in the meantime is handled now (make status)"
         if record
         else "not paused: there is nothing to resume (make status)"
@@ -178,7 +180,7 @@ def resume_model(target: Target, model: str) -> int:
         for record in newest_held:
             deploy_again(target, record, by, endpoint_last_modified=None, deleted_by="pipeline")
         restored.again.append((model, job_of_config(newest_held[0].value["config"])))
-        print(f"requested      {name}; an email will say how it goes on")
+        say(f"requested      {name}; an email will say how it goes on")
     deploy_rest(target, restored)
     return 1 if restored.lost else 0
 
@@ -200,7 +202,7 @@ def restore(target: Target, endpoint: PausedEndpoint, by: str, restored: Restore
     if present is not None and present["EndpointStatus"] == "Deleting":
         raise UsageError(f"{name} is still being deleted, nothing is lost: rerun make resume in a minute")
     if present is not None:
-        print(f"there already  {name}")
+        say(f"there already  {name}")
         if record is not None and record.value["state"] == "requested" and record.value["by"] == by:
             move(target, record, by, "started", started_at=bucket.now().isoformat())
         return
@@ -222,11 +224,11 @@ def restore(target: Target, endpoint: PausedEndpoint, by: str, restored: Restore
             # As if the pipeline had deleted it: nobody wanted it to go.
             deploy_again(target, record, by, deleted_by="pipeline")
             restored.again.append((endpoint["model"], job_of_config(config)))
-            print(f"not yet        {name}: {error_message(error)} The deployment orchestrator tries again.")
+            say(f"not yet        {name}: {error_message(error)} The deployment orchestrator tries again.")
         else:
             restored.lost.append(name)
-            print(f"NOT RESTORED   {name}: {error_message(error)}")
+            say(f"NOT RESTORED   {name}: {error_message(error)}")
         return
     if record is not None:
         move(target, record, by, "started", started_at=bucket.now().isoformat())
-    print(f"recreated      {name} ({config})" + ("; an email will say when it answers" if record else ""))
+    say(f"recreated      {name} ({config})" + ("; an email will say when it answers" if record else ""))

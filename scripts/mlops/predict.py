@@ -8,6 +8,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from mlops.target import Target, UsageError, error_code, error_message, model_name
+from mlops.text import plain, say
 
 
 def predict(target: Target, model: str, text: str) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def predict(target: Target, model: str, text: str) -> dict[str, Any]:
         )
     except ClientError as error:
         if error_code(error) == "ValidationError":
-            reason = error_message(error).rstrip(".")
+            reason = plain(error_message(error)).rstrip(".")
             raise UsageError(f"the endpoint {endpoint} does not answer: {reason}; see make status") from error
         raise
     result: dict[str, Any] = json.loads(answer["Body"].read())[0]
@@ -31,5 +32,5 @@ def run(target: Target, model: str, text: str) -> int:
     if not text.strip():
         raise UsageError('say which text: make predict TEXT="some text" [MODEL=name]')
     answer = predict(target, model_name(model), text)
-    print(f"{answer['label']}  {answer['score']:.4f}")
+    say(f"{plain(answer['label'])}  {answer['score']:.4f}")
     return 0

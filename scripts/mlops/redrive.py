@@ -10,6 +10,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from mlops.target import SWEEP, Target, error_code, invoke
+from mlops.text import say
 
 # Longer than one message takes; a command that is interrupted gives its messages back after this time.
 IN_HAND_SECONDS = 120
@@ -131,20 +132,20 @@ def redrive(target: Target) -> int:
                     raise LeftAlone(f"it was sent again just now, and failed again: {failed.text}")
             except LeftAlone as reason:
                 if item["MessageId"] not in left:
-                    print(f"left        message {item['MessageId']}: {reason}")
+                    say(f"left        message {item['MessageId']}: {reason}")
                 left[item["MessageId"]] = item["ReceiptHandle"]
                 continue
             invoke(target, failed.function, failed.payload)
             sqs.delete_message(QueueUrl=url, ReceiptHandle=item["ReceiptHandle"])
             sent |= failed.identities
             done.add(item["MessageId"])
-            print(f"sent again  {short[failed.function]:<10} {failed.text}")
+            say(f"sent again  {short[failed.function]:<10} {failed.text}")
     for handle in left.values():
         give_back(sqs, url, handle)
     if not done and not left:
-        print("the queue of failed events is empty: nothing to send again")
+        say("the queue of failed events is empty: nothing to send again")
     else:
-        print(f"{len(done)} sent again, {len(left)} left" + ("; make logs shows the results" if done else ""))
+        say(f"{len(done)} sent again, {len(left)} left" + ("; make logs shows the results" if done else ""))
     return 1 if left else 0
 
 

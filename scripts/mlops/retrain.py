@@ -20,6 +20,7 @@ from mlops.records import (
     source,
 )
 from mlops.target import SWEEP, Target, UsageError, check_functions, invoke, who
+from mlops.text import plain, say
 
 
 def retrain(target: Target, job: str, by: str) -> None:
@@ -43,21 +44,25 @@ def retrain(target: Target, job: str, by: str) -> None:
             if job == given:
                 raise UsageError(f"JOB={job} has not ended yet: see make status and make logs JOB={job}")
             invoke(target, target.functions["training"], SWEEP)
-            print(f"already so: {given} is being trained again as {job}; {then}\nfollow it: make logs JOB={job}")
+            say(f"already so: {given} is being trained again as {job}; {then}")
+            say(f"follow it: make logs JOB={job}")
             return
         new = name_successor(target, job, by)
     else:
         new = successor.value["job"]
     copy_snapshot(target, job, new)
     invoke(target, target.functions["training"], SWEEP)
-    print(f"{job} is trained again, on the same data, as {new}; {then}\nfollow it: make logs JOB={new}")
+    say(f"{job} is trained again, on the same data, as {new}; {then}")
+    say(f"follow it: make logs JOB={new}")
 
 
 def has_ended(target: Target, job: str) -> bool:
     """Whether a job with a snapshot has ended. Raises UsageError when it has none."""
     if not bucket.exists(target, snapshot_key(job, "source.json")):
         refused = bucket.read(target, rejected_key(job), rejected)
-        why = f"its file was refused: {refused.value['reason']}" if refused else "there is no snapshot of its data"
+        why = (
+            f"its file was refused: {plain(refused.value['reason'])}" if refused else "there is no snapshot of its data"
+        )
         raise UsageError(f"JOB={job} cannot be trained again: {why}; upload a file instead")
     return any(bucket.exists(target, key) for key in (decision_key(job), snapshot_key(job, "given_up.json")))
 

@@ -12,6 +12,7 @@ from mlops.deployments import approved_event, approved_jobs, deploy_again, deplo
 from mlops.endpoints import describe_endpoint, own_tags
 from mlops.records import BAD, OPEN, PAUSED_KEY, Deployment, job_of_config, paused
 from mlops.target import Target, UsageError, check_functions, invoke, model_name, who
+from mlops.text import say
 
 # The endpoint statuses in which SageMaker takes an update.
 SETTLED = ("InService", "UpdateRollbackFailed")
@@ -92,13 +93,13 @@ class Rollback:
         """Go back, and say what was done. Raises UsageError when something is under way, Changed."""
         obstacles = [job for job in self.newer if not self.states(job) <= set(BAD) or not self.of(job)]
         if not obstacles and self.served == self.wanted and self.status in SETTLED:
-            print(f"already so: {self.endpoint} serves {self.served}, and nothing newer will replace it")
+            say(f"already so: {self.endpoint} serves {self.served}, and nothing newer will replace it")
             older = [job for job in self.jobs if job < self.served]
             if older:
-                print(f"to go back further: make rollback MODEL={self.model} TO={older[0]}")
+                say(f"to go back further: make rollback MODEL={self.model} TO={older[0]}")
             return
         if not obstacles and self.states(self.wanted) & set(OPEN):
-            print(f"already under way: {self.wanted} is on its way to {self.endpoint}; an email will say how it ended")
+            say(f"already under way: {self.wanted} is on its way to {self.endpoint}; an email will say how it ended")
             return
         self.check_quiet(obstacles)
         # The served one last: once it is withdrawn, what the function brings back is the wanted one.
@@ -126,7 +127,7 @@ class Rollback:
             if record.value["state"] not in BAD:
                 withdrawn = {"by": by, "at": bucket.now().isoformat(), "reason": reason, "to": self.wanted}
                 move(self.target, record, by, "withdrawn", withdrawn=withdrawn, reason=reason)
-        print(f"withdrawn     {job}: later events won't deploy it again")
+        say(f"withdrawn     {job}: later events won't deploy it again")
 
     def ask_for(self, job: str, by: str) -> None:
         for record in deployments(self.target, job, self.endpoint):
@@ -135,10 +136,14 @@ class Rollback:
             if state not in OPEN and (state != "confirmed" or job > self.served):
                 deploy_again(self.target, record, by)
         invoke(self.target, self.target.functions["deployer"], approved_event(self.target, self.model, job))
-        print(f"requested     {job}")
-        print(
-            f"\nThe endpoint {self.endpoint} answers with {self.served} until the other model is up, commonly 5 to 10 "
-            f"minutes\non AWS; emails say when that starts and how it ended. To undo this: "
+        say(f"requested     {job}")
+        say()
+        say(
+            f"The endpoint {self.endpoint} answers with {self.served} until the other model is up, commonly 5 to 10 "
+            "minutes"
+        )
+        say(
+            f"on AWS; emails say when that starts and how it ended. To undo this: "
             f"make rollback MODEL={self.model} TO={self.served}"
         )
 

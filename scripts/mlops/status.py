@@ -32,6 +32,7 @@ from mlops.records import (
     waiting,
 )
 from mlops.target import Target
+from mlops.text import plain, say
 
 JOBS_SHOWN = 10
 # An upload that no function has seen. An event is late by minutes at most, and nobody waits for older ones any more.
@@ -59,7 +60,7 @@ def job_line(target: Target, job: str, data: Source, guards: Ledger | None) -> s
     deployments = [record.value for record in bucket.read_all(target, f"{DEPLOYMENT_PREFIX}{job}-", deployment)]
     state = ", ".join(record["state"] for record in deployments) or "-"
     state = state.replace("confirmed", "deployed")
-    why = "" if verdict.value["verdict"] == "approved" else f"  {verdict.value['reason']:.100}"
+    why = "" if verdict.value["verdict"] == "approved" else f"  {plain(verdict.value['reason'], 100)}"
     for record in deployments:
         if record["state"] == "withdrawn":
             why = f"  {withdrawal(record)}"
@@ -71,11 +72,11 @@ def undecided(target: Target, job: str, name: str, guards: Ledger | None) -> str
     if bucket.exists(target, snapshot_key(job, "started.json")):
         return f"{'training':<11} {name}"
     if over := bucket.read(target, snapshot_key(job, "given_up.json"), given_up):
-        return f"{'given up':<11} {name}  {over.value.get('reason', ''):.100}".rstrip()
+        return f"{'given up':<11} {name}  {plain(over.value.get('reason', ''), 100)}".rstrip()
     entry = guards["jobs"].get(job) if guards else None
     if entry and entry["state"] == "failed":
         why = entry.get("reason", "the start broke off")
-        return f"{'not started':<11} {name}  tried {entry['tries']} times: {why:.100}"
+        return f"{'not started':<11} {name}  tried {entry['tries']} times: {plain(why, 100)}"
     waits = bucket.read(target, snapshot_key(job, "waiting.json"), waiting)
     return f"{'waiting':<11} {name}  for {waits.value['for']}" if waits else f"{'starting':<11} {name}"
 
@@ -90,7 +91,7 @@ def numbers(verdict: Decision) -> str:
 def withdrawal(record: Deployment) -> str:
     """When a model was withdrawn, by whom and why."""
     said = record["withdrawn"]
-    return f"{said['at'][:16]} by {said['by'].rsplit('/', 1)[-1]}: {said['reason'] or 'no reason given':.100}"
+    return f"{said['at'][:16]} by {said['by'].rsplit('/', 1)[-1]}: {plain(said['reason'] or 'no reason given', 100)}"
 
 
 def training_line(guards: Ledger | None) -> str:
@@ -114,35 +115,37 @@ def endpoint_line(target: Target, model: str, is_paused: bool) -> str:
 
 def show_status(target: Target) -> int:
     """Print the endpoints, the newest jobs, rejected uploads, and what needs attention; the exit status."""
-    print(f"bucket     {target.bucket}")
+    say(f"bucket     {target.bucket}")
     pause = bucket.read(target, PAUSED_KEY, paused)
     if pause is not None:
-        print(
+        say(
             f"PAUSED     since {pause.value['at'][:16]} by {pause.value['by']}: no new jobs, no endpoints; "
             "make resume ends it"
         )
     found = bucket.read(target, LEDGER_KEY, ledger)
     guards = found.value if found else None
-    print(training_line(guards))
+    say(training_line(guards))
     by_model: dict[str, list[str]] = {DEFAULT_MODEL: []}
     for job in newest_jobs(target)[:JOBS_SHOWN]:
         data = bucket.read(target, snapshot_key(job, "source.json"), source)
         if data is not None:
             by_model.setdefault(data.value["model"], []).append(job_line(target, job, data.value, guards))
     for model, lines in by_model.items():
-        print(
-            f"\nmodel      {model}\nendpoint   {target.endpoint_of(model)}: {endpoint_line(target, model, bool(pause))}"
-        )
+        say()
+        say(f"model      {model}")
+        say(f"endpoint   {target.endpoint_of(model)}: {endpoint_line(target, model, bool(pause))}")
         for line in lines:
-            print(f"  {line}")
+            say(f"  {line}")
     refused = [record.value for record in bucket.read_all(target, REJECTED_PREFIX, rejected)]
     if refused:
-        print("\nrejected uploads, newest first")
+        say()
+        say("rejected uploads, newest first")
         for record in sorted(refused, key=lambda record: record["job"], reverse=True)[:JOBS_SHOWN]:
-            print(f"  {record['rejected_at'][:16]}  {record['key']}: {record['reason']}")
+            say(f"  {record['rejected_at'][:16]}  {record['key']}: {record['reason']}")
     for key in unseen(target, bucket.now()):
-        print(f"\n{key} was never seen: the event of its upload is late or lost")
-        print("if it is still named here in half an hour, upload it again")
+        say()
+        say(f"{key} was never seen: the event of its upload is late or lost")
+        say("if it is still named here in half an hour, upload it again")
     show_attention(target)
     return 0
 
@@ -179,10 +182,12 @@ def show_attention(target: Target) -> None:
     )
     failed = int(queue["Attributes"]["ApproximateNumberOfMessages"])
     if failed:
-        print(f"\n{failed} failed events wait in {target.outputs['failure_queue_url']}:")
-        print("make logs shows the errors; once the cause is fixed, make redrive sends the events again")
+        say()
+        say(f"{failed} failed events wait in {target.outputs['failure_queue_url']}:")
+        say("make logs shows the errors; once the cause is fixed, make redrive sends the events again")
     for address in unconfirmed(target):
-        print(f"\n{address} gets no email yet: the link in AWS's confirmation email was not clicked")
+        say()
+        say(f"{address} gets no email yet: the link in AWS's confirmation email was not clicked")
 
 
 def unconfirmed(target: Target) -> list[Any]:

@@ -23,6 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 import terraform
 from local import stack
 from mlops.records import DEFAULT_MODEL, MODEL_NAME
+from mlops.text import complain, plain, say
 
 TRAINING_LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 ENDPOINT_LOG_GROUP = "/aws/sagemaker/Endpoints/"
@@ -130,7 +131,8 @@ def model_name(name: str) -> str:
     name = name or DEFAULT_MODEL
     if not MODEL_NAME.fullmatch(name):
         raise UsageError(
-            f'MODEL={name}: a model name has 1 to 32 of a-z, 0-9 and "-", beginning and ending with a letter or digit'
+            f'MODEL={plain(name)}: a model name has 1 to 32 of a-z, 0-9 and "-", beginning and ending with a letter or '
+            "digit"
         )
     return name
 
@@ -169,7 +171,7 @@ def confirm(target: Target, yes: bool, beforehand: str = "YES=1") -> None:
     try:
         typed = input(f"Type the bucket's name, {target.bucket}, to go on: ")
     except EOFError:
-        print()
+        say()
         raise UsageError(
             f"nobody is there to confirm: nothing was changed ({beforehand} confirms for a script)"
         ) from None
@@ -186,19 +188,19 @@ def on_stack(where: str, command: Callable[[Target], int], find: Callable[[str],
     try:
         target = (find or connect)(where)
         name = target.where
-        print(f"({name})", file=sys.stderr)
+        say(f"({name})", sys.stderr)
         status = command(target)
         sys.stdout.flush()
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 2
     except (Boto3Error, BotoCoreError, ClientError) as error:
-        print(f"error: {name} refused: {error}", file=sys.stderr)
+        say(f"error: {name} refused: {error}", sys.stderr)
         if isinstance(error, ClientError) and error_code(error) in GONE:
-            print("after a make destroy, make deploy takes the stack's bucket up again", file=sys.stderr)
+            complain("after a make destroy, make deploy takes the stack's bucket up again")
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        complain("\ninterrupted")
         return 130
     except BrokenPipeError:
         # The reader, a pager or head, has seen enough. What is still buffered must not be written at exit.

@@ -11,16 +11,17 @@ from botocore.exceptions import ClientError
 from mlops import bucket
 from mlops.records import DEFAULT_MODEL, LEDGER_KEY, PAUSED_KEY, UPLOAD_PREFIX, has_room, ledger, paused
 from mlops.target import Target, UsageError, check_functions, is_denied, model_name
+from mlops.text import plain, say
 
 
 def check_upload(data: Path) -> None:
     """Raises UsageError unless there is such a file, and it can be read and uploaded under its name."""
     if not data.is_file():
-        raise UsageError(f"DATA={data}: there is no such file")
+        raise UsageError(f"DATA={plain(data)}: there is no such file")
     if data.suffix.lower() != ".csv":
-        raise UsageError(f"DATA={data}: only files named .csv are trained on")
+        raise UsageError(f"DATA={plain(data)}: only files named .csv are trained on")
     if not os.access(data, os.R_OK):
-        raise UsageError(f"DATA={data}: you may not read this file")
+        raise UsageError(f"DATA={plain(data)}: you may not read this file")
     try:
         data.name.encode()
     except UnicodeEncodeError:
@@ -78,7 +79,7 @@ def run(target: Target, data: str, model: str) -> int:
     model, file = model_name(model), Path(data)
     check_upload(file)
     then = outlook(target, model)
-    print(f"uploaded {upload(target, file, model)}")
-    print(f"the training of the model {model} {then}")
-    print(f"if the new model is good enough, {target.endpoint_of(model)} serves it (make status, make logs)")
+    say(f"uploaded {upload(target, file, model)}")
+    say(f"the training of the model {model} {then}")
+    say(f"if the new model is good enough, {target.endpoint_of(model)} serves it (make status, make logs)")
     return 0

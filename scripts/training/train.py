@@ -50,6 +50,7 @@ from dataset import (
     write_csv,
 )
 from metrics import classification_metrics, write_json, write_metrics
+from text import plain
 
 CLEAR_LEAD = 0.1  # of the best label's probability over the next one's: no other machine's rounding reverses that
 EVALUATION_BATCH_SIZE = 64  # examples; without gradients more of them fit into memory than in training
@@ -184,7 +185,7 @@ def say(line: str) -> None:
 
     In one piece: unbuffered, print writes a line's end by itself, which SageMaker's toolkit logs as a blank line.
     """
-    print(line + "\n", end="", flush=True)
+    print(plain(line) + "\n", end="", flush=True)
 
 
 def _require_finite(name: str, value: float, learning_rate: float) -> None:
@@ -509,8 +510,7 @@ def _run(settings: Settings, scratch: Path) -> None:
 
 def write_failure(reason: str, environment: Mapping[str, str]) -> None:
     """Print the reason, and leave it where SageMaker makes it the job's FailureReason."""
-    if len(reason) > MAX_REASON_CHARACTERS:
-        reason = reason[: MAX_REASON_CHARACTERS - 1] + "…"
+    reason = plain(reason, MAX_REASON_CHARACTERS)
     print(f"failed: {reason}", file=sys.stderr, flush=True)
     if output_dir := environment.get("SM_OUTPUT_DIR"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)

@@ -132,6 +132,8 @@ def near_misses() -> list[tuple[str, str, object]]:
             ("detail/object/key", None),
             ("detail-type", "Object Deleted"),
             ("detail-type", "Object Tags Added"),
+            ("account", "111122223333"),
+            ("account", None),
             ("source", "aws.s3control"),
             ("source", "my.s3"),
         ],
@@ -146,6 +148,8 @@ def near_misses() -> list[tuple[str, str, object]]:
         ("detail/TrainingJobName", "training-jobs"),
         ("detail-type", "SageMaker Processing Job State Change"),
         ("detail-type", "SageMaker HyperParameter Tuning Job State Change"),
+        ("account", "111122223333"),
+        ("account", None),
         ("source", "aws.sagemakerruntime"),
     ]
     endpoints = [
@@ -161,6 +165,8 @@ def near_misses() -> list[tuple[str, str, object]]:
         ("detail/EndpointName", ENDPOINT.upper()),
         ("detail-type", "SageMaker Endpoint Deployment State Change"),
         ("detail-type", "SageMaker Endpoint Config State Change"),
+        ("account", "111122223333"),
+        ("account", None),
         ("source", "aws.s3"),
     ]
     return [

@@ -338,6 +338,14 @@ def test_the_code_of_a_base_model_is_not_run(job, base_model, tmp_path):
     assert not ran.exists()
 
 
+def test_a_reason_is_one_line_of_plain_text_that_sagemaker_keeps_whole(tmp_path, capsys):
+    train.write_failure(f"'a\n\x1b[2J\u202e' {'x' * 2000}", {"SM_OUTPUT_DIR": str(tmp_path)})
+    reason = (tmp_path / "failure").read_text()
+    assert re.fullmatch(r"'a\\n\\x1b\[2J\\u202e' x+…", reason)
+    assert len(reason) == train.MAX_REASON_CHARACTERS
+    assert capsys.readouterr().err == f"failed: {reason}\n"
+
+
 def test_an_unexpected_error_leaves_its_type_in_one_line_and_the_traceback_in_the_log(job, monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("the disk\nis full " + "x" * 2000)

@@ -1449,7 +1449,7 @@ def test_a_refusal_is_emailed_once_in_awss_words_retried_hourly_and_ends_with_it
     assert deployer.EAGER_TRIES <= world.around.calls.count(operation) <= deployer.EAGER_TRIES + hours
     assert subjects(world)[before:] == ["Deployment waiting"]
     email = world.emails()[-1]
-    assert f"AWS said: {error.response['Error']['Message']}\n{advice}" in email.body
+    assert re.search(rf"Why: .*\. {advice}.*\. AWS said: {error.response['Error']['Message']}\n", email.body)
     assert record_of(world, SECOND)["reason"] in email.body
     del world.sagemaker.refusals[operation]
     world.wait(hours=2)

@@ -1,9 +1,11 @@
 locals {
+  # Every event names its account: on a bus that takes events of other accounts, theirs must not pass for ours.
   rules = {
     uploads = {
       description = "A file arrived below data/train/: check it and start training."
       functions   = ["training_orchestrator"]
       pattern = {
+        account     = [var.account_id]
         source      = ["aws.s3"]
         detail-type = ["Object Created"]
         detail = {
@@ -19,6 +21,7 @@ locals {
       description = "A training job ended: judge its model, and start what waits for its place."
       functions   = ["model_evaluator", "training_orchestrator"]
       pattern = {
+        account     = [var.account_id]
         source      = ["aws.sagemaker"]
         detail-type = ["SageMaker Training Job State Change"]
         detail = {
@@ -33,6 +36,7 @@ locals {
       description = "A model was approved: deploy it."
       functions   = ["deployment_orchestrator"]
       pattern = {
+        account     = [var.account_id]
         source      = ["aws.s3"]
         detail-type = ["Object Created"]
         detail = {
@@ -48,6 +52,7 @@ locals {
       description = "An endpoint settled or failed: say what became of the deployment."
       functions   = ["deployment_orchestrator"]
       pattern = {
+        account     = [var.account_id]
         source      = ["aws.sagemaker"]
         detail-type = ["SageMaker Endpoint State Change"]
         detail = {

@@ -1,3 +1,8 @@
+variable "account_id" {
+  type        = string
+  description = "Account whose events count."
+}
+
 variable "bucket_name" {
   type        = string
   description = "Bucket whose uploads and approved models trigger the functions."

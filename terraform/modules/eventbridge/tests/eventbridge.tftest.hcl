@@ -43,6 +43,7 @@ override_resource {
 }
 
 variables {
+  account_id    = "111122223333"
   bucket_name   = "team-models"
   endpoint_name = "reviews"
   functions = {
@@ -65,6 +66,7 @@ variables {
 run "rules_match_this_stacks_events_and_reach_its_functions" {
   assert {
     condition = jsondecode(aws_cloudwatch_event_rule.this["uploads"].event_pattern) == {
+      account     = ["111122223333"]
       source      = ["aws.s3"]
       detail-type = ["Object Created"]
       detail      = { bucket = { name = ["team-models"] }, object = { key = [{ prefix = "data/train/" }] } }
@@ -74,6 +76,7 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
 
   assert {
     condition = jsondecode(aws_cloudwatch_event_rule.this["approved"].event_pattern) == {
+      account     = ["111122223333"]
       source      = ["aws.s3"]
       detail-type = ["Object Created"]
       detail      = { bucket = { name = ["team-models"] }, object = { key = [{ prefix = "models/approved/" }] } }
@@ -83,6 +86,7 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
 
   assert {
     condition = jsondecode(aws_cloudwatch_event_rule.this["training_ended"].event_pattern) == {
+      account     = ["111122223333"]
       source      = ["aws.sagemaker"]
       detail-type = ["SageMaker Training Job State Change"]
       detail = {
@@ -97,6 +101,11 @@ run "rules_match_this_stacks_events_and_reach_its_functions" {
   assert {
     condition     = alltrue([for rule in aws_cloudwatch_event_rule.this : rule.state == "ENABLED"])
     error_message = "A deployment must re-enable the rules that make destroy disabled."
+  }
+
+  assert {
+    condition     = jsondecode(aws_cloudwatch_event_rule.this["endpoint"].event_pattern).account == ["111122223333"]
+    error_message = "Only endpoints of the stack's own account may match."
   }
 
   # Not just the prefix: that would match another stack's "reviews2".
