@@ -1,6 +1,6 @@
 # Everything runs in the project's own virtual environment, .venv, which the targets create when they need it.
-SHELL := bash
-.SHELLFLAGS := -eu -o pipefail -c
+# Not in .SHELLFLAGS: the make that comes with macOS, 3.81, does not know it.
+SHELL := bash -eu -o pipefail
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -135,7 +135,7 @@ test permissions: export RECORD_CALLS := build/calls
 .PHONY: test
 test: .venv/.training package ## All tests: unit, faults, local services, end to end with a tiny model
 	@rm -rf $(RECORD_CALLS)
-	@$(RUN) -m pytest tests -n 2 --dist loadfile --ignore tests/contract --ignore tests/toolkits
+	@$(RUN) -m pytest tests -n 3 --dist loadfile --ignore tests/contract --ignore tests/toolkits
 	@$(RUN) -m pytest tests/contract
 
 # AWS's own code has dependencies of its own, so it has an environment of its own.

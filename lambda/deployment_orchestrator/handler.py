@@ -1177,7 +1177,11 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
         log.info("paused: nothing is done until make resume", extra={"model": model or "all"})
         return {"model": model, "outcome": "paused"}
     left = context.get_remaining_time_in_millis
-    outcome = reconcile(config, model, request_id, left) if model else reconcile_all(config, request_id, left)
+    if model:
+        outcome = reconcile(config, model, request_id, left)
+    else:
+        outcome = reconcile_all(config, request_id, left)
+        log.info("sweep: %s", outcome)
     return {"model": model, "outcome": outcome}
 
 

@@ -613,7 +613,7 @@ def create_job(config: Settings, source: Source) -> str:
     """Create the training job, email it, record it; returns STARTED, REFUSED, or which quota it waits for."""
     job, instance_type = source["job"], config.training_instance_type
     try:
-        client("sagemaker").create_training_job(**training_job_request(config, source))
+        client("sagemaker").create_training_job(**training_job_request(config, source, keep_program(config, job)))
     except ClientError as error:
         # The name follows from the event: an existing job is this upload's, created by an attempt that crashed.
         if error_code(error) != "ResourceInUse":
@@ -639,7 +639,20 @@ def email_refusal(config: Settings, source: Source, reason: str) -> None:
         send(REFUSED, config, source, [], reason=reason, advice=advice, tries=GIVE_UP_TRIES)
 
 
-def training_job_request(config: Settings, source: Source) -> dict[str, Any]:
+def keep_program(config: Settings, job: str) -> str:
+    """Copy the training program to the job's snapshot, unless it is there; returns its address.
+
+    A job that waits for its instance reads its program when it gets one. By then a deploy may have replaced it.
+    """
+    key = f"{SNAPSHOT_PREFIX}{job}/training.tar.gz"
+    if not exists(config.bucket, key):
+        newest = {"Bucket": config.bucket, "Key": config.training_source_uri.removeprefix(f"s3://{config.bucket}/")}
+        plain = {"MetadataDirective": "REPLACE", "TaggingDirective": "REPLACE"}
+        client("s3").copy_object(Bucket=config.bucket, Key=key, CopySource=newest, **plain)
+    return f"s3://{config.bucket}/{key}"
+
+
+def training_job_request(config: Settings, source: Source, program_uri: str) -> dict[str, Any]:
     """The CreateTrainingJob request for a snapshot.
 
     Free text goes by Environment or the channel: hyperparameters pass through a shell, unquoted (SHELL_SAFE).
@@ -656,7 +669,7 @@ def training_job_request(config: Settings, source: Source) -> dict[str, Any]:
     channels[0]["ContentType"] = "text/csv"
     program = {
         "sagemaker_program": "train.py",
-        "sagemaker_submit_directory": config.training_source_uri,
+        "sagemaker_submit_directory": program_uri,
         "sagemaker_region": client("sagemaker").meta.region_name,
         "sagemaker_job_name": job,
         "sagemaker_container_log_level": "20",
@@ -887,7 +900,8 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
         if upload["bucket"] != config.bucket or not upload["key"].startswith(UPLOAD_PREFIX):
             where = f"s3://{upload['bucket']}/{upload['key']:.200}"
             raise EventError(f"not an upload of this stack: {where} (see the EventBridge rule's pattern)")
-        job, outcome = upload["job"], handle_upload(upload, config, request_id)
+        outcome = handle_upload(upload, config, request_id)
+        job = upload["job"]  # the sweep may have given it another name
     log.info("%s event handled: %s", event.get("source"), outcome, extra={"training_job": job or None})
     return {"training_job": job, "outcome": outcome}
 

@@ -2,7 +2,7 @@
 
 python scripts/dev/bench_invocation.py lambda/<function>/handler.py < events.json (a list)
 Prints what the last one answered and took as one line of JSON; those before it warm the process up, as Lambda keeps one
-for many events. Imports little: its own memory blurs the comparison.
+for many events. Imports little: its own memory blurs the comparison. Runs on Linux only.
 """
 
 import gc
@@ -58,6 +58,9 @@ def note_files(opened: list[str]) -> None:
 
 
 def main() -> None:
+    if sys.platform != "linux":
+        # Not even psutil can: elsewhere a system keeps no peak that can be reset.
+        sys.exit("the bench measures the most memory that a function uses, which only Linux can tell: run it there")
     spec = importlib.util.spec_from_file_location("handler", sys.argv[1])
     assert spec is not None
     assert spec.loader is not None

@@ -10,7 +10,7 @@ checked first: with another version of MiniStack it refuses to start.
 Settings from the environment (all optional): LAMBDA_ASYNC_RETRY_BASE_SECONDS, LAMBDA_ASYNC_WORKERS,
 S3_MAX_COPY_BYTES, MINISTACK_ACCOUNT_ID, MINISTACK_REGION, and RECORD_FUNCTION_CALLS, a folder in which the functions
 record their calls to AWS. Variables named AWS_ENDPOINT_URL_<SERVICE> reach the functions. All state is in memory and
-ends with the process.
+ends with the process. What tests change while it runs: POST /_local/s3-event-delay and /_local/s3-age (README.md).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import importlib.metadata
 import inspect
 import json
 import logging
+import math
 import os
 import queue
 import re
@@ -31,9 +32,9 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,6 +44,7 @@ from xml.sax.saxutils import escape, unescape
 import boto3
 
 from local.invocations import DEFAULT_MAX_AGE_SECONDS, DEFAULT_RETRIES, Attempt, Invocation, InvocationQueue
+from local.sagemaker import callers
 
 MINISTACK_VERSION = "1.5.33"
 HOST = "127.0.0.1"
@@ -58,7 +60,10 @@ SHUTDOWN_SECONDS = 1.0
 # that arrives at that moment, and closes without an answer: Terraform's retry then conflicts with its own first try.
 KEEP_ALIVE_SECONDS = 24 * 60 * 60
 S3_EVENT_VERSION = "1.1"
+# What the launcher itself answers, beside MiniStack.
 EVENTS_PATH = "/_local/events"
+S3_EVENT_DELAY_PATH = "/_local/s3-event-delay"
+S3_AGE_PATH = "/_local/s3-age"
 END_OF_INVOCATION = "<end of invocation>"
 RUNTIME_PROGRAM = Path(__file__).resolve().parent / "lambda_runtime.py"
 
@@ -69,12 +74,18 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+# Gets the body, which was JSON; the answer is sent as JSON. Raises RequestRefused.
+Route = Callable[[Any], dict[str, Any]]
 
 log = logging.getLogger("local.aws")
 
 
 class IncompatibleMiniStack(RuntimeError):
     """The installed MiniStack does not have the functions that this launcher expects."""
+
+
+class RequestRefused(ValueError):
+    """A request to one of the launcher's own paths lacks something; the text says what."""
 
 
 def ministack(module: str, **parameters: tuple[str, ...]) -> ModuleType:
@@ -447,10 +458,15 @@ def patch_function_runtime() -> None:
     functions._provided_worker_env = environment  # type: ignore[attr-defined]
 
 
-def patch_s3_events() -> None:
+def patch_s3_events() -> Route:
     """S3's EventBridge events carry the version-id on versioned buckets, and a time in whole seconds.
 
     Source: Amazon S3 user guide, "EventBridge event message structure".
+
+    Returns the route `POST /_local/s3-event-delay`: from now on, buckets send no events for `seconds` after
+    EventBridge was switched on for them, also those for which it was switched on earlier. On AWS that is about five
+    minutes, and what is uploaded meanwhile never gets an event (S3 user guide, "Enabling Amazon EventBridge").
+    Here it is 0 unless a test sets it, so that nobody waits.
     """
     s3 = ministack(
         "services.s3",
@@ -467,10 +483,23 @@ def patch_s3_events() -> None:
             "object_extra",
             "record_extra",
         ),
+        _put_bucket_notification=("name", "body", "headers"),
     )
     events = ministack("services.eventbridge", _dispatch_event=("event", "view"))
-    fire, dispatch = s3._fire_s3_event, events._dispatch_event
+    fire, dispatch, configure = s3._fire_s3_event, events._dispatch_event, s3._put_bucket_notification
     version_of_this_event: contextvars.ContextVar[str | None] = contextvars.ContextVar("version", default=None)
+    switched_on: dict[str, float] = {}  # when, by bucket
+    delay_seconds = 0.0
+
+    def sends_events(bucket: str) -> bool:
+        return "EventBridgeConfiguration" in s3._bucket_notifications.get(bucket, "")
+
+    def put_bucket_notification(name: str, *args: Any, **kwargs: Any) -> Any:
+        before = sends_events(name)
+        answer = configure(name, *args, **kwargs)
+        if sends_events(name) and not before:
+            switched_on[name] = time.monotonic()
+        return answer
 
     def fire_s3_event(*args: Any, version_id: str | None = None, **kwargs: Any) -> None:
         # MiniStack builds the event and dispatches it in one call, so the version is passed around it.
@@ -483,6 +512,10 @@ def patch_s3_events() -> None:
     def dispatch_event(event: dict[str, Any], view: Any = None) -> None:
         if event.get("Source") == "aws.s3" and view is None:
             detail = json.loads(event["Detail"])
+            bucket, key = detail["bucket"]["name"], detail["object"]["key"]
+            if time.monotonic() - switched_on.get(bucket, -math.inf) < delay_seconds:
+                log.warning("S3: no event for s3://%s/%s: too soon after they were switched on", bucket, key)
+                return
             detail["event-version"] = S3_EVENT_VERSION
             version_id = version_of_this_event.get()
             if version_id:
@@ -491,8 +524,15 @@ def patch_s3_events() -> None:
             event = {**event, "Detail": json.dumps(detail), "Time": whole_seconds}
         dispatch(event, view)
 
+    def set_delay(body: Any) -> dict[str, Any]:
+        nonlocal delay_seconds
+        [delay_seconds] = required(body, "seconds")
+        return {"seconds": delay_seconds}
+
     s3._fire_s3_event = fire_s3_event  # type: ignore[attr-defined]
+    s3._put_bucket_notification = put_bucket_notification  # type: ignore[attr-defined]
     events._dispatch_event = dispatch_event  # type: ignore[attr-defined]
+    return set_delay
 
 
 def patch_copy_object() -> None:
@@ -569,11 +609,18 @@ def patch_described_alarms() -> None:
     cloudwatch._describe_alarms = describe_alarms  # type: ignore[attr-defined]
 
 
-def with_service_events(app: App) -> App:
-    """Adds `POST /_local/events`: puts an event of an AWS service on the default bus.
+def required(body: Any, *names: str) -> list[Any]:
+    """The members of a JSON object with these names. Raises RequestRefused, which lists those that are missing."""
+    missing = [name for name in names if not isinstance(body, dict) or name not in body]
+    if missing:
+        raise RequestRefused(f"the body lacks {', '.join(missing)}")
+    return [body[name] for name in names]
 
-    PutEvents refuses sources that begin with "aws.", as it does on AWS; so a local service needs another
-    way in. The body is the whole envelope in JSON; the answer 200 {"delivered": true}, or 400 with a message.
+
+def events_route() -> Route:
+    """`POST /_local/events`: puts an event of an AWS service on the default bus. The body is the whole envelope.
+
+    PutEvents refuses sources that begin with "aws.", as it does on AWS; so a local service needs another way in.
     """
     events = ministack(
         "services.eventbridge",
@@ -581,16 +628,9 @@ def with_service_events(app: App) -> App:
         _ensure_default_bus=(),
     )
     scopes = ministack("core.responses", request_scope=("account_id", "region"))
-    required = ("id", "detail-type", "source", "account", "time", "region", "resources", "detail")
 
-    def deliver(body: bytes) -> tuple[int, dict[str, Any]]:
-        try:
-            event = json.loads(body)
-        except ValueError as error:
-            return 400, {"message": f"the body is not JSON: {error}"}
-        missing = [name for name in required if not isinstance(event, dict) or name not in event]
-        if missing:
-            return 400, {"message": f"the event lacks {', '.join(missing)}"}
+    def deliver(event: Any) -> dict[str, Any]:
+        required(event, "id", "detail-type", "source", "account", "time", "region", "resources", "detail")
         record = {
             "Version": event.get("version", "0"),
             "EventId": event["id"],
@@ -606,10 +646,53 @@ def with_service_events(app: App) -> App:
         with scopes.request_scope(event["account"], event["region"]):
             events._ensure_default_bus()
             events._dispatch_event(record)
-        return 200, {"delivered": True}
+        return {"delivered": True}
+
+    return deliver
+
+
+def s3_age_route() -> Route:
+    """`POST /_local/s3-age`: the newest version of an object looks as if it had been uploaded `seconds` ago.
+
+    For tests of what happens to old objects. On AWS, time does it.
+    """
+    s3 = ministack("services.s3", _ensure_bucket=("name",))
+    scopes = ministack("core.responses", request_scope=("account_id", "region"))
+
+    def set_age(body: Any) -> dict[str, Any]:
+        bucket_name, key, seconds = required(body, "bucket", "key", "seconds")
+        time_then = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+        last_modified = time_then.replace("+00:00", "Z")
+        with scopes.request_scope(os.environ["MINISTACK_ACCOUNT_ID"], os.environ["MINISTACK_REGION"]):
+            bucket = s3._ensure_bucket(bucket_name)
+            if bucket is None or key not in bucket["objects"]:
+                raise RequestRefused(f"there is no object s3://{bucket_name}/{key}")
+            bucket["objects"][key]["last_modified"] = last_modified
+            for version in s3._object_versions.get((bucket_name, key), []):
+                if version["is_latest"]:
+                    version["last_modified"] = last_modified
+        return {"last_modified": last_modified}
+
+    return set_age
+
+
+def with_routes(app: App, routes: Mapping[str, Route]) -> App:
+    """Adds paths that take a JSON object by POST and answer 200, or 400 with a message."""
+
+    def answer_to(path: str, method: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        if method != "POST":
+            return 405, {"message": f"{path} takes POST"}
+        try:
+            content = json.loads(body)
+        except ValueError as error:
+            return 400, {"message": f"the body is not JSON: {error}"}
+        try:
+            return 200, routes[path](content)
+        except RequestRefused as refused:
+            return 400, {"message": str(refused)}
 
     async def with_route(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != EVENTS_PATH:
+        if scope["type"] != "http" or scope["path"] not in routes:
             await app(scope, receive, send)
             return
         body = b""
@@ -618,10 +701,7 @@ def with_service_events(app: App) -> App:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        if scope["method"] == "POST":
-            status, answer = deliver(body)
-        else:
-            status, answer = 405, {"message": f"{EVENTS_PATH} takes POST"}
+        status, answer = answer_to(scope["path"], scope["method"], body)
         headers = [(b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
@@ -669,11 +749,34 @@ def patched_app(gateway: str) -> App:
     patch_asynchronous_invocation(gateway)
     patch_invoke_permission(gateway)
     patch_function_runtime()
-    patch_s3_events()
+    set_s3_event_delay = patch_s3_events()
     patch_copy_object()
     patch_described_alarms()
     app: App = ministack("app", app=("scope", "receive", "send")).app
-    return with_repeated_requests_logged(with_service_events(app))
+    routes = {EVENTS_PATH: events_route(), S3_EVENT_DELAY_PATH: set_s3_event_delay, S3_AGE_PATH: s3_age_route()}
+    logged = with_repeated_requests_logged(with_routes(app, routes))
+    return for_own_callers_only(logged, int(gateway.rpartition(":")[2]))
+
+
+def for_own_callers_only(app: App, port: int) -> App:
+    """Refuses what a web page sends, on every path, before anything else looks at it: see local.sagemaker.callers."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await app(scope, receive, send)
+            return
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        why = callers.refusal(headers, port)
+        if not why:
+            await app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "reason": why})
+        else:
+            kind = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": callers.FORBIDDEN, "headers": kind})
+            await send({"type": "http.response.body", "body": json.dumps({"message": why}).encode()})
+
+    return guarded
 
 
 def with_repeated_requests_logged(app: App) -> App:

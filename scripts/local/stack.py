@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import terraform
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +155,10 @@ def up(
         "parallel_trainings": parallel_trainings,
         "pids": {"starter": identity(os.getpid())},
     }
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    # It holds people's texts. What the containers write in it has the modes that it has on AWS.
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    (folder / "logs").mkdir(exist_ok=True)
     create_record(stack)
     try:
         if beside is None:
@@ -371,19 +376,18 @@ def is_alive(process: Mapping[str, Any]) -> bool:
 
 
 def started(pid: int) -> str:
-    """When a running process was started, as the operating system puts it; "" for one that has ended."""
+    """When a running process was started, in seconds, on Linux since the boot; "" for one that has ended."""
     if pid in _children:
         _children[pid].poll()  # an ended child stays in the process table until it is polled
     try:
-        # https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html: field 3 is the state, field 22 the start time.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self").exists():
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
             return ""
-    answer = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    state, _, start_time = answer.stdout.strip().partition(" ")
-    return "" if state.startswith("Z") else start_time.strip()
+        # On Linux psutil adds the time of the boot, which is another one after the clock was set.
+        began = process.create_time() - (psutil.boot_time() if psutil.LINUX else 0)
+    except psutil.NoSuchProcess:
+        return ""
+    return f"{began:.2f}"
 
 
 def stop(stack: Stack) -> None:

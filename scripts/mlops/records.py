@@ -480,6 +480,10 @@ def waiting(record: Mapping[str, Any]) -> Waiting:
     return cast(Waiting, dict(record))
 
 
+def given_up(record: Mapping[str, Any]) -> GivenUp:
+    return cast(GivenUp, dict(record))
+
+
 def retrained(record: Mapping[str, Any]) -> Retrained:
     return cast(Retrained, dict(record))
 

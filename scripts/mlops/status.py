@@ -22,6 +22,7 @@ from mlops.records import (
     decision,
     decision_key,
     deployment,
+    given_up,
     ledger,
     paused,
     rejected,
@@ -49,12 +50,12 @@ def newest_jobs(target: Target) -> list[str]:
     return sorted((prefix.split("/")[-2] for prefix in prefixes), reverse=True)
 
 
-def job_line(target: Target, job: str, data: Source) -> str:
+def job_line(target: Target, job: str, data: Source, guards: Ledger | None) -> str:
     """One line on a training job: its verdict, what became of its model, its data and numbers."""
     name = data["key"].rsplit("/", 1)[-1]
     verdict = bucket.read(target, decision_key(job), decision)
     if verdict is None:
-        return f"{job}  {undecided(target, job, name)}"
+        return f"{job}  {undecided(target, job, name, guards)}"
     deployments = [record.value for record in bucket.read_all(target, f"{DEPLOYMENT_PREFIX}{job}-", deployment)]
     state = ", ".join(record["state"] for record in deployments) or "-"
     state = state.replace("confirmed", "deployed")
@@ -65,15 +66,18 @@ def job_line(target: Target, job: str, data: Source) -> str:
     return f"{job}  {verdict.value['verdict']:<11} {state:<12} {name}  {numbers(verdict.value)}{why}"
 
 
-def undecided(target: Target, job: str, name: str) -> str:
-    """The state of a job without a decision, its data, and what it waits for."""
+def undecided(target: Target, job: str, name: str, guards: Ledger | None) -> str:
+    """The state of a job without a decision, its data, and what it waits for or why it was not started."""
     if bucket.exists(target, snapshot_key(job, "started.json")):
         return f"{'training':<11} {name}"
+    if over := bucket.read(target, snapshot_key(job, "given_up.json"), given_up):
+        return f"{'given up':<11} {name}  {over.value.get('reason', ''):.100}".rstrip()
+    entry = guards["jobs"].get(job) if guards else None
+    if entry and entry["state"] == "failed":
+        why = entry.get("reason", "the start broke off")
+        return f"{'not started':<11} {name}  tried {entry['tries']} times: {why:.100}"
     waits = bucket.read(target, snapshot_key(job, "waiting.json"), waiting)
-    state = "starting" if waits is None else "waiting"
-    if bucket.exists(target, snapshot_key(job, "given_up.json")):
-        state = "given up"
-    return f"{state:<11} {name}" + (f"  for {waits.value['for']}" if waits else "")
+    return f"{'waiting':<11} {name}  for {waits.value['for']}" if waits else f"{'starting':<11} {name}"
 
 
 def numbers(verdict: Decision) -> str:
@@ -117,13 +121,14 @@ def show_status(target: Target) -> int:
             f"PAUSED     since {pause.value['at'][:16]} by {pause.value['by']}: no new jobs, no endpoints; "
             "make resume ends it"
         )
-    guards = bucket.read(target, LEDGER_KEY, ledger)
-    print(training_line(guards.value if guards else None))
+    found = bucket.read(target, LEDGER_KEY, ledger)
+    guards = found.value if found else None
+    print(training_line(guards))
     by_model: dict[str, list[str]] = {DEFAULT_MODEL: []}
     for job in newest_jobs(target)[:JOBS_SHOWN]:
         data = bucket.read(target, snapshot_key(job, "source.json"), source)
         if data is not None:
-            by_model.setdefault(data.value["model"], []).append(job_line(target, job, data.value))
+            by_model.setdefault(data.value["model"], []).append(job_line(target, job, data.value, guards))
     for model, lines in by_model.items():
         print(
             f"\nmodel      {model}\nendpoint   {target.endpoint_of(model)}: {endpoint_line(target, model, bool(pause))}"

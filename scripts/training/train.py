@@ -346,6 +346,7 @@ def fine_tune(
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=EVALUATION_BATCH_SIZE,
         train_sampling_strategy="group_by_length",  # less padding: half the time per epoch on short messages
+        use_cpu=not torch.cuda.is_available(),  # not a Mac's GPU: containers and the model server have none
         fp16=torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,

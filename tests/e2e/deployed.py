@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -125,6 +126,15 @@ class Pipeline:
                 if record["key"] == key:
                     return record
         return None
+
+    def tell_local_aws(self, path: str, body: Mapping[str, Any]) -> None:
+        """Ask the local AWS itself for something: POST /_local/<path> (scripts/local/README.md)."""
+        gateway = self.s3.meta.endpoint_url
+        with urlopen(Request(f"{gateway}/_local/{path}", json.dumps(body).encode()), timeout=10) as answer:
+            answer.read()
+
+    def local_aws_log(self) -> str:
+        return (stack.state_folder() / "logs" / "aws.log").read_text(errors="replace")
 
     def endpoint(self, model: str) -> dict[str, Any]:
         answer: dict[str, Any] = self.sagemaker.describe_endpoint(EndpointName=self.target.endpoint_of(model))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from mlops.logs import log_events
 from mlops.records import PAUSED_KEY
 from package import tar_gz_bytes
 
+EVENTS = Path(__file__).resolve().parents[1] / "events"
 LABELS = ("ham", "spam")
 ROOM = 5
 CROWD = 200
@@ -217,6 +219,80 @@ def test_tick_of_the_schedule_finishes_what_lost_events_left(pipeline: Pipeline,
     assert errors(pipeline, since) == []
 
 
+@contextmanager
+def events_just_switched_on(pipeline: Pipeline) -> Iterator[None]:
+    """S3 sends no events yet, as in the first minutes after a deploy on AWS."""
+    bucket = pipeline.target.bucket
+    pipeline.tell_local_aws("s3-event-delay", {"seconds": 300})
+    try:
+        for configuration in ({}, {"EventBridgeConfiguration": {}}):
+            pipeline.s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration=configuration)
+        yield
+    finally:
+        pipeline.tell_local_aws("s3-event-delay", {"seconds": 0})
+
+
+def sweep_uploads(pipeline: Pipeline) -> None:
+    name = pipeline.target.functions["training"]
+    answer = pipeline.target.client("lambda").invoke(FunctionName=name, Payload=b'{"source": "sweep"}')
+    assert "FunctionError" not in answer
+
+
+def late_event(pipeline: Pipeline, key: str, version: str) -> dict[str, Any]:
+    """The event of an upload, as S3 sends it, whenever that is."""
+    where = {"Bucket": pipeline.target.bucket, "Key": key}
+    head = pipeline.s3.head_object(**where, VersionId=version)
+    event = json.loads((EVENTS / "s3_object_created.json").read_text())
+    described = {"key": key, "size": head["ContentLength"], "etag": head["ETag"].strip('"'), "version-id": version}
+    event["time"] = f"{head['LastModified']:%Y-%m-%dT%H:%M:%SZ}"
+    event["detail"]["object"] |= described
+    return {**event, "detail": {**event["detail"], "bucket": {"name": where["Bucket"]}}}
+
+
+def jobs_of(pipeline: Pipeline, key: str) -> list[str]:
+    """The jobs that SageMaker was asked for with the data of an upload."""
+    pages = pipeline.sagemaker.get_paginator("list_training_jobs").paginate()
+    names = {job["TrainingJobName"] for page in pages for job in page["TrainingJobSummaries"]}
+    sources = [pipeline.json_at(name) for name in pipeline.keys("data/snapshots/") if name.endswith("/source.json")]
+    return [source["job"] for source in sources if source["key"] == key and source["job"] in names]
+
+
+def test_upload_that_s3_sent_no_event_of_is_adopted_and_its_late_event_changes_nothing(pipeline: Pipeline) -> None:
+    since = datetime.now(UTC)
+    bucket, key = pipeline.target.bucket, "data/train/adopted/data.csv"
+    with instant_training(pipeline):
+        with events_just_switched_on(pipeline):
+            put = pipeline.s3.put_object(Bucket=bucket, Key=key, Body=to_csv(make_rows(LABELS, 60, 4)))
+            pipeline.wait_for("no event", lambda: f"no event for s3://{bucket}/{key}" in pipeline.local_aws_log())
+        sweep_uploads(pipeline)
+        assert pipeline.source_of(key) is None, "adopted though its event could still come"
+        pipeline.tell_local_aws("s3-age", {"bucket": bucket, "key": key, "seconds": 11 * 60})
+        sweep_uploads(pipeline)
+        pipeline.wait_for_email("adopted", "Model rejected")
+    (job,) = jobs_of(pipeline, key)
+    source = pipeline.source_of(key)
+    assert source is not None
+    assert (source["job"], source["version_id"]) == (job, put["VersionId"])
+    event = late_event(pipeline, key, put["VersionId"])
+    records = [key for prefix in ("claims/", "data/") for key in pipeline.keys(prefix)]
+    for _ in range(2):
+        pipeline.tell_local_aws("events", event)
+
+    def handled() -> bool:
+        lines = [line for line in log_lines(pipeline, "training", since) if '"aws.s3 event handled' in line]
+        assert all('"aws.s3 event handled: already started"' in line and job in line for line in lines)
+        return len(lines) == 2
+
+    pipeline.wait_for("both late events to be handled", handled)
+    assert jobs_of(pipeline, key) == [job]
+    assert [key for prefix in ("claims/", "data/") for key in pipeline.keys(prefix)] == records
+    sweep_uploads(pipeline)
+    pipeline.receive()
+    assert jobs_of(pipeline, key) == [job]
+    assert pipeline.subjects_of("adopted") == ["Training started", "Model rejected"]
+    assert errors(pipeline, since) == []
+
+
 def everything(pipeline: Pipeline) -> tuple[list[Any], list[Any]]:
     """Every version of every object, and every endpoint with its last change."""
     pages = pipeline.s3.get_paginator("list_object_versions").paginate(Bucket=pipeline.target.bucket)
@@ -243,9 +319,9 @@ def test_tick_over_a_healthy_system_writes_nothing_and_mails_nobody(
 
     def all_swept() -> bool:
         expected = {
-            "training": "sweep: started 0",
+            "training": "sweep event handled: started 0",
             "evaluator": "sweep: nothing undecided",
-            "deployer": "endpoint swept",
+            "deployer": "models swept",
         }
         return all(
             any(text in line for line in log_lines(pipeline, function, since)) for function, text in expected.items()

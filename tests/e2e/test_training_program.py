@@ -401,3 +401,23 @@ def test_a_text_beyond_the_models_length_is_cut(classifier):
 def test_a_request_of_another_shape_is_refused_in_words(classifier, request_body, reason):
     with pytest.raises(ValueError, match=reason):
         inference.predict_fn(request_body, classifier)
+
+
+# Prints the device that the trainer is given on a Mac whose GPU torch could use.
+ON_A_MAC = """
+import sys, types
+import torch, transformers
+import train
+torch.backends.mps.is_available = torch.backends.mps.is_built = lambda: True
+torch.cuda.is_available = lambda: False
+def trainer(model, arguments, **others):
+    sys.exit(f"device: {arguments.device}")
+transformers.Trainer = trainer
+settings = types.SimpleNamespace(epochs=1, batch_size=8, max_length=16, learning_rate=1e-3, seed=1)
+train.fine_tune(settings, types.SimpleNamespace(model=None, tokenizer=None), [{}])
+"""
+
+
+def test_the_gpu_of_a_mac_is_not_used_as_the_model_server_does_not_use_it_either():
+    done = subprocess.run([sys.executable, "-c", ON_A_MAC], cwd=TRAINING, capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines()[-1] == "device: cpu"

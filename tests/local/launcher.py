@@ -19,6 +19,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import boto3
+import psutil
 
 PROGRAM = [sys.executable, "-P", "-m", "local.aws"]
 ACCOUNT = "123456789012"
@@ -135,22 +136,12 @@ def function_arn(name: str) -> str:
 
 def processes_with(text: str) -> list[int]:
     """The ids of the processes of this machine whose working folder or command line contains `text`."""
-    listing = subprocess.run(
-        ["ps", "-ww", "-eo", "pid=,stat=,args="], capture_output=True, text=True, check=True
-    ).stdout
     found = []
-    for line in listing.splitlines():
-        pid, status, command = line.split(None, 2)
-        if not status.startswith("Z") and (text in command or text in working_folder(pid)):
-            found.append(int(pid))
+    for process in psutil.process_iter(["status", "cmdline", "cwd"], ad_value=None):
+        where = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(text in part for part in where):
+            found.append(process.pid)
     return found
-
-
-def working_folder(pid: str) -> str:
-    try:
-        return str(Path(f"/proc/{pid}/cwd").readlink())
-    except OSError:  # ended meanwhile, or not Linux
-        return ""
 
 
 def answers(url: str) -> bool:

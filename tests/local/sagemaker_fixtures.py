@@ -17,11 +17,13 @@ from types import MappingProxyType
 from typing import Any
 
 import boto3
+import psutil
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
+from local.sagemaker.processes import PORTABLE_GUARD
 from local.sagemaker.quotas import SERVERLESS_CONCURRENCY
 
 ACCOUNT = "123456789012"
@@ -163,6 +165,7 @@ class LocalSageMaker:
             "AWS_SECRET_ACCESS_KEY": "test",
             "HF_HOME": "/nowhere",
             MARK: self.mark,
+            PORTABLE_GUARD: os.environ.get(PORTABLE_GUARD, ""),
         }
         (self.state / "server.json").unlink(missing_ok=True)
         with self.log.open("ab") as log:
@@ -197,11 +200,10 @@ class LocalSageMaker:
     def processes(self) -> list[str]:
         """Command lines of everything that this server started and that lives."""
         found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != self.process.pid:
-                with contextlib.suppress(OSError):
-                    if f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes():
-                        found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.pid != self.process.pid and process.environ().get(MARK) == self.mark:
+                    found.append(" ".join(process.cmdline()))
         return found
 
     def is_alone(self) -> bool:

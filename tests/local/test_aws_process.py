@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import signal
 import socket
 import subprocess
@@ -13,6 +12,7 @@ import threading
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 from hypercorn.config import Config
 
@@ -55,25 +55,9 @@ def test_it_listens_on_loopback_only_and_on_one_port(tmp_path: Path) -> None:
 
 
 def listening_addresses(pid: int) -> set[str]:
-    """The TCP addresses a process listens on, from Linux's tables."""
-    inodes = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            target = str(descriptor.readlink())
-        except FileNotFoundError:
-            continue  # closed since the listing, so it is no listener
-        found = re.fullmatch(r"socket:\[(\d+)\]", target)
-        if found:
-            inodes.add(found[1])
-    addresses = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in inodes:
-                address, port = fields[1].split(":")
-                octets = [str(int(address[at : at + 2], 16)) for at in (6, 4, 2, 0)]
-                addresses.add(f"{'.'.join(octets)}:{int(port, 16)}")
-    return addresses
+    """The TCP addresses a process listens on."""
+    connections = psutil.Process(pid).net_connections("tcp")
+    return {f"{each.laddr.ip}:{each.laddr.port}" for each in connections if each.status == psutil.CONN_LISTEN}
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:

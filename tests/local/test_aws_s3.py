@@ -6,12 +6,15 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from botocore.exceptions import ClientError
 
-from launcher import ACCOUNT, LocalAws, local_aws
+from launcher import ACCOUNT, LocalAws, eventually, local_aws
 
 COPY_LIMIT = 1000  # bytes
 
@@ -142,3 +145,87 @@ def test_parts_of_a_large_source_can_still_be_copied(aws: LocalAws, bucket: str)
 def test_a_copy_of_nothing_is_still_not_found(aws: LocalAws, bucket: str) -> None:
     source = {"Bucket": bucket, "Key": "nothing"}
     assert refused(aws.client("s3").copy_object, Bucket=bucket, Key="copy", CopySource=source) == ("NoSuchKey", 404)
+
+
+# --- what only tests ask for ---
+
+
+def tell(aws: LocalAws, path: str, **body: Any) -> dict[str, Any]:
+    request = Request(f"{aws.url}/_local/{path}", data=json.dumps(body).encode(), method="POST")
+    with urlopen(request, timeout=10) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+@pytest.fixture
+def no_events_yet(aws: LocalAws) -> Iterator[None]:
+    """Events take five minutes, as on AWS, until they are switched on for a bucket."""
+    tell(aws, "s3-event-delay", seconds=300)
+    yield
+    tell(aws, "s3-event-delay", seconds=0)
+
+
+def keys_of_events(aws: LocalAws, url: str, count: int) -> list[str]:
+    return [json.loads(message["Body"])["detail"]["object"]["key"] for message in aws.messages(url, count)]
+
+
+@pytest.mark.usefixtures("no_events_yet")
+def test_an_upload_soon_after_events_were_switched_on_never_gets_one(aws: LocalAws, bucket: str) -> None:
+    url = queue_of_events(aws, bucket)
+    aws.client("s3").put_object(Bucket=bucket, Key="lost", Body=b"1")
+    eventually(lambda: f"no event for s3://{bucket}/lost" in aws.output.read_text(), "its loss in the log")
+    tell(aws, "s3-event-delay", seconds=0)
+    aws.client("s3").put_object(Bucket=bucket, Key="told", Body=b"1")
+    assert keys_of_events(aws, url, 1) == ["told"]
+
+
+def test_events_that_were_on_already_are_not_delayed_again(aws: LocalAws, bucket: str) -> None:
+    s3 = aws.client("s3")
+    url = queue_of_events(aws, bucket)
+    tell(aws, "s3-event-delay", seconds=0.5)
+
+    def told() -> Any:
+        s3.put_bucket_notification_configuration(
+            Bucket=bucket, NotificationConfiguration={"EventBridgeConfiguration": {}}
+        )
+        s3.put_object(Bucket=bucket, Key="told", Body=b"1")
+        return aws.client("sqs").receive_message(QueueUrl=url).get("Messages")
+
+    try:
+        eventually(told, "an event")
+    finally:
+        tell(aws, "s3-event-delay", seconds=0)
+
+
+def test_an_object_can_be_made_to_look_old(aws: LocalAws, bucket: str) -> None:
+    s3 = aws.client("s3")
+    s3.put_object(Bucket=bucket, Key="a b+é", Body=b"first")
+    newest = s3.put_object(Bucket=bucket, Key="a b+é", Body=b"second")["VersionId"]
+    before = datetime.now(UTC)
+    told = datetime.fromisoformat(tell(aws, "s3-age", bucket=bucket, key="a b+é", seconds=3600)["last_modified"])
+    assert abs((before - told).total_seconds() - 3600) < 60
+    whole = told.replace(microsecond=0)
+    head = s3.head_object(Bucket=bucket, Key="a b+é")
+    assert head["LastModified"] == whole
+    assert s3.get_object(Bucket=bucket, Key="a b+é", VersionId=newest)["LastModified"] == whole
+    (listed,) = s3.list_objects_v2(Bucket=bucket)["Contents"]
+    assert listed["LastModified"] == told
+    ages = {
+        version["IsLatest"]: version["LastModified"] for version in s3.list_object_versions(Bucket=bucket)["Versions"]
+    }
+    assert ages[True] == told
+    assert ages[False] > told
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("s3-event-delay", {}, "the body lacks seconds"),
+        ("s3-age", {"key": "k"}, "the body lacks bucket, seconds"),
+        ("s3-age", {"bucket": "b", "key": "k", "seconds": 1}, "there is no object s3://b/k"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(aws: LocalAws, path: str, body: dict[str, Any], said: str) -> None:
+    with pytest.raises(HTTPError) as error:
+        tell(aws, path, **body)
+    assert (error.value.code, json.load(error.value)["message"]) == (400, said)

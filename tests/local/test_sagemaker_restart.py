@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from local.sagemaker.processes import PORTABLE_GUARD
 from sagemaker_fixtures import (  # noqa: F401  fixtures
     INFERENCE,
     LocalSageMaker,
@@ -20,8 +21,8 @@ from sagemaker_fixtures import (  # noqa: F401  fixtures
 def waiting_program(folder: Path) -> str:
     """Says that it runs, starts a process in a group of its own, and waits for a file."""
     return f"""
-import os, subprocess, time
-subprocess.Popen(["sleep", "300"], start_new_session=True)
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
 open({str(folder / "runs")!r}, "a").write("x")
 while not os.path.exists({str(folder / "go")!r}):
     time.sleep(0.01)
@@ -35,15 +36,24 @@ def waiting_inference(folder: Path) -> str:
     )
 
 
+@pytest.mark.parametrize("portable", ["", "1"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_end_of_the_server_leaves_no_process(start: Start, tmp_path: Path, number: int) -> None:  # noqa: F811
+def test_end_of_the_server_leaves_no_process(
+    start: Start,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    portable: str,
+) -> None:
+    monkeypatch.setenv(PORTABLE_GUARD, portable)
     server = start("--parallel", "2")
     server.serve("live", server.config("live"))
     server.config("loading", waiting_inference(tmp_path))
     server.api.create_endpoint(EndpointName="loading", EndpointConfigName="loading")
     server.api.create_training_job(**server.job_request("busy", waiting_program(tmp_path)))
     wait_for("all run", lambda: (tmp_path / "runs").exists() and (tmp_path / "loads").exists())
-    assert any("sleep 300" in line for line in server.processes())
+    assert any("time.sleep(300)" in line for line in server.processes())
+    assert any("guard.py --portable" in line for line in server.processes()) == bool(portable)
     server.process.send_signal(number)
     code = server.process.wait(20)
     assert code == (-number if number == signal.SIGKILL else 0)

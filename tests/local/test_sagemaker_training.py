@@ -281,9 +281,10 @@ open(os.path.join(os.environ["SM_MODEL_DIR"], "saved"), "w").close()
 
 
 def test_what_a_program_leaves_running_is_ended_with_it(server: LocalSageMaker) -> None:  # noqa: F811
-    program = "import subprocess\nsubprocess.Popen(['sleep', '300'], start_new_session=True)"
+    sleep = "[sys.executable, '-c', 'import time; time.sleep(300)']"
+    program = f"import subprocess, sys\nsubprocess.Popen({sleep}, start_new_session=True)"
     server.train("litter", program)
-    assert not [line for line in server.processes() if "sleep 300" in line]
+    assert not [line for line in server.processes() if "time.sleep(300)" in line]
 
 
 def test_second_job_waits_its_turn_and_can_be_stopped_there(start: Start, tmp_path: Path) -> None:  # noqa: F811

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from launcher import WAIT_SECONDS, answers, eventually, processes_with
@@ -136,6 +137,16 @@ def test_a_process_is_ours_only_with_its_start_time() -> None:
     assert stack.is_alive(ours)
     assert not stack.is_alive({**ours, "started": "1"})
     assert not stack.is_alive({"pid": ours["pid"], "started": ""})
+
+
+if psutil.LINUX:
+
+    def test_a_process_stays_ours_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+        """Linux knows when a process was started since the boot, and psutil adds when that was."""
+        ours = stack.identity(os.getpid())
+        boot = psutil.boot_time()
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 3600)
+        assert stack.is_alive(ours)
 
 
 def test_an_ended_process_is_not_alive_although_nobody_has_waited_for_it() -> None:
@@ -269,6 +280,16 @@ def test_a_service_that_does_not_start_is_named_with_its_log(folder: Path, monke
     assert processes_with(str(folder)) == []
     assert (folder / "logs" / "aws.log").exists()
     assert not (folder / "stack.json").exists()
+
+
+def test_nobody_else_can_look_into_the_state_even_where_the_folder_was_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir(mode=0o755)
+    monkeypatch.setattr(stack, "PROGRAMS", {"aws": ["-c", "raise SystemExit(1)"], "sagemaker": ["-c", "pass"]})
+    with pytest.raises(stack.StackError):
+        stack.up(lambda stage, text: None, {"package_dir": "/p", "base_model": "tiny"})
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_service_that_never_answers_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

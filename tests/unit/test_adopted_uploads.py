@@ -66,6 +66,16 @@ def test_an_upload_without_an_event_is_trained_on_and_its_late_event_changes_not
     assert subjects(world) == {"Training started: reviews (x.csv)": 1}
 
 
+def test_the_late_event_of_an_adopted_upload_is_answered_with_the_job_that_has_it(
+    run: Callable[..., str], training: ModuleType, world: World
+) -> None:
+    late = upload(world, "data/train/reviews/x.csv")
+    late["detail"]["object"]["sequencer"] = "a sequencer, which the sweep does not know"
+    world.wait(minutes=11)
+    run()
+    assert training.lambda_handler(late, Context("late"))["training_job"] in world.sagemaker.jobs
+
+
 def test_an_adopted_upload_that_cannot_be_trained_on_is_rejected_once(run: Callable[..., str], world: World) -> None:
     late = upload(world, body=b"text;label\n")
     world.wait(minutes=11)

@@ -14,7 +14,7 @@ TESTS = SCRIPTS.parent / "tests"
 MAY_IMPORT = {
     "mlops": {"local", "mlops.records", "package", "terraform"},
     "mlops.records": set(),
-    "local": {"package", "terraform"},
+    "local": {"local.sagemaker", "package", "terraform"},
     "local.sagemaker": set(),
     "dev": {"local", "mlops.records", "terraform"},
     "package": set(),

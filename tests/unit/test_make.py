@@ -176,3 +176,14 @@ def test_every_option_has_a_help_text() -> None:
         if not getattr(parameter, "help", "")
     ]
     assert without == []
+
+
+@pytest.mark.parametrize(
+    "recipe", ["false; touch went-on", "false | true; touch went-on", 'echo "$$NOT_SET"; touch went-on']
+)
+def test_a_recipe_ends_at_its_first_error(project: Path, recipe: str) -> None:
+    """macOS comes with make 3.81, which does not know .SHELLFLAGS."""
+    with (project / "Makefile").open("a") as makefile:
+        makefile.write(f"\nx:\n\t@{recipe}\n")
+    assert make(project, "x").returncode == 2
+    assert not (project / "went-on").exists()

@@ -15,7 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from fake_sagemaker import refusal
-from world import BUCKET, Context, Interruption, World
+from world import BUCKET, PROGRAM_KEY, Context, Interruption, World
 
 SWEEP = {"source": "sweep"}
 LEDGER = "slots/training.json"
@@ -146,7 +146,7 @@ def test_a_job_that_is_still_running_keeps_its_slot_whatever_an_event_says(
 def test_the_end_of_somebody_elses_job_is_passed_over(run: Callable[..., str], world: World) -> None:
     for job in ("training-job-20261123-110000-0123abcd", "training-job-of-theirs"):
         assert run(world.job_event(job)) == "not ours"
-    assert world.keys() == []
+    assert world.keys() == [PROGRAM_KEY]
 
 
 def test_a_lower_and_a_higher_maximum_hold_at_once(
@@ -415,7 +415,7 @@ def test_a_sweep_over_a_healthy_system_makes_a_handful_of_calls_writes_nothing_a
 def test_a_sweep_over_a_new_stack_is_silent(run: Callable[..., str], world: World) -> None:
     assert run(SWEEP) == "started 0, waiting 0"
     assert world.around.calls == ["HeadObject", "GetObject", "ListObjectsV2", "ListObjectsV2"]
-    assert world.keys() == []
+    assert world.keys() == [PROGRAM_KEY]
 
 
 @pytest.fixture
@@ -592,7 +592,7 @@ class OneAtATime:
 
             return call
 
-        names = ("get_object", "put_object", "head_object", "copy", "publish")
+        names = ("get_object", "put_object", "head_object", "copy", "copy_object", "publish")
         calls = {name: method(name) for name in (*names, "create_training_job", "describe_training_job")}
         pages = SimpleNamespace(paginate=self._paginate)
         return SimpleNamespace(**calls, meta=wrapped.meta, get_paginator=lambda _: pages)

@@ -48,6 +48,27 @@ def test_status_shows_the_pause_what_waits_and_what_was_withdrawn(
     assert "make redrive" in shown
 
 
+@pytest.mark.parametrize(
+    ("given_up", "shown"),
+    [
+        (None, "not started later.csv  tried 3 times: Requested image pytorch:2.13 not found"),
+        ({"reason": "Could not assume role"}, "given up    later.csv  Could not assume role\n"),
+        ({}, "given up    later.csv\n"),
+    ],
+)
+def test_status_says_why_a_job_was_not_started(
+    shell: Shell, capsys: pytest.CaptureFixture[str], given_up: dict[str, str] | None, shown: str
+) -> None:
+    shell.world.put(f"data/snapshots/{THIRD}/source.json", {"job": THIRD, "model": "default", "key": "later.csv"})
+    refused = {"state": "failed", "tries": 3, "reason": "Requested image pytorch:2.13 not found"}
+    ledger = {"schema": 2, "jobs": {THIRD: refused}, "day": {"date": "", "jobs": []}, "quota": None}
+    shell.world.put("slots/training.json", ledger)
+    if given_up is not None:
+        shell.world.put(f"data/snapshots/{THIRD}/given_up.json", given_up)
+    assert cli.main(["status"]) == 0
+    assert f"{THIRD}  {shown}" in capsys.readouterr().out
+
+
 def test_status_knows_the_states_and_the_ledger_of_schema_2(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
     source = {"schema": 2, "job": FIRST, "model": "default", "bucket": BUCKET, "key": "data/train/x.csv"}
     shell.world.put(f"data/snapshots/{FIRST}/source.json", source)

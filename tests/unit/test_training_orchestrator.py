@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fake_sagemaker import refusal
-from world import BUCKET, CSV, Context, Interruption, World, broken_connection, event
+from world import BUCKET, CSV, PROGRAM_KEY, Context, Interruption, World, broken_connection, event
 
 JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 KEYS = [
@@ -341,6 +341,28 @@ def test_any_legal_key_gives_a_job_and_stays_out_of_it(run: Callable[..., str], 
     assert f"s3://{BUCKET}/{key}\n" in world.only_email().body
 
 
+def test_a_job_that_waits_for_its_instance_keeps_the_program_of_its_start(
+    run: Callable[..., str], world: World, training: ModuleType
+) -> None:
+    sent = world.upload("data/train/reviews/x.csv")
+    run(sent)
+    world.put(PROGRAM_KEY, b"a newer training program")
+    source = world.sagemaker.jobs[job_of(training, sent)]["HyperParameters"]["sagemaker_submit_directory"]
+    assert world.read(source.removeprefix(f"s3://{BUCKET}/")) == b"the training program"
+
+
+def test_a_start_that_broke_off_keeps_its_program_when_it_is_tried_again(
+    run: Callable[..., str], world: World, training: ModuleType
+) -> None:
+    sent = world.upload("data/train/reviews/x.csv")
+    world.around.interruption = Interruption("CreateTrainingJob", broken_connection, after_the_effect=True)
+    with pytest.raises(ClientError, match="InternalError"):
+        run(sent, "an invocation")
+    world.put(PROGRAM_KEY, b"a newer training program")
+    assert run(sent, "an invocation") == "started"
+    assert world.read(f"data/snapshots/{job_of(training, sent)}/training.tar.gz") == b"the training program"
+
+
 def test_the_job_request_is_what_the_training_program_is_promised(
     run: Callable[..., str], world: World, training: ModuleType
 ) -> None:
@@ -353,7 +375,7 @@ def test_the_job_request_is_what_the_training_program_is_promised(
         "learning_rate": "5e-5",
         "seed": "42",
         "sagemaker_program": "train.py",
-        "sagemaker_submit_directory": f"s3://{BUCKET}/code/training.tar.gz",
+        "sagemaker_submit_directory": f"s3://{BUCKET}/data/snapshots/{name}/training.tar.gz",
         "sagemaker_region": "us-east-1",
         "sagemaker_job_name": name,
         "sagemaker_container_log_level": "20",

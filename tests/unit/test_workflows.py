@@ -136,6 +136,7 @@ def test_the_local_suite_runs_on_macos_with_the_oldest_provider() -> None:
         "make .venv/.training package",
         ".venv/bin/python -m pytest tests/unit tests/local",
     ]
+    assert made["Demo"]["run"] == "make demo"
     versions = (ROOT / "terraform" / "versions.tf").read_text()
     assert f">= {made['Keep the provider on macOS']['env']['PROVIDER'].removesuffix('.0')}," in versions
 

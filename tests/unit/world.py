@@ -34,6 +34,7 @@ from fake_sagemaker import FakeSageMaker, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "atml-models-bucket"
+PROGRAM_KEY = "code/training.tar.gz"  # Terraform writes it
 REGION = "us-east-1"
 ENDPOINT = "mlops-endpoint"
 # The names that Terraform makes for this bucket.
@@ -47,7 +48,7 @@ ENVIRONMENT = {
     | {
         "TRAINING_ROLE_ARN": TRAINING_ROLE_ARN,
         "TRAINING_IMAGE": "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13.0-cpu-amzn2023-sagemaker",
-        "TRAINING_SOURCE_URI": f"s3://{BUCKET}/code/training.tar.gz",
+        "TRAINING_SOURCE_URI": f"s3://{BUCKET}/{PROGRAM_KEY}",
         "TRAINING_INSTANCE_TYPE": "ml.m5.xlarge",
         "TRAINING_VOLUME_GB": "30",
         "TRAINING_MAX_RUNTIME_SECONDS": "7200",
@@ -283,6 +284,7 @@ class World:
         self.time = datetime(2026, 11, 23, 12, 0, 5, tzinfo=UTC)
         if isinstance(clients, FastClients):
             clients.s3.clock[0] = lambda: self.time
+        self.put(PROGRAM_KEY, b"the training program")
 
     def now(self) -> datetime:
         """Stands in for now() of the handlers that compare times with those of uploads; no two moments are the same."""

@@ -61,6 +61,6 @@ Kill and restart
     a creation in flight starts over; a deletion finishes; undelivered events are delivered.
     Every process that the server starts runs under a guard that kills it when the server is gone.
 
-It is meant for Linux. On macOS it works with one gap: programs that leave their process group outlive
-a killed server.
+It is meant for Linux. On macOS, where it has not been tried yet, there are two gaps: a guard that is killed itself
+leaves its program running, and an orphan of a program can outlive it in the case that guard.py names.
 """

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import botocore.session
 
+from .callers import GuardedRequest
 from .errors import ApiError, constraint, unsupported, validation
 from .hosting import Hosting
 from .settings import Settings
@@ -241,7 +242,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.service = service
 
 
-class _Request(http.server.BaseHTTPRequestHandler):
+class _Request(GuardedRequest):
     server: Server
     protocol_version = "HTTP/1.1"
     server_version = "LocalSageMaker"

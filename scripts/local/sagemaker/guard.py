@@ -1,4 +1,4 @@
-"""Runs one command, and never outlives the server: ``python guard.py COMMAND ARGUMENT...``.
+"""Runs one command, and never outlives the server: ``python guard.py [--portable] COMMAND ARGUMENT...``.
 
 The server starts every child through this small process. Its standard input is a pipe that only the server
 holds: when the pipe closes, the server is gone (however it died) or wants the command gone, and the guard
@@ -6,34 +6,42 @@ kills the command with everything that it started. SIGTERM is passed on to the c
 members may take their time to end. When the command ends on its own, what it left running is killed, and
 the guard ends as the command did: with its exit code, or by the same signal.
 
+On Linux nothing escapes: orphans of the command become children of the guard, and a guard that is killed takes the
+command with it. No other system has that. There, and with --portable, which the tests use on Linux, orphans are
+found by the command's session and by a mark in their environment. Only an orphan with neither is missed: it began a
+session of its own, and its environment was cleared, or is hidden by macOS, as that of Apple's programs in /bin is.
+
 A separate process rather than PR_SET_PDEATHSIG in the server: that signal follows the death of the *thread*
 that forked, reaches only direct children, and needs code between fork and exec in a threaded process. The
 guard has one thread, so it can use the signal for its own child.
 """
 
+import contextlib
 import ctypes
 import os
-import pathlib
 import resource
 import select
 import signal
 import subprocess
 import sys
+import time
+
+import psutil
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
+_MARK = "LOCAL_SAGEMAKER_GUARD"
 _POLL_SECONDS = 0.05
 _KILLED = 128 + signal.SIGKILL
 
 
-def main(command: list[str]) -> int:
+def main(command: list[str], portable: bool) -> int:
     """Run the command; returns its exit code, -N after signal N."""
-    linux = sys.platform == "linux"
-    libc = ctypes.CDLL(None, use_errno=True) if linux else None
+    libc = None if portable else ctypes.CDLL(None, use_errno=True)
+    mark = f"{os.getpid()} {time.time()}" if portable else ""
     if libc is not None:
-        # Orphans of the command become children of the guard, so that they are found and killed.
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wakeup_read, wakeup_write = os.pipe()
     os.set_blocking(wakeup_write, False)
@@ -51,7 +59,13 @@ def main(command: list[str]) -> int:
                 os._exit(_KILLED)
 
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_guard)
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, _MARK: mark} if mark else None,
+            start_new_session=True,
+            preexec_fn=die_with_guard,
+        )
     except OSError as exc:
         print(f"cannot start {command[0]}: {exc}", flush=True)
         return 127
@@ -64,7 +78,7 @@ def main(command: list[str]) -> int:
     while True:
         ready, _, _ = select.select([0, wakeup_read], [], [], None if code is None else _POLL_SECONDS)
         if 0 in ready and os.read(0, 1) == b"":
-            _kill_all(pid, linux)
+            _kill_all(pid, mark)
             return _KILLED
         if wakeup_read in ready:
             numbers = os.read(wakeup_read, 512)
@@ -75,8 +89,8 @@ def main(command: list[str]) -> int:
         if status is not None:
             code = os.waitstatus_to_exitcode(status)
         # After SIGTERM a shell may be gone while the program that it runs still saves its work.
-        if code is not None and not (terminated and _group_lives(pid)):
-            _kill_all(pid, linux)
+        if code is not None and not (terminated and _signal_group(pid, 0)):
+            _kill_all(pid, mark)
             return code
 
 
@@ -94,50 +108,48 @@ def _reap(pid: int) -> int | None:
             found = status
 
 
-def _signal_group(pid: int, number: int) -> None:
+def _signal_group(pid: int, number: int) -> bool:
+    """Signal a process group; False when nobody is left in it."""
     try:
         os.killpg(pid, number)
-    except ProcessLookupError:
-        return
-
-
-def _group_lives(pid: int) -> bool:
-    try:
-        os.killpg(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # macOS raises PermissionError for a group of zombies
         return False
     return True
 
 
-def _kill_all(pid: int, linux: bool) -> None:
-    """Kill the command's group and, on Linux, every descendant; return when all are gone."""
+def _kill_all(pid: int, mark: str) -> None:
+    """Kill the command's group and everything else that it started; return when all are gone."""
+    left = _started(pid, mark)  # before the group's end makes orphans
     _signal_group(pid, signal.SIGKILL)
-    while linux:
-        for descendant in _descendants(os.getpid()):
-            try:
-                os.kill(descendant, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            return
+    while left:
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        _reap(pid)
+        psutil.wait_procs(left, timeout=_POLL_SECONDS)
+        left = [process for process in _started(pid, mark) if _lives(process)]
 
 
-def _descendants(root: int) -> list[int]:
-    parents: dict[int, int] = {}
-    for entry in pathlib.Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            # The command name is in brackets and may contain spaces: fields count from its end.
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    found = [root]
-    for process in found:
-        found.extend(child for child, parent in parents.items() if parent == process)
-    return found[1:]
+def _started(pid: int, mark: str) -> list[psutil.Process]:
+    """The guard's descendants; with a mark, also the orphans among those that the command started."""
+    found = psutil.Process().children(recursive=True)
+    if mark:
+        found += [process for process in psutil.process_iter() if _is_ours(process, pid, mark)]
+    return found
+
+
+def _is_ours(process: psutil.Process, session: int, mark: str) -> bool:
+    try:
+        return os.getsid(process.pid) == session or process.environ().get(_MARK) == mark
+    except (ProcessLookupError, PermissionError, psutil.Error):  # ended meanwhile, or somebody else's
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _end(code: int) -> None:
@@ -150,4 +162,5 @@ def _end(code: int) -> None:
 
 
 if __name__ == "__main__":
-    _end(main(sys.argv[1:]))
+    chosen = sys.argv[1] == "--portable"
+    _end(main(sys.argv[2 if chosen else 1 :], chosen or sys.platform != "linux"))

@@ -1,5 +1,6 @@
 """Child processes: started under a guard, watched line by line, gone with the server."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
-_GUARD = str(Path(__file__).with_name("guard.py"))
+# Set by tests on Linux, so that children are guarded there as they are on other systems.
+PORTABLE_GUARD = "PORTABLE_GUARD"
+_GUARD = [str(Path(__file__).with_name("guard.py")), *(["--portable"] if os.environ.get(PORTABLE_GUARD) else [])]
 # Longest line that is passed on; a longer one is split (CloudWatch Logs takes 256 KB events everywhere).
 _MAX_LINE_BYTES = 200_000
 
@@ -29,7 +32,7 @@ class Child:
         on_error: Callable[[str], None] | None = None,
     ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", _GUARD, *command],
+            [sys.executable, "-I", *_GUARD, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if on_error is None else subprocess.PIPE,

@@ -43,6 +43,9 @@ from typing import Any
 
 import psutil
 
+# This file runs as a script, in the interpreter that plays the container.
+callers = importlib.import_module("callers")
+
 _JSON = "application/json"
 _CSV = "text/csv"
 _UNSUPPORTED = (
@@ -361,7 +364,7 @@ def _drop_capabilities() -> None:
         sys.exit(f"cannot give up root's privileges: {os.strerror(ctypes.get_errno())}")
 
 
-class _Request(http.server.BaseHTTPRequestHandler):
+class _Request(callers.GuardedRequest):  # type: ignore[name-defined,misc]
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1

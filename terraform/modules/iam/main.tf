@@ -124,6 +124,12 @@ data "aws_iam_policy_document" "training_orchestrator" {
   }
 
   statement {
+    sid       = "CopyTrainingSource"
+    actions   = ["s3:GetObject"]
+    resources = ["${local.bucket_arn}/code/training.tar.gz"]
+  }
+
+  statement {
     sid     = "KeepRecords"
     actions = ["s3:GetObject", "s3:PutObject"]
     resources = [

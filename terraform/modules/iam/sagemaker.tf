@@ -82,7 +82,6 @@ data "aws_iam_policy_document" "training" {
     sid     = "ReadDataSourceAndLiveModel"
     actions = ["s3:GetObject"]
     resources = [
-      "${local.bucket_arn}/code/*",
       "${local.bucket_arn}/data/snapshots/*",
       "${local.bucket_arn}/models/approved/*",
     ]
