@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from local.sagemaker import serve
+from local import sagemaker
 from sagemaker_fixtures import (  # noqa: F401  fixtures
     INFERENCE,
     USUAL_MODES,
@@ -187,8 +187,8 @@ def serving(folder: Path, python: str, inference: str, megabytes: int) -> Iterat
     (folder / "tmp").mkdir()
     (folder / "tmp").chmod(0o1777)
     (folder / "home").mkdir()
-    program = shutil.copy(serve.__file__, folder)
-    command = [python, program, "--model-dir", str(folder / "model"), "--port-file", str(folder / "port")]
+    program = Path(shutil.copytree(Path(sagemaker.__file__).parent, folder / "programs")) / "serve.py"
+    command = [python, str(program), "--model-dir", str(folder / "model"), "--port-file", str(folder / "port")]
     environment = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "PATH": os.environ["PATH"]}
     process = subprocess.Popen([*command, "--serverless-mb", str(megabytes)], env=environment)
     try:
