@@ -28,6 +28,7 @@ from mlops.endpoints import describe_endpoint
 from mlops.logs import log_events
 from mlops.records import DEFAULT_MODEL, JOB_NAME, UPLOAD_PREFIX, decision, decision_key, job_of_config
 from mlops.target import ENDPOINT_LOG_GROUP, TRAINING_LOG_GROUP, Target, error_code, error_message
+from mlops.text import say
 from mlops.upload import upload
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample" / "support.csv"
@@ -106,12 +107,12 @@ class Notes:
         for item in value if isinstance(value, list) else [value]:
             line = self.names.plain(f"{name}: {item}").replace("\n", " \\n ")
             self.facts.append(line)
-            print(f"    {line}", flush=True)
+            say(f"    {line}")
 
     def measure(self, name: str, value: Any) -> None:
         line = f"{name}: {value}"
         self.measured.append(line)
-        print(f"    {line}", flush=True)
+        say(f"    {line}")
 
 
 def shape(value: Any, path: str = "") -> Iterator[str]:
@@ -479,7 +480,8 @@ def play(run: Run) -> None:
     """Run every step. Raises Failed, UsageError and what AWS raises; there are notes of all that came before."""
     for step in STEPS:
         run.step = step.__name__.replace("_", " ")
-        print(f"\n{datetime.now():%H:%M:%S}  {run.step}", flush=True)
+        say()
+        say(f"{datetime.now():%H:%M:%S}  {run.step}")
         began = time.monotonic()
         step(run)
         run.measure("seconds", round(time.monotonic() - began))

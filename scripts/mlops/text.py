@@ -21,7 +21,7 @@ def plain(value: object, limit: int = PLAIN_MAX) -> str:
 
 def say(line: object = "", to: TextIO | None = None) -> None:
     """Print one line, of any length, whatever is in it. to: stdout unless given."""
-    print(plain(line, sys.maxsize - 1), file=to, flush=to is not None)
+    print(plain(line, sys.maxsize - 1), file=to, flush=True)
 
 
 def complain(text: object) -> None:

@@ -31,6 +31,7 @@ from local import stack
 from mlops import account, deploy, destroy, scenario
 from mlops.endpoints import PAGES
 from mlops.target import Target, UsageError, confirm, error_code, on_stack
+from mlops.text import complain, say
 
 ADDED = stack.ROOT / "scripts" / "verify" / "inbox.tf"
 BASELINE = stack.ROOT / "scripts" / "verify" / "local.txt"
@@ -104,12 +105,14 @@ def read_limit(limit: str) -> float:
 
 
 def show_costs(limit: float) -> None:
-    print("\nThis costs at most, in US dollars (us-east-1, September 2026; other regions differ):")
+    say()
+    say("This costs at most, in US dollars (us-east-1, September 2026; other regions differ):")
     for what, dollars in costs():
-        print(f"  {dollars:5.2f}  {what}")
-    print(f"  {sum(dollars for _, dollars in costs()):5.2f}  in all (LIMIT={limit:g}); about 0.30 when all goes well")
-    print(f"It takes one to two hours; after {RUN_SECONDS // 3600} hours the stack is deleted, whatever it is doing.")
-    print("Should your credentials expire before that, log in again and rerun this: it deletes the stack.\n")
+        say(f"  {dollars:5.2f}  {what}")
+    say(f"  {sum(dollars for _, dollars in costs()):5.2f}  in all (LIMIT={limit:g}); about 0.30 when all goes well")
+    say(f"It takes one to two hours; after {RUN_SECONDS // 3600} hours the stack is deleted, whatever it is doing.")
+    say("Should your credentials expire before that, log in again and rerun this: it deletes the stack.")
+    say()
 
 
 # --- the run's own folder -------------------------------------------------------------------------------
@@ -197,7 +200,7 @@ def check(target: Target) -> None:
     lines = [*account.check_account(target.session, plan.settings)]
     lines += account.check_base_model(lambda: target.client("s3"), plan.settings, False)
     for line in lines:
-        print(line)
+        say(line)
     if any(line.level == "FAIL" for line in lines):
         raise UsageError("the run would fail, see above. Nothing was created")
 
@@ -236,7 +239,8 @@ def left(target: Target, name: str) -> dict[str, list[str]]:
 
 def tear_down(target: Target) -> int:
     """Delete the run's stack and look what is left; the exit status. Can be repeated. Raises what AWS raises."""
-    print(f"\ndeleting the stack {target.bucket}")
+    say()
+    say(f"deleting the stack {target.bucket}")
     status = 0
     # Without a state, nothing was created.
     if (target.folder / STATE).exists():
@@ -252,16 +256,16 @@ def tear_down(target: Target) -> int:
         time.sleep(POLL_SECONDS if not target.environment else 0.5)
     if status != 0 or remaining:
         for kind, names in remaining.items():
-            print(f"LEFT  {kind:<12} {', '.join(names)}")
-        print(
+            say(f"LEFT  {kind:<12} {', '.join(names)}")
+        say(
             "not everything is deleted: rerun make verify-aws, which begins with that. What stays even then was being "
             "created when Terraform was killed: delete it by hand",
-            file=sys.stderr,
+            sys.stderr,
         )
         return 1
     shutil.rmtree(target.folder, ignore_errors=True)
     record_file(target).unlink()
-    print(f"nothing is left of {target.bucket}, except what AWS does not delete: its training jobs in SageMaker's list")
+    say(f"nothing is left of {target.bucket}, except what AWS does not delete: its training jobs in SageMaker's list")
     return 0
 
 
@@ -313,7 +317,7 @@ def delete_leftovers(target: Target, here: Record, yes: bool) -> int:
             "and rerun this, which deletes it"
         )
     earlier = replace(target, outputs={"bucket_name": record.name})
-    print(f"an earlier run was cut off and left the stack {record.name}: it is deleted first")
+    say(f"an earlier run was cut off and left the stack {record.name}: it is deleted first")
     confirm(earlier, yes)
     return tear_down(earlier)
 
@@ -343,11 +347,11 @@ def verify(target: Target, limit: float, yes: bool) -> int:
     """One run; the exit status. Raises UsageError."""
     caller = target.client("sts").get_caller_identity()
     here = Record("", caller["Account"], str(target.session.region_name))
-    print(f"account {here.account}, {here.region}, as {caller['Arn']}")
+    say(f"account {here.account}, {here.region}, as {caller['Arn']}")
     if delete_leftovers(target, here, yes) != 0:
         return 1
     for kind, names in left(target, NAME).items():
-        print(f"warning: {kind} {', '.join(names)}: another run's, now or from another machine; it is left alone")
+        say(f"warning: {kind} {', '.join(names)}: another run's, now or from another machine; it is left alone")
     record = replace(here, name=f"{NAME}{secrets.token_hex(3)}")
     target = replace(target, outputs={"bucket_name": record.name})
     results = target.folder.parent / record.name
@@ -358,15 +362,18 @@ def verify(target: Target, limit: float, yes: bool) -> int:
     try:
         why = attempt(target, notes, results, limit, yes)
         if why:
-            print(f"\nFAILED: {why}", file=sys.stderr)
+            say()
+            say(f"FAILED: {why}", sys.stderr)
             notes.facts.append(f"FAILED: {plain.plain(why)}")
         differences = report(results, notes)
         status = tear_down(target)
     except (KeyboardInterrupt, BotoCoreError, ClientError) as error:
-        print(f"\n{error}\n{record.name} is still there: rerun make verify-aws, which deletes it", file=sys.stderr)
+        say()
+        complain(error)
+        complain(f"{record.name} is still there: rerun make verify-aws, which deletes it")
         return 130 if isinstance(error, KeyboardInterrupt) else 1
-    print(f"{differences} lines differ from the local AWS: {results}/differences.txt")
-    print("beside it: seen.txt, measured.txt, messages.jsonl (every email and event)")
+    say(f"{differences} lines differ from the local AWS: {results}/differences.txt")
+    say("beside it: seen.txt, measured.txt, messages.jsonl (every email and event)")
     if why == INTERRUPTED:
         return 130
     return 1 if why else status
@@ -377,7 +384,7 @@ def run(where: str, limit: str, yes: bool) -> int:
     try:
         dollars = read_limit(limit)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 2
     # SIGTERM and SIGHUP are Ctrl-C, too: the stack is to be deleted.
     stack.end_orderly_on_signals()
