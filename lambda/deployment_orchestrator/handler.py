@@ -84,6 +84,9 @@ CHECK_RESERVE_SECONDS = 30
 # For this long after the endpoint settled, a timeout or server error may mean that the model is still starting, and a
 # denied call that a new policy has not spread yet: the function fails, and is retried.
 CHECK_PATIENCE_SECONDS = 10 * 60
+# Others' requests may take all that a serverless endpoint answers at a time, or it is starting. The next event or sweep
+# asks again, for a day.
+BUSY, BUSY_PATIENCE_SECONDS = ("ModelNotReadyException", "ThrottlingException"), 24 * 60 * 60
 # A serverless endpoint starts its container when it is asked, which can take minutes. Its model counts as one that
 # does not answer after this many invocations without an answer.
 UNANSWERED_MAX = 6
@@ -950,12 +953,12 @@ def check_answers(
 ) -> tuple[str, str] | None:
     """Ask the endpoint the golden rows of the model's decision: (what is wrong, or ""; what was checked, in words).
 
-    None when the endpoint cannot be asked: it was deleted since it was looked at, is not visible yet, or the function
-    has too little time left (milliseconds).
-    Raises what AWS raises on a failure that may pass (throttling, no capacity): Lambda's retry or the sweep asks again;
-    and Unanswered for a serverless model that does not answer. A model whose own code answers with errors does not
-    pass: the HuggingFace server turns every exception in it into a 400 (handler_service.py). On instances, 5xx and
-    timeouts that last count as well.
+    None when the endpoint cannot be asked now: it was deleted since it was looked at, is not visible yet, is busy, or
+    the function has too little time left (milliseconds).
+    Raises what AWS raises on a failure that may pass: Lambda's retry or the sweep asks again; and Unanswered for a
+    serverless model that does not answer. A model whose own code answers with errors does not pass: the HuggingFace
+    server turns every exception in it into a 400 (handler_service.py). On instances, 5xx and timeouts that last count
+    as well.
     """
     is_serverless = "ServerlessConfig" in record.requests["config"]["ProductionVariants"][0]
     wrong = unanswered = ""
@@ -977,10 +980,14 @@ def check_answers(
             code, text = error_code(error), f"{error_message(error):.500}"
             if code == "ValidationError" and "not found" in text:
                 return None
-            lasts = (now() - endpoint["LastModifiedTime"]).total_seconds() >= CHECK_PATIENCE_SECONDS
-            if code == "AccessDeniedException" and lasts:
+            age_seconds = (now() - endpoint["LastModifiedTime"]).total_seconds()
+            lasts = age_seconds >= CHECK_PATIENCE_SECONDS
+            if code in BUSY and age_seconds < BUSY_PATIENCE_SECONDS:
+                wrong = ""
+                continue
+            if code in BUSY or (code == "AccessDeniedException" and lasts):
                 # It says nothing about the model.
-                return "", f"NOT CHECKED: this function may not ask the endpoint. AWS said: {text}"
+                return "", f"NOT CHECKED: this function could not ask the endpoint. AWS said: {text}"
             status: Any = error.response.get("OriginalStatusCode", 0)
             silence = f"the new model does not answer. SageMaker said: {text}"
             if is_serverless and code == "ModelError" and not 400 <= status < 500:

@@ -901,10 +901,11 @@ def test_a_first_model_that_answers_wrongly_is_told_as_failed_and_its_endpoint_d
     assert len(world.emails()) == 2
 
 
-PASSING = {
+BUSY = {
     "throttling": ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, "InvokeEndpoint"),
     "a cold start": ClientError({"Error": {"Code": "ModelNotReadyException", "Message": "Wait"}}, "InvokeEndpoint"),
 }
+PASSING = {"an error of AWS": ClientError({"Error": {"Code": "InternalFailure", "Message": "Oh"}}, "InvokeEndpoint")}
 PASSING_ON_INSTANCES = {"a time-out at first": model_error(0), "a server error at first": model_error(503)}
 
 
@@ -933,6 +934,37 @@ def test_a_failure_that_may_pass_is_no_verdict(
     del world.sagemaker.answers[SECOND]
     assert run() == "in service"
     assert record_of(world, SECOND)["state"] == "confirmed"
+
+
+@pytest.mark.parametrize("error", BUSY.values(), ids=BUSY)
+def test_a_busy_endpoint_is_asked_again_by_the_next_event_and_nothing_is_raised(
+    run: Callable[..., str],
+    world: World,
+    live: str,
+    second_comes_up: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    deployer: ModuleType,
+    error: ClientError,
+) -> None:
+    monkeypatch.setattr(deployer, "BUSY_PATIENCE_SECONDS", 10**9)
+    world.sagemaker.answers[SECOND] = error
+    assert second_comes_up() == "under way"
+    for number in range(10):
+        assert run({"source": "sweep"}, f"sweep {number}") == "1 models swept"
+    assert record_of(world, SECOND)["state"] == "started"
+    assert subjects(world)[2:] == ["Deployment started"]
+    del world.sagemaker.answers[SECOND]
+    assert run() == "in service"
+    assert record_of(world, SECOND)["state"] == "confirmed"
+
+
+def test_an_endpoint_that_is_busy_for_a_day_is_confirmed_unchecked_and_the_email_says_so(
+    world: World, live: str, second_comes_up: Callable[[], str], deployer: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployer, "BUSY_PATIENCE_SECONDS", 0)
+    world.sagemaker.answers[SECOND] = BUSY["throttling"]
+    assert second_comes_up() == "in service"
+    assert "NOT CHECKED: this function could not ask the endpoint. AWS said: Rate exceeded" in world.emails()[-1].body
 
 
 def cold(world: World, deployer: ModuleType, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -1035,7 +1067,7 @@ def test_a_denial_to_ask_the_endpoint_that_lasts_is_told_and_neither_asked_for_e
     assert second_comes_up() == "in service"
     assert record_of(world, SECOND)["state"] == "confirmed"
     assert "golden rows" in world.emails()[-1].body
-    assert "NOT CHECKED: this function may not ask the endpoint" in world.emails()[-1].body
+    assert "NOT CHECKED: this function could not ask the endpoint" in world.emails()[-1].body
     asked = world.around.calls.count("InvokeEndpoint")
     assert run() == "in service"
     assert world.around.calls.count("InvokeEndpoint") == asked
