@@ -54,6 +54,7 @@ from typing import NamedTuple, NoReturn
 FILE_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 BLOCK_BYTES = 256 * 1024
 MAX_ROW_CHARACTERS = 4 * 1024**2
+UNDECIDED_CHARACTERS = 2 * BLOCK_BYTES  # how far two ways to read quotes are followed before one is taken
 MAX_LABELS, MAX_LABELS_CHARACTERS = 20_000, 8 * 1024**2
 MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO, RATIO_FROM_BYTES = 5 * 1024**3, 200, 16 * 1024**2
 MIN_LABELS, MIN_TEXTS_PER_LABEL = 2, 2  # of each label, one text to train on and one to hold out
@@ -194,6 +195,8 @@ class Reader:
             self.findings.compressed = True
             blocks = in_blocks(self._unpacked(itertools.chain([first], blocks)))
             first = next(blocks, b"")
+        if len(first) < 4 and not self.complete:
+            return  # the mark of an encoding may be cut
         for what, beginnings in NOT_CSV.items():
             if first.startswith(beginnings):
                 raise Unreadable(0, f"the file is {what}", 'save it as CSV (in Excel: "CSV UTF-8")')
@@ -317,11 +320,9 @@ class Reader:
         Quotes behind spaces and backslashes before quotes are read in both ways until one of them breaks; a file in
         which it never does is read with quotes behind spaces as quotes, and with backslashes as text.
         """
-        content = "".join(lines) if self._undecided else ""
+        content, sep = "".join(lines) if self._undecided else "", re.escape(self._separator)
         tried = {
-            "spaced": re.search(rf'(?:\A|[\r\n{re.escape(self._separator)}]) +"(?!")', content)
-            if ' "' in content
-            else None,
+            "spaced": re.search(rf'(?:\A|[\r\n{sep}]) +"(?!"[^"\r\n{sep}])', content) if ' "' in content else None,
             "escaped": '\\"' in content,
         }
         tried = {name: found for name, found in tried.items() if found and name in self._undecided}
@@ -346,9 +347,15 @@ class Reader:
             if line and name == "escaped" and (ended or not last):
                 found = "a backslash before a quote can be read in two ways"
                 raise Unreadable(self._before + line, found, 'double each quote in a quoted field ("")')
+            if rival and not line and not last and len(rival.rows) != len(good[0].rows):
+                if len(content) < UNDECIDED_CHARACTERS:
+                    return good[0].rows[: len(rival.rows)]
+                value = getattr(max(rival, good[0], key=lambda reading: len(reading.rows)).way, name)
+                line = 1
             if line or not rival:
                 self._way = self._way._replace(**{name: value})
                 self._undecided.discard(name)
+            good = [reading for reading in good if getattr(reading.way, name) == value]
         return good[0].rows
 
     def _refuse_quotes(self, reading: Reading, lines: list[str]) -> NoReturn:
