@@ -42,6 +42,7 @@ import codecs
 import csv
 import io
 import itertools
+import operator
 import re
 import unicodedata
 import zlib
@@ -70,11 +71,13 @@ NOT_CSV = {
     "a Parquet file": (b"PAR1",),
     "a PDF": (b"%PDF",),
 }
+LINE_NUMBER = operator.attrgetter("line_num")
 PLAIN_BACKSLASHES = re.compile(r'\\+(?!["\\])')  # a run that escapes no quote is text
 BLANK = ' \t\r\n\ufeff,;|"'  # what a line of empty fields is made of
 NUMBER = re.compile(r"\+?(-?)0*(\d+)(?:[.,](\d*?)0*)?")
 COLUMN_NAME = re.compile(r"[^\W\d][\w.-]*( [\w.-]+){0,2}")
-Rows = list[tuple[int, list[str]]]  # each with the line it ends on, counted from the first of the lines given
+Rows = list[tuple[list[str], int]]  # each with the line it ends on, counted from the first of the lines given
+Example = tuple[int, str, str]  # the line a row begins on, from 1; text and label, stripped, neither empty
 
 
 class Unreadable(ValueError):
@@ -83,23 +86,6 @@ class Unreadable(ValueError):
     def __init__(self, line: int, found: str, to_do: str) -> None:
         super().__init__(f"{f'line {line}: ' if line else ''}{found}; {to_do}")
         self.line = line
-
-
-class Row(NamedTuple):
-    """A row to train on: the line it begins on, from 1; text and label, stripped, neither empty."""
-
-    line: int
-    text: str
-    label: str
-
-
-class Label:
-    """A label, how many rows have it, and up to two different texts of these (their hashes)."""
-
-    __slots__ = ("name", "rows", "texts")
-
-    def __init__(self, name: str) -> None:
-        self.name, self.rows, self.texts = name, 0, set[int]()
 
 
 class Findings:
@@ -142,8 +128,7 @@ class Reading:
             strict=True,
         )
         try:
-            for row in reader:
-                self.rows.append((reader.line_num, row))
+            self.rows.extend(zip(reader, map(LINE_NUMBER, itertools.repeat(reader)), strict=False))
         except csv.Error as error:
             if ended or str(error) != "unexpected end of data":
                 self.problem, self.problem_line = str(error), reader.line_num
@@ -169,16 +154,18 @@ class Reader:
         self._rest, self._before = "", 0  # text that is not read yet, and the lines before it
         self._separator, self._header, self._text_at, self._label_at = "", list[str](), 0, 0
         self._way, self._undecided = Way(), {"spaced", "escaped"}
-        self._labels, self._label_characters = dict[str, Label](), 0
-        self._header_labels = set[str]()  # labels that stand in repeated headers
-        self._first = dict[int, Label]()  # by the text's hash
-        self._again = Counter[tuple[int, str]]()  # further rows of a text, by label
+        self._names, self._label_characters = dict[str, str](), 0  # labels that no header line has, each by itself
+        self._rows_of, self._texts_of = Counter[str](), dict[str, set[int]]()  # by label; of texts no more than two
+        self._first, self._again = (
+            dict[int, str](),
+            Counter[tuple[int, str]](),
+        )  # by text
         csv.field_size_limit(2**31 - 1)  # the process's; rows are bounded by MAX_ROW_CHARACTERS
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Example]:
         return itertools.chain.from_iterable(self.batches())
 
-    def batches(self) -> Iterator[list[Row]]:
+    def batches(self) -> Iterator[list[Example]]:
         """The rows of one block after the other."""
         text = ""
         for following in self._texts():
@@ -238,20 +225,20 @@ class Reader:
         if begun and self.complete:
             raise Unreadable(0, "the compressed file is cut off", "upload it again")
 
-    def _read(self, new: str, last: bool) -> list[Row]:
+    def _read(self, new: str, last: bool) -> list[Example]:
         """The rows to train on that end in the new text."""
         text, ended = self._rest + new, last and self.complete
         # A carriage return at the end may be half of a line end.
         cut = len(text) if ended else max(text.rfind("\n"), text.rfind("\r", 0, -1)) + 1
-        lines, rows = split_lines(text[:cut]), list[Row]()
+        lines, rows = split_lines(text[:cut]), list[Example]()
         at = 0 if self._header else self._find_header(lines, ended)
         if self._header:
             self._before += at
-            lines = lines[at:]
-            found = self._parse(lines, last, ended)
-            at = found[-1][0] if found else 0
+            lines = lines[at:] if at else lines
+            found = self._parse(lines, text[:cut], last, ended)
+            at = found[-1][1] if found else 0
             if len(text) > MAX_ROW_CHARACTERS:
-                for begin, end in itertools.pairwise([0, *(end for end, _ in found)]):
+                for begin, end in itertools.pairwise([0, *(end for _, end in found)]):
                     self._check_length(sum(map(len, lines[begin:end])), begin + 1)
             rows = self._take(found)
         self._before += at
@@ -314,18 +301,18 @@ class Reader:
         self.findings.separator = SEPARATORS[self._separator]
         return at + taken
 
-    def _parse(self, lines: list[str], last: bool, ended: bool) -> Rows:
-        """The rows that end in the lines.
+    def _parse(self, lines: list[str], content: str, last: bool, ended: bool) -> Rows:
+        """The rows that end in the lines; content: the lines in one.
 
         Quotes behind spaces and backslashes before quotes are read in both ways until one of them breaks; a file in
         which it never does is read with quotes behind spaces as quotes, and with backslashes as text.
         """
-        content, sep = "".join(lines) if self._undecided else "", re.escape(self._separator)
-        tried = {
-            "spaced": re.search(rf'(?:\A|[\r\n{sep}]) +"(?!"[^"\r\n{sep}])', content) if ' "' in content else None,
-            "escaped": '\\"' in content,
-        }
-        tried = {name: found for name, found in tried.items() if found and name in self._undecided}
+        sep, tried = re.escape(self._separator), list[str]()
+        quote = rf' "(?!"[^"\r\n{sep}])'  # opens a field, for in one it would be doubled
+        if "spaced" in self._undecided and re.search(quote, content):
+            tried += ["spaced"] if re.search(rf"(?:\A|[\r\n{sep}]) *{quote}", content) else []
+        if "escaped" in self._undecided and '\\"' in content:
+            tried += ["escaped"]
         readings = [
             Reading(self._way._replace(**dict(zip(tried, values, strict=True))), lines, self._separator, ended)
             for values in itertools.product(
@@ -335,7 +322,7 @@ class Reader:
         good = [reading for reading in readings if not reading.problem]
         if not good and self._separator == "\t":
             literal = Reading(Way(bare=True), lines, self._separator, ended)
-            if {len(row) for _, row in literal.rows if any(row)} == {len(self._header)}:
+            if {len(row) for row, _ in literal.rows if any(row)} == {len(self._header)}:
                 self._way, self._undecided = literal.way, set()
                 return literal.rows
         if not good:
@@ -359,7 +346,7 @@ class Reader:
         return good[0].rows
 
     def _refuse_quotes(self, reading: Reading, lines: list[str]) -> NoReturn:
-        begin, at = (reading.rows[-1][0] if reading.rows else 0), reading.problem_line
+        begin, at = (reading.rows[-1][1] if reading.rows else 0), reading.problem_line
         to_do = 'close each quote, double each quote in a quoted field (""), and leave no space behind a closing one'
         if reading.problem == "unexpected end of data":
             row = next(csv.reader(lines[begin:], delimiter=self._separator, skipinitialspace=reading.way.spaced))
@@ -372,50 +359,57 @@ class Reader:
             found += " (and not everywhere does a backslash escape it)"
         raise Unreadable(self._before + begin + 1, found, to_do)
 
-    def _take(self, rows: Rows) -> list[Row]:
+    def _take(self, rows: Rows) -> list[Example]:
         """Count rows, and return those to train on."""
-        findings, taken, end = self.findings, list[Row](), 0
+        findings, taken, end = self.findings, list[Example](), 0
         if not findings.rows and has_row_names(rows, len(self._header)):
             findings.row_names, self._header = True, ["", *self._header]
             self._text_at, self._label_at = self._text_at + 1, self._label_at + 1
         width, text_at, label_at = len(self._header), self._text_at, self._label_at
-        first, again = self._first, self._again
-        for at, row in rows:
+        names = self._names
+        for row, at in rows:
             line, end = self._before + end + 1, at
-            if len(row) != width:
-                if any(map(str.strip, row[width:])):
-                    self._leave_out("too many fields", line)
-                    continue
-                row = row + [""] * (width - len(row))
-            text, name = row[text_at].strip(), row[label_at].strip()
-            if not text or not name:
-                if any(map(str.strip, row)):
-                    self._leave_out("no label" if text else "no text", line)
-                else:
-                    findings.blank_rows += 1
+            if len(row) == width and (text := row[text_at].strip()) and (name := names.get(row[label_at].strip())):
+                taken.append((line, text, name))
                 continue
-            label = self._labels.get(name)
-            if label is None or name in self._header_labels:
-                cells = [alike(cell).strip('"') for cell in (name, *row[:width])]
-                if cells[0] == self._header[label_at] and cells[1:] == self._header:
-                    self._header_labels.add(name)
+            if any(map(str.strip, row[width:])):
+                self._leave_out("too many fields", line)
+                continue
+            row = row[:width] + [""] * (width - len(row))
+            text, name = row[text_at].strip(), row[label_at].strip()
+            if text and name:
+                if [alike(cell).strip('"') for cell in row] == self._header:
                     findings.repeated_headers += 1
-                    continue
-                label = label or self._new_label(name, line)
-            label.rows += 1
-            key = hash(text)
-            if len(label.texts) < MIN_TEXTS_PER_LABEL:
-                label.texts.add(key)
-            if findings.exact:
-                if key in first:
-                    again[key, label.name] += 1
                 else:
-                    first[key] = label
-            taken.append(Row(line, text, label.name))
-        findings.rows, findings.used = findings.rows + len(taken), findings.used + len(taken)
-        findings.longest_text = max(findings.longest_text, *(len(row.text) for row in taken), 0)
-        findings.exact = findings.exact and len(first) + len(again) <= self._max_texts
+                    self._add_label(name, line)
+                    taken.append((line, text, name))
+            elif any(map(str.strip, row)):
+                self._leave_out("no label" if text else "no text", line)
+            else:
+                findings.blank_rows += 1
+        self._count(taken)
         return taken
+
+    def _count(self, taken: list[Example]) -> None:
+        findings, first, again = self.findings, self._first, self._again
+        findings.rows, findings.used = findings.rows + len(taken), findings.used + len(taken)
+        self._rows_of.update(map(operator.itemgetter(2), taken))
+        for _, text, name in taken:
+            key = hash(text)
+            if len(text) > findings.longest_text:
+                findings.longest_text = len(text)
+            if not findings.exact:
+                if len(self._texts_of[name]) < MIN_TEXTS_PER_LABEL:
+                    self._texts_of[name].add(key)
+            elif key in first:
+                again[key, name] += 1
+            else:
+                first[key] = name
+        if findings.exact and len(first) + len(again) > self._max_texts:
+            findings.exact = False
+            for key, name in itertools.chain(first.items(), again):
+                if len(self._texts_of[name]) < MIN_TEXTS_PER_LABEL:
+                    self._texts_of[name].add(key)
 
     def _leave_out(self, reason: str, line: int) -> None:
         self.findings.rows += 1
@@ -423,15 +417,16 @@ class Reader:
         lines = self.findings.left_out_lines.setdefault(reason, [])
         lines += [line] if len(lines) < LINES_SHOWN else []
 
-    def _new_label(self, name: str, line: int) -> Label:
+    def _add_label(self, name: str, line: int) -> None:
+        if name in self._texts_of:
+            return
+        self._texts_of[name] = set()
+        if alike(name).strip('"') != self._header[self._label_at]:
+            self._names[name] = name
         self._label_characters += len(name)
-        if len(self._labels) == MAX_LABELS or self._label_characters > MAX_LABELS_CHARACTERS:
-            found = (
-                f"there are more than {MAX_LABELS:,} labels up to here, or {MAX_LABELS_CHARACTERS:,} characters of them"
-            )
+        if len(self._texts_of) > MAX_LABELS or self._label_characters > MAX_LABELS_CHARACTERS:
+            found = f"more than {MAX_LABELS:,} labels up to here, or {MAX_LABELS_CHARACTERS:,} characters of them"
             raise Unreadable(line, found, f"is {clipped(self._columns[1])} the label column?")
-        self._labels[name] = Label(name)
-        return self._labels[name]
 
     def _conclude(self) -> None:
         findings, texts = self.findings, Counter[str]()
@@ -440,22 +435,22 @@ class Reader:
         findings.duplicates = self._again.total()
         labels_of = dict[int, Counter[str]]()
         for (key, name), rows in self._again.items():
-            labels_of.setdefault(key, Counter([self._first[key].name]))[name] += rows
-        for key, label in self._first.items():
+            labels_of.setdefault(key, Counter([self._first[key]]))[name] += rows
+        for key, name in self._first.items():
             found = labels_of.get(key)
             findings.conflicts += found is not None and len(found) > 1
-            texts[min(found, key=lambda name: (-found[name], name)) if found else label.name] += 1
-        order = sorted(self._labels.values(), key=lambda label: (-label.rows, label.name))
-        findings.labels = {label.name: label.rows for label in order}
-        findings.texts_of_label = {
-            label.name: texts[label.name] if findings.exact else max(texts[label.name], len(label.texts))
-            for label in order
-        }
+            texts[min(found, key=lambda name: (-found[name], name)) if found else name] += 1
+        findings.labels = dict(sorted(self._rows_of.items(), key=lambda item: (-item[1], item[0])))
+        for name in findings.labels:
+            findings.texts_of_label[name] = (
+                texts[name] if findings.exact else max(texts[name], len(self._texts_of[name]))
+            )
+        findings.texts_of_label = {name: texts[name] for name in findings.labels}
         spellings = dict[str, list[str]]()
-        for label in order:
-            spellings.setdefault(spelling(label.name), []).append(label.name)
+        for name in findings.labels:
+            spellings.setdefault(spelling(name), []).append(name)
         findings.look_alikes = [names for names in spellings.values() if len(names) > 1]
-        findings.null_like = [label.name for label in order if label.name.casefold() in NULL_LIKE]
+        findings.null_like = [name for name in findings.labels if name.casefold() in NULL_LIKE]
 
 
 def check_trainable(found: Findings, max_left_out: float = MAX_LEFT_OUT) -> None:
@@ -518,7 +513,7 @@ def split_lines(text: str) -> list[str]:
 
 def first_difference(some: Rows, other: Rows) -> int:
     """The line on which the first row ends that two readings give differently (but for backslashes), 0 if none."""
-    for (end, row), (other_end, other_row) in zip(some, other, strict=False):
+    for (row, end), (other_row, other_end) in zip(some, other, strict=False):
         if end != other_end or [c.replace("\\", "") for c in row] != [c.replace("\\", "") for c in other_row]:
             return end
     return 0
@@ -526,7 +521,7 @@ def first_difference(some: Rows, other: Rows) -> int:
 
 def has_row_names(rows: Rows, width: int) -> bool:
     """Whether all rows have one field more than the header, the first of them a number: R's names of rows."""
-    filled = [row for _, row in rows if any(row)]
+    filled = [row for row, _ in rows if any(row)]
     names = {row[0] for row in filled if len(row) == width + 1 and row[0].isdecimal()}
     return 1 < len(filled) == len(names) and any(row[-1].strip() for row in filled)
 

@@ -97,8 +97,8 @@ def some_text(rnd: Random) -> str:
     return "".join(rnd.choice(MARKS if rnd.random() < 0.3 else LETTERS) for _ in range(rnd.randrange(12)))
 
 
-def some_label(rnd: Random) -> str:
-    label = rnd.choice(LABELS) if rnd.random() < 0.8 else some_text(rnd)
+def some_label(rnd: Random, labels: list[str]) -> str:
+    label = rnd.choice(labels) if rnd.random() < 0.8 else some_text(rnd)
     return "ham" if label.strip().casefold() == "label" else label
 
 
@@ -133,15 +133,14 @@ def good_file(rnd: Random) -> File:
     header = [text_name, label_name, *rnd.choice([[], ["id"], ["", "a note"]])]
     rnd.shuffle(header)
     text_at, label_at, width = header.index(text_name), header.index(label_name), len(header)
-    file = File(style.separator)
+    file, labels = File(style.separator), rnd.choice([LABELS, LABELS, ["ham", "spam"]])
     out = rnd.choice(["", "", f"sep={style.separator}{style.line_end}", style.line_end * 2])
     if out and rnd.random() < 0.5:
         out += style.separator * (width - 1) + style.line_end
     out += style.row(header)
     kinds = ["clear"] * style.backslashes
-    kinds += rnd.choices(
-        ["row", "shifted", "short", "empty", "blank", "header", "long"], [12, 1, 1, 1, 1, 1, 1], k=rnd.randrange(9)
-    )
+    weights = {"row": 12, "shifted": 1, "short": 1, "empty": 1, "blank": 1, "header": 1, "long": 1}
+    kinds += rnd.choices(list(weights), list(weights.values()), k=rnd.randrange(9 if labels is LABELS else 30))
     for kind in kinds:
         if kind == "header":
             file.repeated_headers += 1
@@ -152,7 +151,7 @@ def good_file(rnd: Random) -> File:
             out += rnd.choice([style.line_end, style.separator * (width - 1) + style.line_end])
             continue
         line, cells = line_ends(out) + 1, [some_text(rnd) for _ in header]
-        cells[text_at], cells[label_at] = CLEAR if kind == "clear" else some_text(rnd), some_label(rnd)
+        cells[text_at], cells[label_at] = CLEAR if kind == "clear" else some_text(rnd), some_label(rnd, labels)
         if kind == "shifted":
             cells.append("x")
         elif kind == "long":

@@ -4,9 +4,10 @@ import importlib
 import os
 
 import pytest
-from csv_files import any_files, good_files, in_chunks, randoms
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from csv_files import any_files, good_files, in_chunks, randoms
 
 dataset = importlib.import_module("dataset")
 reader = importlib.import_module("reader")
@@ -91,7 +92,7 @@ def test_fuzz_the_verdict_is_that_of_the_training_programs_split(content):
     except reader.Unreadable:
         return
     try:
-        dataset.split([dataset.Example(row.text, row.label) for row in rows], 0.2, 42)
+        dataset.split([dataset.Example(text, label) for _, text, label in rows], 0.2, 42)
         trainable = True
     except dataset.DataError:
         trainable = False
