@@ -441,11 +441,8 @@ class Reader:
             findings.conflicts += found is not None and len(found) > 1
             texts[min(found, key=lambda name: (-found[name], name)) if found else name] += 1
         findings.labels = dict(sorted(self._rows_of.items(), key=lambda item: (-item[1], item[0])))
-        for name in findings.labels:
-            findings.texts_of_label[name] = (
-                texts[name] if findings.exact else max(texts[name], len(self._texts_of[name]))
-            )
-        findings.texts_of_label = {name: texts[name] for name in findings.labels}
+        few = {} if findings.exact else self._texts_of
+        findings.texts_of_label = {name: max(texts[name], len(few.get(name, ()))) for name in findings.labels}
         spellings = dict[str, list[str]]()
         for name in findings.labels:
             spellings.setdefault(spelling(name), []).append(name)
@@ -539,7 +536,8 @@ def find_column(header: Sequence[str], name: str, line: int) -> int:
 
 def alike(text: str) -> str:
     """A text without what nobody sees: case, Unicode form, invisible characters, kinds and number of spaces."""
-    text = "".join(mark for mark in unicodedata.normalize("NFKC", text) if unicodedata.category(mark) != "Cf")
+    if not text.isascii():
+        text = "".join(mark for mark in unicodedata.normalize("NFKC", text) if unicodedata.category(mark) != "Cf")
     return " ".join(text.split()).casefold()
 
 
