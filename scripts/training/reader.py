@@ -27,7 +27,7 @@ the same verdict on the same file. Nothing in it depends on the file's name or o
   tab-separated, quotes unbalanced         quotes are text, if every row of that block then has the header's width
   any other broken quote                   refused with the line of the row, and where its quote opens
   a later row against what was decided     refused with the line
-  rows above 4 Mi characters               refused with the line
+  rows above 2 Mi characters               refused with the line
   more than 20,000 labels, or 8 Mi         refused with the line
     characters of them
   NULL, nan, N/A ... as a label            kept, told
@@ -54,7 +54,7 @@ from typing import NamedTuple, NoReturn
 
 FILE_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 BLOCK_BYTES = 256 * 1024
-MAX_ROW_CHARACTERS = 4 * 1024**2
+MAX_ROW_CHARACTERS = 2 * 1024**2
 UNDECIDED_CHARACTERS = 2 * BLOCK_BYTES  # how far two ways to read quotes are followed before one is taken
 MAX_LABELS, MAX_LABELS_CHARACTERS = 20_000, 8 * 1024**2
 MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO, RATIO_FROM_BYTES = 5 * 1024**3, 200, 16 * 1024**2
@@ -151,7 +151,7 @@ class Reader:
     ) -> None:
         self.complete, self.findings = complete, Findings()
         self._chunks, self._columns, self._max_texts = chunks, (text_column, label_column), max_texts
-        self._rest, self._before = "", 0  # text that is not read yet, and the lines before it
+        self._rest, self._ahead, self._before = "", "", 0  # text that is not read yet, and the lines before it
         self._separator, self._header, self._text_at, self._label_at = "", list[str](), 0, 0
         self._way, self._undecided = Way(), {"spaced", "escaped"}
         self._names, self._label_characters = dict[str, str](), 0  # labels that no header line has, each by itself
@@ -167,11 +167,10 @@ class Reader:
 
     def batches(self) -> Iterator[list[Example]]:
         """The rows of one block after the other."""
-        text = ""
-        for following in self._texts():
-            yield self._read(text, False)
-            text = following
-        rows = self._read(text, True)
+        for text in self._texts():
+            rows, self._ahead = self._read(self._ahead, False), text
+            yield rows
+        rows = self._read(self._ahead, True)
         self._conclude()
         yield rows
 
@@ -194,7 +193,7 @@ class Reader:
             try:
                 text = decoder.decode(block, not block and self.complete)
             except UnicodeDecodeError as error:
-                lines = split_lines(f"{self._rest}{error.object[: error.start].decode(encoding)}.")
+                lines = split_lines(f"{self._rest}{self._ahead}{error.object[: error.start].decode(encoding)}.")
                 found = f"byte 0x{error.object[error.start]:02x} is not {encoding}"
                 raise Unreadable(self._before + len(lines), found, 'save the file as "CSV UTF-8"') from error
             if text:
@@ -466,7 +465,7 @@ def check_trainable(found: Findings, max_left_out: float = MAX_LEFT_OUT) -> None
         why = f"no row has a text and a label ({reasons or 'there are no rows'})"
         raise Unreadable(0, why, "check the columns and the separators")
     if left_out > max_left_out * found.rows:
-        why = f"{left_out:,} of {found.rows:,} rows cannot be used ({reasons}), more than {max_left_out:.0%}"
+        why = f"{left_out:,} of {found.rows:,} rows cannot be used ({reasons}), more than {100 * max_left_out:g} %"
         to_do = "complete these rows, put quotes around texts that contain the separator, or delete the rows"
         raise Unreadable(0, why, to_do)
     if all(len(name) > 2 and name[0] + name[-1] in QUOTE_PAIRS for name in found.labels):

@@ -16,8 +16,8 @@ dataset = importlib.import_module("dataset")
 reader = importlib.import_module("reader")
 
 TWO_WAYS = "can be read in two ways"
-# More of them: EXAMPLES=300000 pytest tests/unit/test_reader.py -k fuzz
-EXAMPLES = int(os.environ.get("EXAMPLES", "400"))
+# Of files, for each test; more of them: EXAMPLES=10000 pytest tests/unit/test_reader.py -k fuzz
+EXAMPLES = int(os.environ.get("EXAMPLES", "100"))
 fuzz = settings(max_examples=EXAMPLES, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck))
 
 
@@ -123,6 +123,13 @@ def test_what_is_left_out_is_counted_with_its_first_lines():
 def test_line_numbers_are_those_of_an_editor():
     rows, _ = read(b'text,label\r\n"a\r\nb\n\nc",x\r\rd,y\n')
     assert [line for line, *_ in rows] == [2, 7]
+
+
+@pytest.mark.parametrize("rows", [0, 5, 100, 200_000])
+def test_a_byte_of_another_encoding_is_named_with_its_line_in_whichever_block_it_stands(rows):
+    content = b"text,label\n" + b"hello,ham\n" * rows + "café,ham\n".encode("latin-1")
+    with pytest.raises(reader.Unreadable, match=f"^line {rows + 2}: byte 0xe9 is not UTF-8"):
+        read(content)
 
 
 @pytest.mark.parametrize(("share", "refused"), [(0.05, False), (0.049, True)])
@@ -247,9 +254,9 @@ def endless(start, piece):
 @pytest.mark.parametrize(
     ("start", "piece", "reason"),
     [
-        (b"", b"a" * 1000, "line 1: the row that begins here has more than 4,194,304 characters"),
-        (b"text,label\n", b"a," * 1000, "line 2: the row that begins here has more than 4,194,304 characters"),
-        (b'text,label\na,b\n"', b"a,b\n" * 1000, "line 3: the row that begins here has more than 4,194,304 characters"),
+        (b"", b"a" * 1000, "line 1: the row that begins here has more than 2,097,152 characters"),
+        (b"text,label\n", b"a," * 1000, "line 2: the row that begins here has more than 2,097,152 characters"),
+        (b'text,label\na,b\n"', b"a,b\n" * 1000, "line 3: the row that begins here has more than 2,097,152 characters"),
         (b"text,label\n", "é".encode() * 1000, "line 2: the row that begins here"),
     ],
 )
@@ -299,7 +306,7 @@ def test_a_bomb_is_refused_when_it_has_unpacked_sixteen_megabytes(bomb):
 def test_memory_does_not_grow_with_the_file(monkeypatch):
     monkeypatch.setattr(reader, "BLOCK_BYTES", 16 * 1024)
     peaks = []
-    for pieces in (40, 400):
+    for pieces in (20, 100):
         piece = b"".join(b'"some words, number %d",%d\n' % (n, n % 3) for n in range(300))
         tracemalloc.start()
         found = reader.Reader(itertools.chain([b"text,label\n"], itertools.repeat(piece, pieces)), "text", "label")
@@ -364,3 +371,11 @@ def test_spaces_before_quotes_are_separators_of_words_once_a_text_begins_with_th
     rows, found = read(text.encode())
     assert rows == [(2, '"Yes" she said', "x")]
     assert found.left_out == {"too many fields": 1}
+
+
+def test_a_row_that_two_ways_end_on_other_lines_waits_for_the_next_block(monkeypatch):
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 64)
+    start = "text,label\n" + "f" * 45 + ",x\n" + '"a\\"\n'
+    assert len(start) == 64
+    rows, _ = read((start + 'b",x\n"say \\"yes\\" now",y\n').encode())
+    assert rows[1:] == [(3, 'a"\nb', "x"), (5, 'say "yes" now', "y")]
