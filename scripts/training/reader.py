@@ -393,17 +393,17 @@ class Reader:
         findings, first, again = self.findings, self._first, self._again
         findings.rows, findings.used = findings.rows + len(taken), findings.used + len(taken)
         self._rows_of.update(map(operator.itemgetter(2), taken))
-        for _, text, name in taken:
+        lengths = map(len, map(operator.itemgetter(1), taken))
+        findings.longest_text = max(findings.longest_text, max(lengths, default=0))
+        for _, text, name in taken if findings.exact else ():
             key = hash(text)
-            if len(text) > findings.longest_text:
-                findings.longest_text = len(text)
-            if not findings.exact:
-                if len(self._texts_of[name]) < MIN_TEXTS_PER_LABEL:
-                    self._texts_of[name].add(key)
-            elif key in first:
+            if key in first:
                 again[key, name] += 1
             else:
                 first[key] = name
+        for _, text, name in () if findings.exact else taken:
+            if len(self._texts_of[name]) < MIN_TEXTS_PER_LABEL:
+                self._texts_of[name].add(hash(text))
         if findings.exact and len(first) + len(again) > self._max_texts:
             findings.exact = False
             for key, name in itertools.chain(first.items(), again):
@@ -432,13 +432,14 @@ class Reader:
         findings.complete = self.complete
         findings.quoting = "quotes are text" if self._way.bare else "backslash" if self._way.escaped else "doubled"
         findings.duplicates = self._again.total()
+        texts.update(self._first.values())
         labels_of = dict[int, Counter[str]]()
         for (key, name), rows in self._again.items():
             labels_of.setdefault(key, Counter([self._first[key]]))[name] += rows
-        for key, name in self._first.items():
-            found = labels_of.get(key)
-            findings.conflicts += found is not None and len(found) > 1
-            texts[min(found, key=lambda name: (-found[name], name)) if found else name] += 1
+        for key, found in labels_of.items():
+            findings.conflicts += len(found) > 1
+            texts[self._first[key]] -= 1
+            texts[min(found, key=lambda name: (-found[name], name))] += 1
         findings.labels = dict(sorted(self._rows_of.items(), key=lambda item: (-item[1], item[0])))
         few = {} if findings.exact else self._texts_of
         findings.texts_of_label = {name: max(texts[name], len(few.get(name, ()))) for name in findings.labels}
