@@ -143,10 +143,10 @@ def test_more_rows_left_out_than_allowed_refuse_the_file(share, refused):
 
 
 def test_duplicates_conflicts_and_texts_of_each_label_are_exact():
-    _, found = read(b"text,label\na,x\na,x\na,y\nb,x\nb,y\nb,y\nc,z\n")
-    assert (found.duplicates, found.conflicts) == (4, 2)
-    assert found.labels == {"x": 3, "y": 3, "z": 1}
-    assert found.texts_of_label == {"x": 1, "y": 1, "z": 1}
+    _, found = read(b"text,label\na,x\na,x\na,y\nb,x\nb,y\nb,x\nc,y\nd,z\nd,w\n")
+    assert (found.duplicates, found.conflicts) == (5, 3)
+    assert found.labels == {"x": 4, "y": 3, "w": 1, "z": 1}
+    assert found.texts_of_label == {"x": 2, "y": 1, "w": 1, "z": 0}
 
 
 def test_with_more_texts_than_are_remembered_figures_are_lower_bounds():
