@@ -234,6 +234,17 @@ def test_what_a_tool_wrote_is_read(name):
     assert verdict(GOOD[name]) == expected(name)
 
 
+@pytest.mark.parametrize("name", GOOD)
+def test_no_head_of_what_a_tool_wrote_is_refused(name):
+    content = GOOD[name].encode() if isinstance(GOOD[name], str) else GOOD[name]
+    whole = expected(name)
+    for end in range(len(content)):
+        found = reader.Reader([content[:end]], "text", "label", complete=False)
+        examples = [(text, label) for _, text, label in found]
+        reader.check_trainable(found.findings)
+        assert len(examples) <= len(whole)
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_what_stands_in_a_text_is_read(name):
     written, text = TEXTS[name]
