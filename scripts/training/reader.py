@@ -75,7 +75,7 @@ LINE_NUMBER = operator.attrgetter("line_num")
 PLAIN_BACKSLASHES = re.compile(r'\\+(?!["\\])')  # a run that escapes no quote is text
 BLANK = ' \t\r\n\ufeff,;|"'  # what a line of empty fields is made of
 NUMBER = re.compile(r"\+?(-?)0*(\d+)(?:[.,](\d*?)0*)?")
-COLUMN_NAME = re.compile(r"[^\W\d][\w.-]*( [\w.-]+){0,2}")
+COLUMN_NAME = re.compile(r"""['"`]?[^\W\d][\w.()#-]*( [\w.()#-]+){0,2}['"`]?""")
 Rows = list[tuple[list[str], int]]  # each with the line it ends on, counted from the first of the lines given
 Example = tuple[int, str, str]  # the line a row begins on, from 1; text and label, stripped, neither empty
 

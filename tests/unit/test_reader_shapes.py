@@ -186,7 +186,7 @@ REFUSED = {
     "sep= something else": ("sep=#\ntext#label\n", "line 1: sep= names an unknown separator"),
     "spaces as separators": ("text label\nhi ham\n", 'no column "text"'),
     "two separators": ("text,label,x;text;label\n", "line 1: the header can be divided by comma and by semicolon"),
-    "single quotes": ("'text','label'\n'hi','ham'\n", 'line 1: there is no column "text"'),
+    "single quotes": ("'text','label'\n'hi','ham'\n", "line 1: there is no column .* has: \"'text'\", \"'label'\""),
     "single quotes under a plain header": (
         rows(("'a'", "'x'"), ("'b'", "'x'"), ("'c'", "'y'"), ("'d'", "'y'")),
         "every label stands in quotes",
