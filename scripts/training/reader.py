@@ -33,7 +33,8 @@ the same verdict on the same file. Nothing in it depends on the file's name or o
   NULL, nan, N/A ... as a label            kept, told
   incomplete (the head of a large file)    a row that is cut off is passed over; no verdict on what the rest could mend
 
-No message has the text of a row; a header's cell only where it looks like a name; labels are cut to 40 characters.
+No message has the text of a row; a header's cell only where it looks like a name; a label only if it has at most 40
+characters, and none where each row may have its own.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ LINE_NUMBER = operator.attrgetter("line_num")
 PLAIN_BACKSLASHES = re.compile(r'\\+(?!["\\])')  # a run that escapes no quote is text
 BLANK = ' \t\r\n\ufeff,;|"'  # what a line of empty fields is made of
 NUMBER = re.compile(r"\+?(-?)0*(\d+)(?:[.,](\d*?)0*)?")
-COLUMN_NAME = re.compile(r"""['"`]?[^\W\d][\w.()#-]*( [\w.()#-]+){0,2}['"`]?""")
+# Up to three words. What else stands in a first line may be somebody's text.
+COLUMN_NAME = re.compile(r"(?=.{1,30}\Z)[^\W\d]\w*(?:[ ._/-][^\W\d]\w*){0,2}")
 Rows = list[tuple[list[str], int]]  # each with the line it ends on, counted from the first of the lines given
 Example = tuple[int, str, str]  # the line a row begins on, from 1; text and label, stripped, neither empty
 
@@ -289,9 +291,7 @@ class Reader:
             names = max(headers.values(), key=len, default=[])
             missing = [name for name in self._columns if find_column(names, name, at + 1) < 0] or self._columns
             found = f"there is no column {' and no column '.join(map(clipped, missing))}"
-            shown = shown_names(
-                clipped(name) if COLUMN_NAME.fullmatch(name) and len(name) <= 30 else "…" for name in names
-            )
+            shown = shown_names(clipped(n) if COLUMN_NAME.fullmatch(n.strip("\"'`")) else "…" for n in names)
             raise Unreadable(
                 at + 1, found, f"this line must name the columns, and has: {shown or 'a quote not closed'}"
             )
@@ -470,22 +470,22 @@ def check_trainable(found: Findings, max_left_out: float = MAX_LEFT_OUT) -> None
         to_do = "complete these rows, put quotes around texts that contain the separator, or delete the rows"
         raise Unreadable(0, why, to_do)
     if all(len(name) > 2 and name[0] + name[-1] in QUOTE_PAIRS for name in found.labels):
-        shown = shown_names(map(clipped, found.labels))
+        shown = shown_names(map(shown_label, found.labels))
         raise Unreadable(
             0, f"every label stands in quotes that belong to it: {shown}", 'quote fields with " or not at all'
         )
     if len(found.labels) < MIN_LABELS:
-        shown = clipped(next(iter(found.labels)))
+        shown = shown_label(next(iter(found.labels)))
         raise Unreadable(0, f"all {found.used:,} rows have the label {shown}", "add rows with other labels")
     few = [name for name, texts in found.texts_of_label.items() if texts < MIN_TEXTS_PER_LABEL]
     if few:
         shown = shown_names(
-            f"{clipped(name)} has {found.texts_of_label[name]} ({found.labels[name]} rows)" for name in few
+            f"{shown_label(name)} has {found.texts_of_label[name]} ({found.labels[name]} rows)" for name in few
         )
-        why = (
-            f"{len(few):,} of {len(found.labels):,} labels have fewer than {MIN_TEXTS_PER_LABEL} different texts, each "
-        )
-        why += f"counted for its most frequent label: {shown}"
+        why = f"{len(few):,} of {len(found.labels):,} labels have fewer than {MIN_TEXTS_PER_LABEL} different texts"
+        if len(few) > max(NAMES_SHOWN, len(found.labels) / 2):  # then the labels are people's texts
+            raise Unreadable(0, why, "is the label column the column of the texts?")
+        why += f", each counted for its most frequent label: {shown}"
         raise Unreadable(0, why, "add rows with these labels, or take them out")
 
 
@@ -553,6 +553,11 @@ def clipped(text: str) -> str:
     """A name or label in quotes, for a message: one line, at most 40 characters."""
     shown = "".join(mark if mark.isprintable() else f"\\u{ord(mark):04x}" for mark in text[:40])
     return f'"{shown}{"…" if len(text) > 40 else ""}"'
+
+
+def shown_label(label: str) -> str:
+    """A label in quotes, or what stands for one that is too long to be one: that may be somebody's text."""
+    return clipped(label) if len(label) <= 40 else f"(a label of {len(label):,} characters)"
 
 
 def shown_names(names: Iterable[str]) -> str:

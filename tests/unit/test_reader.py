@@ -231,8 +231,20 @@ def test_a_first_line_of_sentences_is_not_quoted():
     assert reason.endswith('has: …, …, …, "ham"')
 
 
-def test_a_long_label_is_cut_in_a_reason():
-    assert f'"{"x" * 40}…"' in outcome_or_verdict(f"text,label\na,{'x' * 1000}\n".encode())
+def test_a_long_label_is_not_shown_in_a_reason():
+    reason = outcome_or_verdict(f"text,label\na,{'x' * 1000}\n".encode())
+    assert reason == "all 1 rows have the label (a label of 1,000 characters); add rows with other labels"
+
+
+def test_a_long_name_of_a_column_is_cut_in_a_reason():
+    found = reader.Reader([b"text,label\n"], "x" * 1000, "label")
+    with pytest.raises(reader.Unreadable, match=f'no column "{"x" * 40}…"; '):
+        list(found)
+
+
+def test_labels_that_may_be_each_row_s_own_text_are_not_shown_in_a_reason():
+    reason = outcome_or_verdict(b"text,label\n1,a\n2,a\n" + b"".join(b"%d,my secret %d\n" % (n, n) for n in range(6)))
+    assert reason == ("6 of 7 labels have fewer than 2 different texts; is the label column the column of the texts?")
 
 
 # ---- limits
