@@ -89,7 +89,7 @@ def skipped_rows(found: Iterable[Findings]) -> dict[str, int]:
 
 
 def told(name: str, found: Findings) -> list[str]:
-    """Return what was found in a file, a line each, for the log. No line holds a text."""
+    """Return what was found in a file, a line each, for the log. None has a row's text or a long label."""
     how = [found.encoding, *(["compressed"] if found.compressed else []), f"separated by {found.separator}"]
     how += ["quotes are text"] if found.quoting == "quotes are text" else []
     how += ["quotes escaped with a backslash"] if found.quoting == "backslash" else []

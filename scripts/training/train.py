@@ -231,7 +231,7 @@ def read_data(settings: Settings, scratch: Path) -> Data:
         skipped = skipped_rows(found.values())
     else:
         holdout, found_in_test = read_channel(settings.test_dir, settings.text_column, settings.label_column)
-        say_found(found_in_test)
+        say_found({f"test/{name}": findings for name, findings in found_in_test.items()})
         skipped = skipped_rows([*found.values(), *found_in_test.values()])
         train = apply_holdout(examples, holdout, held_out_before)
         say(f"data: {len(examples) - len(train)} training rows left out: their text is one to judge models on")

@@ -227,7 +227,10 @@ def test_a_given_test_channel_is_the_holdout_and_its_texts_are_not_trained_on(jo
     assert train.main([*FAST, "--epochs", "1"], environment) == 0
     metrics = metrics_of(environment)
     assert (metrics["train_examples"], metrics["holdout_examples"]) == (56, 5)
-    assert "4 training rows left out" in capsys.readouterr().out
+    log = capsys.readouterr().out
+    assert "data: data.csv: UTF-8, separated by comma\ndata: 60 rows read, 60 used, 0 left out\n" in log
+    assert "data: test/data.csv: UTF-8, separated by comma\ndata: 5 rows read, 5 used, 0 left out\n" in log
+    assert "4 training rows left out" in log
 
 
 def test_the_base_model_channel_wins_over_the_name_and_the_name_is_recorded(job, base_model):
