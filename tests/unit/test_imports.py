@@ -87,7 +87,7 @@ def test_imports_go_one_way() -> None:
 def test_the_graph_holds_the_imports_that_are_known(tmp_path: Path) -> None:
     """Otherwise a graph without lines would pass."""
     graph = import_graph()
-    assert {"mlops.deploy -> terraform", "mlops.cli -> mlops.pause", "training.dataset -> training.reader"} <= {*graph}
+    assert {"mlops.deploy -> terraform", "mlops.cli -> mlops.pause", "training.train -> training.dataset"} <= {*graph}
     assert "local.sagemaker.api -> local.sagemaker.errors" in graph
 
 
