@@ -87,7 +87,7 @@ def read_champion(
         known = tuple(str(label) for label in config["id2label"].values())
         holdout: list[Example] = []
         if (folder / HOLDOUT_FILE).is_file():
-            holdout, _ = read_csv(folder / HOLDOUT_FILE, "text", "label")
+            holdout = read_csv(folder / HOLDOUT_FILE)
     except Exception as error:  # noqa: BLE001 - a dozen types for one condition, and none may stop the job
         return replace(champion, status=NOT_READ, problem=f"The live model cannot be read ({_words(error)}).")
     if not set(known) & set(labels):

@@ -1,4 +1,4 @@
-"""Labelled texts: read from CSV files and divided into training and hold-out examples.
+"""Labelled texts: read from files and divided into training and hold-out examples.
 
 Standard library only, so that the rules below can be tested without a machine-learning framework.
 """
@@ -6,19 +6,27 @@ Standard library only, so that the rules below can be tested without a machine-l
 import csv
 import hashlib
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-MAX_FIELD_CHARACTERS = 2**31 - 1  # the csv module's own limit is 131,072; the largest that fits a C long anywhere
-MIN_LABELS = 2
-MIN_TEXTS_PER_LABEL = 2  # one to train on and one to hold out
-NAMES_IN_A_REASON = 5  # labels or columns listed in an error, so that it stays readable
+from reader import (
+    BLOCK_BYTES,
+    FILE_ENDINGS,
+    MIN_LABELS,
+    MIN_TEXTS_PER_LABEL,
+    Findings,
+    Reader,
+    Unreadable,
+    check_trainable,
+)
+
+NAMES_IN_A_REASON = 5  # labels listed in an error, so that it stays readable
 MAX_LABEL_CHARACTERS = 40  # a longer one may be somebody's text, which belongs in no email
-# Up to three words. What else stands in a first line may be somebody's text.
-COLUMN_NAME = re.compile(r"(?=.{1,30}\Z)[^\W\d]\w*(?:[ ._/-][^\W\d]\w*){0,2}")
+# The reader's reasons for leaving out a row, by their names in metrics.json.
+LEFT_OUT = {"too_many_fields": "too many fields", "empty_text": "no text", "empty_label": "no label"}
 
 
 class DataError(ValueError):
@@ -32,99 +40,83 @@ class Example(NamedTuple):
     label: str
 
 
-class Skipped(NamedTuple):
-    """Rows that were left out, by reason. A row counts once, under the first reason that applies."""
+def read_channel(folder: Path, text_column: str, label_column: str) -> tuple[list[Example], dict[str, Findings]]:
+    """Read every CSV file of a channel's folder, in the order of their names.
 
-    too_many_fields: int = 0
-    empty_text: int = 0
-    empty_label: int = 0
-
-
-def read_channel(folder: Path, text_column: str, label_column: str) -> tuple[list[Example], Skipped]:
-    """Read every *.csv file of a channel's folder, in the order of their names.
-
-    Returns the examples in file order and the rows left out.
+    Returns the examples in file order, and by the file's name what was found in it.
     Raises DataError when there is no CSV file or one of them cannot be read.
     """
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() == ".csv" and path.is_file())
+    files = sorted(path for path in folder.glob("*") if path.name.lower().endswith(FILE_ENDINGS) and path.is_file())
     if not files:
         raise DataError(f"There is no .csv file in the channel {folder.name!r}. Upload a CSV file and train again.")
     examples: list[Example] = []
-    skipped = Skipped()
+    found: dict[str, Findings] = {}
     for path in files:
-        found, left_out = read_csv(path, text_column, label_column)
-        examples += found
-        skipped = Skipped(*(a + b for a, b in zip(skipped, left_out, strict=True)))
-    return examples, skipped
-
-
-def read_csv(path: Path, text_column: str, label_column: str) -> tuple[list[Example], Skipped]:
-    """Read one CSV file: UTF-8 with or without a byte order mark, a header line, any further columns.
-
-    A missing field is an empty one. Blank lines are skipped. A row with more fields than the header is left out:
-    an unquoted comma has shifted its label.
-    Quotes must be closed and, inside quotes, doubled: read leniently, one stray quote swallows the rows that follow it.
-
-    Raises DataError when the file is not UTF-8, a column is missing or named twice, or the quoting is broken.
-    """
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    examples: list[Example] = []
-    too_many_fields = empty_text = empty_label = 0
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            text_at, label_at = _column(header, text_column, path), _column(header, label_column, path)
-            for row in reader:
-                if not row:
-                    continue
-                if any(field.strip() for field in row[len(header) :]):
-                    too_many_fields += 1
-                    continue
-                text = row[text_at].strip() if text_at < len(row) else ""
-                label = row[label_at].strip() if label_at < len(row) else ""
-                if not text:
-                    empty_text += 1
-                elif not label:
-                    empty_label += 1
-                else:
-                    examples.append(Example(text, label))
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path.name} is not UTF-8 text (byte {error.object[error.start]:#04x} on line {_undecodable(path)}). "
-                "Save it as 'CSV UTF-8' and upload it again."
-            ) from error
-        except csv.Error as error:
-            raise DataError(
-                f"{path.name} has broken quoting in the row that ends on line {reader.line_num} ({error}). A field "
-                'with commas, line breaks or quotes stands in quotes, and a quote inside it is doubled ("").'
-            ) from error
-    return examples, Skipped(too_many_fields, empty_text, empty_label)
-
-
-def _undecodable(path: Path) -> int:
-    """Return the first line, from 1, that is not UTF-8. (A decoder that reads ahead does not know.)"""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        with path.open("rb") as file:
+            reader = Reader(iter(partial(file.read, BLOCK_BYTES), b""), text_column, label_column)
             try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    raise ValueError(f"{path.name} is UTF-8 text")
+                examples += [Example(text, label) for _, text, label in reader]
+            except Unreadable as error:
+                raise DataError(f"{path.name}: {error}.") from error
+        found[path.name] = reader.findings
+    return examples, found
 
 
-def _column(header: Sequence[str], name: str, path: Path) -> int:
-    count = header.count(name)
-    if count == 1:
-        return header.index(name)
-    if count > 1:
-        raise DataError(f"{path.name} has {count} columns named {name!r}. Rename all but one.")
-    found = f"its columns are {listed_names(header) or 'none: the file is empty'}"
-    if not all(map(COLUMN_NAME.fullmatch, header[:NAMES_IN_A_REASON])):
-        found = f"its first line has {len(header)} fields and looks like data, not like names of columns"
-    raise DataError(
-        f"{path.name} has no column {name!r}; {found}. Rename the column, or set TEXT_COLUMN and LABEL_COLUMN."
-    )
+def check_channel(examples: Sequence[Example], found: Mapping[str, Findings]) -> None:
+    """Raise DataError unless what read_channel returned can be divided and trained on."""
+    name, whole = "the files", Findings()
+    if len(found) == 1:
+        [(name, whole)] = found.items()
+    else:
+        for file, findings in found.items():
+            whole.rows, whole.used = whole.rows + findings.rows, whole.used + findings.used
+            for reason, rows in findings.left_out.items():
+                whole.left_out[f"{file}, {reason}"] = rows
+                whole.left_out_lines[f"{file}, {reason}"] = findings.left_out_lines[reason]
+        whole.labels = dict(Counter(example.label for example in examples).most_common())
+        texts = Counter(example.label for example in one_label_per_text(examples))
+        whole.texts_of_label = {label: texts[label] for label in whole.labels}
+    try:
+        check_trainable(whole)
+    except Unreadable as error:
+        raise DataError(f"{name}: {error}.") from error
+
+
+def skipped_rows(found: Iterable[Findings]) -> dict[str, int]:
+    """Return the rows that were left out, by reason. A row counts once, under the first reason that applies."""
+    every = list(found)
+    return {name: sum(one.left_out.get(reason, 0) for one in every) for name, reason in LEFT_OUT.items()}
+
+
+def told(name: str, found: Findings) -> list[str]:
+    """Return what was found in a file, a line each, for the log. None has a row's text or a long label."""
+    how = [found.encoding, *(["compressed"] if found.compressed else []), f"separated by {found.separator}"]
+    how += ["quotes are text"] if found.quoting == "quotes are text" else []
+    how += ["quotes escaped with a backslash"] if found.quoting == "backslash" else []
+    how += ["the first column has the names of rows"] if found.row_names else []
+    lines = [
+        f"{name}: {', '.join(how)}",
+        f"{found.rows} rows read, {found.used} used, {sum(found.left_out.values())} left out",
+    ]
+    for reason, rows in found.left_out.items():
+        at = found.left_out_lines[reason]
+        shown = f"line{'s' if rows > 1 else ''} {', '.join(map(str, at))}{', …' if rows > len(at) else ''}"
+        lines.append(f"{rows} rows left out: {reason} ({shown})")
+    if found.blank_rows or found.repeated_headers:
+        lines.append(f"{found.blank_rows} blank rows and {found.repeated_headers} repeated headers passed over")
+    if found.duplicates:
+        lines.append(f"{found.duplicates} rows have the text of an earlier row")
+    if found.conflicts:
+        lines.append(f"{found.conflicts} texts stand with more than one label; correct them for a better model")
+    if found.look_alikes:
+        groups = " / ".join(listed_names(map(shown_label, names)) for names in found.look_alikes[:NAMES_IN_A_REASON])
+        rest = len(found.look_alikes) - NAMES_IN_A_REASON
+        more = f" / and {rest} more" if rest > 0 else ""
+        lines.append(f"labels that look alike are different ones: {groups}{more}")
+    if found.null_like:
+        names = listed_names(map(shown_label, found.null_like))
+        lines.append(f"labels like any other, though they look like missing ones: {names}")
+    return lines
 
 
 def sorted_labels(examples: Iterable[Example]) -> list[str]:
@@ -139,14 +131,6 @@ def sorted_labels(examples: Iterable[Example]) -> list[str]:
     return sorted(labels, key=lambda label: (numbers[label], label))
 
 
-def count_conflicts(examples: Iterable[Example]) -> int:
-    """Return how many distinct texts occur with more than one label."""
-    labels_of_text: dict[str, set[str]] = {}
-    for text, label in examples:
-        labels_of_text.setdefault(text, set()).add(label)
-    return sum(len(labels) > 1 for labels in labels_of_text.values())
-
-
 def split(
     examples: Sequence[Example], fraction: float, seed: int, held_out_before: Collection[str] = frozenset()
 ) -> tuple[list[Example], list[Example]]:
@@ -159,29 +143,18 @@ def split(
     Which ones depends on the text and the seed alone, so that a text that is held out of this upload is held out of the
     next one as well, except a few at the edge; texts that were `held_out_before` come first: all of them are held out.
 
-    Raises DataError when there are fewer than two labels, a label has fewer than two distinct texts, or all of its
-    texts were held out before.
+    Raises DataError when there are fewer than two labels, a label has fewer than two distinct texts (check_channel
+    names all of them), or all of its texts were held out before.
     """
     check_labels(examples)
     texts_of_label: dict[str, list[str]] = {label: [] for label in sorted_labels(examples)}
     for text, label in one_label_per_text(examples):
         texts_of_label[label].append(text)
 
-    too_few = {label: texts for label, texts in texts_of_label.items() if len(texts) < MIN_TEXTS_PER_LABEL}
-    if too_few:
-        rows = Counter(example.label for example in examples)
-        found = (f"{shown_label(label)} has {len(texts)} ({rows[label]} rows)" for label, texts in too_few.items())
-        listed = f": {listed_names(found)}. A text with several labels counts for its most frequent one"
-        if len(too_few) > max(NAMES_IN_A_REASON, len(texts_of_label) / 2):
-            listed = " (is LABEL_COLUMN the column of the texts?)"  # then the labels are people's texts
-        raise DataError(
-            f"Too few rows for a hold-out: every label needs at least {MIN_TEXTS_PER_LABEL} different texts, one to "
-            f"train on and one to hold out, and {len(too_few)} of {len(texts_of_label)} labels have fewer{listed}. "
-            "Add rows for these labels, or take them out."
-        )
-
     held_out: set[str] = set()
     for label, texts in texts_of_label.items():
+        if len(texts) < MIN_TEXTS_PER_LABEL:
+            raise DataError(f"The label {shown_label(label)} has fewer than {MIN_TEXTS_PER_LABEL} different texts.")
         before = sum(text in held_out_before for text in texts)
         if before == len(texts):
             raise DataError(
@@ -233,7 +206,20 @@ def spread(
 def write_csv(path: Path, examples: Iterable[Example]) -> None:
     """Write examples as a CSV file with the columns text and label, which read_csv reads back as they are."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("text", "label"), *examples])
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([Example._fields, *examples])
+
+
+def read_csv(path: Path) -> list[Example]:
+    """Read back what write_csv wrote. Raises DataError when it is another file."""
+    csv.field_size_limit(2**31 - 1)  # the csv module's own limit is 131,072; the largest that fits a C long anywhere
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise DataError(f"{path.name} is not a CSV file of this program.") from error
+    if any(len(row) != 2 for row in rows) or header != list(Example._fields):
+        raise DataError(f"{path.name} does not have the columns text and label alone.")
+    return [Example(*row) for row in rows]
 
 
 def apply_holdout(

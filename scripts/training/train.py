@@ -38,18 +38,20 @@ from champion import HOLDOUT_FILE, Champion, carry_forward, compare, read_champi
 from dataset import (
     DataError,
     Example,
-    Skipped,
     apply_holdout,
+    check_channel,
     check_labels,
-    count_conflicts,
     one_label_per_text,
     read_channel,
+    skipped_rows,
     sorted_labels,
     split,
     spread,
+    told,
     write_csv,
 )
 from metrics import classification_metrics, write_json, write_metrics
+from reader import Findings
 from text import plain
 
 CLEAR_LEAD = 0.1  # of the best label's probability over the next one's: no other machine's rounding reverses that
@@ -201,13 +203,16 @@ class Data(NamedTuple):
 
     train: list[Example]
     holdout: list[Example]
-    skipped: Skipped
+    skipped: dict[str, int]  # rows, by reason
     champion: Champion | None
 
 
 def read_data(settings: Settings, scratch: Path) -> Data:
     """Read the channels; the live model is unpacked below the scratch folder. Raises DataError."""
-    examples, skipped = read_channel(settings.train_dir, settings.text_column, settings.label_column)
+    examples, found = read_channel(settings.train_dir, settings.text_column, settings.label_column)
+    say_found(found)
+    if settings.test_dir is None:
+        check_channel(examples, found)
     say(f"data: {len(examples)} examples with {len(sorted_labels(examples))} labels")
     champion = None
     if settings.champion_job and settings.champion_dir:
@@ -223,21 +228,24 @@ def read_data(settings: Settings, scratch: Path) -> Data:
     held_out_before = champion.held_out if champion else frozenset()
     if settings.test_dir is None:
         train, holdout = split(examples, settings.holdout_fraction, settings.seed, held_out_before)
+        skipped = skipped_rows(found.values())
     else:
-        holdout, skipped_in_test = read_channel(settings.test_dir, settings.text_column, settings.label_column)
+        holdout, found_in_test = read_channel(settings.test_dir, settings.text_column, settings.label_column)
+        say_found({f"test/{name}": findings for name, findings in found_in_test.items()})
+        skipped = skipped_rows([*found.values(), *found_in_test.values()])
         train = apply_holdout(examples, holdout, held_out_before)
         say(f"data: {len(examples) - len(train)} training rows left out: their text is one to judge models on")
-        skipped = Skipped(*(a + b for a, b in zip(skipped, skipped_in_test, strict=True)))
-
-    for reason, rows in skipped._asdict().items():
-        if rows:
-            say(f"data: {rows} rows skipped: {reason.replace('_', ' ')}")
-    if conflicts := count_conflicts(train + holdout):
-        say(f"data: {conflicts} texts stand with more than one label; correct them for a better model")
     say(f"data: {len(train)} examples to train on, {len(holdout)} held out")
     if len(holdout) < ROUGH_HOLDOUT:
         say(f"data: only {len(holdout)} held out: the figures below are rough; more rows make them dependable")
     return Data(train, holdout, skipped, champion)
+
+
+def say_found(found: Mapping[str, Findings]) -> None:
+    """Print what was found in a channel's files."""
+    for name, findings in found.items():
+        for line in told(name, findings):
+            say(f"data: {line}")
 
 
 def read_hub_token(secret_arn: str) -> str:
@@ -490,7 +498,7 @@ def _run(settings: Settings, scratch: Path) -> None:
             "holdout_examples": len(holdout),
             "labels": labels,
             "label_counts": {label: counts[label] for label in labels},
-            "skipped_rows": skipped._asdict(),
+            "skipped_rows": skipped,
             "base_model": settings.base_model,
             "base_model_revision": settings.base_model_revision,
             "seed": settings.seed,

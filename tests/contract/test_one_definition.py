@@ -258,7 +258,7 @@ def test_make_upload_refuses_the_models_that_the_training_orchestrator_refuses(
 def test_what_a_column_s_name_looks_like_is_the_same_in_a_check_a_job_and_the_upload_workflow(
     training: ModuleType,
 ) -> None:
-    program = (TRAINING / "dataset.py").read_text(encoding="utf-8")
+    program = (TRAINING / "reader.py").read_text(encoding="utf-8")
     workflow = (ROOT / ".github" / "workflows" / "upload-data.yml").read_text(encoding="utf-8")
 
     assert f'COLUMN_NAME = re.compile(r"{training.COLUMN_NAME.pattern}")' in program

@@ -59,7 +59,7 @@ class Run:
 
     @property
     def holdout(self):
-        return read_csv(self.folder / "model" / "holdout.csv", "text", "label")[0]
+        return read_csv(self.folder / "model" / "holdout.csv")
 
     @property
     def golden(self):

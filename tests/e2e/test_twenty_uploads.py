@@ -19,8 +19,9 @@ import pytest
 import champion
 import inference
 import train
-from dataset import Example, digest, one_label_per_text, read_csv
+from dataset import Example, digest, one_label_per_text
 from local import stack
+from reader import Reader
 from world import load_handler
 
 FROZEN_SHARE = 0.3
@@ -141,7 +142,8 @@ def read_rows() -> list[Example]:
     """The texts of the file that the tests are run with, in an order that is random and always the same."""
     path = os.environ.get("DATA")
     assert path, "DATA must name a CSV file of texts and labels: make slow DATA=file.csv"
-    rows = one_label_per_text(read_csv(Path(path), "text", "label")[0])
+    with Path(path).open("rb") as file:
+        rows = one_label_per_text(Example(text, label) for _, text, label in Reader(file, "text", "label"))
     assert len(rows) >= LEAST_ROWS, f"{path} has {len(rows)} different texts; {LEAST_ROWS} are needed"
     return sorted(rows, key=lambda row: digest(f"twenty uploads {row.text}"))
 

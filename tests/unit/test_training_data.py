@@ -1,8 +1,10 @@
 """Reading, splitting and scoring in the training program: the parts that need no machine-learning framework."""
 
 import csv
+import gzip
 import importlib
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -34,7 +36,13 @@ def write(tmp_path):
 
 
 def read(path, text_column="text", label_column="label"):
-    return dataset.read_csv(path, text_column, label_column)
+    """Return the examples and the rows left out, of a channel with this one file."""
+    examples, found = dataset.read_channel(path.parent, text_column, label_column)
+    return examples, dataset.skipped_rows(found.values())
+
+
+def skipped(too_many_fields=0, empty_text=0, empty_label=0):
+    return {"too_many_fields": too_many_fields, "empty_text": empty_text, "empty_label": empty_label}
 
 
 # ---- reading
@@ -52,30 +60,31 @@ def test_whatever_a_csv_writer_wrote_is_read_back(tmp_path_factory, rows, style,
         writer = csv.writer(file, lineterminator=style[0], quoting=style[1])
         writer.writerows([("label", " text ", "note"), *rows])
 
-    examples, skipped = read(path)
+    examples, left_out = read(path)
 
-    stripped = [(text.strip(), label.strip()) for label, text, _ in rows]
-    assert examples == [(text, label) for text, label in stripped if text and label]
-    assert skipped.empty_text == sum(not text for text, _ in stripped)
-    assert skipped.empty_label == sum(bool(text) and not label for text, label in stripped)
-    assert skipped.too_many_fields == 0
+    stripped = [(text.strip(), label.strip(), note.strip()) for label, text, note in rows]
+    assert examples == [(text, label) for text, label, _ in stripped if text and label]
+    assert left_out == skipped(
+        empty_text=sum(not text and bool(label or note) for text, label, note in stripped),
+        empty_label=sum(bool(text) and not label for text, label, _ in stripped),
+    )
 
 
 def test_a_byte_order_mark_spaced_headers_crlf_and_further_columns_do_not_matter(write):
     path = write('\ufeffid, label ,text\r\n1,spam,"Win ""now"",\r\ntoday"\r\n2, ham ,  hello  \r\n')
-    assert read(path) == ([('Win "now",\r\ntoday', "spam"), ("hello", "ham")], (0, 0, 0))
+    assert read(path) == ([('Win "now",\r\ntoday', "spam"), ("hello", "ham")], skipped())
 
 
-def test_missing_fields_are_empty_and_blank_lines_are_no_rows(write):
-    examples, skipped = read(write("text,label\nonly a text\n\n,spam\n,\nhello,ham\n"))
+def test_missing_fields_are_empty_and_neither_blank_lines_nor_rows_of_empty_fields_are_rows(write):
+    examples, left_out = read(write("text,label\nonly a text\n\n,spam\n,\nhello,ham\n"))
     assert examples == [("hello", "ham")]
-    assert skipped == dataset.Skipped(too_many_fields=0, empty_text=2, empty_label=1)
+    assert left_out == skipped(empty_text=1, empty_label=1)
 
 
 def test_a_row_shifted_by_an_unquoted_comma_is_left_out_and_counted(write):
-    examples, skipped = read(write("text,label\nhello, dear,ham\nhello,ham,,\n"))
+    examples, left_out = read(write("text,label\nhello, dear,ham\nhello,ham,,\n"))
     assert examples == [("hello", "ham")]
-    assert skipped.too_many_fields == 1
+    assert left_out == skipped(too_many_fields=1)
 
 
 def test_a_field_beyond_the_csv_modules_default_limit_is_read(write):
@@ -90,39 +99,61 @@ def test_other_column_names_are_a_setting(write):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no column 'text'; its columns are none: the file is empty"),
-        (b"message,label\nhello,ham\n", "no column 'text'; its columns are message, label"),
-        (b"My card is 4111 1111,ham\nhello,ham\n", "its first line has 2 fields and looks like data, not like names"),
-        (b"text,label,text\nhello,ham,x\n", "2 columns named 'text'"),
-        (b"text,label\nhello,ham\ncaf\xe9,ham\n", r"not UTF-8 text \(byte 0xe9 on line 3\)"),
-        (b'text,label\nhello,ham\n"never closed,ham\nhi,ham\n', "broken quoting in the row that ends on line 4"),
-        (b'text,label\n"so "called" friend",ham\n', "broken quoting in the row that ends on line 2"),
+        (b"", "the file is empty, or blank; upload a CSV with a header line and rows"),
+        (
+            b"message,label\nhello,ham\n",
+            'line 1: there is no column "text"; this line must name the columns, and has: "message", "label"',
+        ),
+        (
+            b"My card is 4111 1111,ham\nhello,ham\n",
+            'line 1: there is no column "text" and no column "label"; '
+            'this line must name the columns, and has: …, "ham"',
+        ),
+        (b"text,label,text\nhello,ham,x\n", 'line 1: 2 columns are named "text"; rename all but one'),
+        (b"text,label\nhello,ham\ncaf\xe9,ham\n", 'line 3: byte 0xe9 is not UTF-8; save the file as "CSV UTF-8"'),
+        (
+            b'text,label\nhello,ham\n"never closed,ham\nhi,ham\n',
+            "line 3: a quote opens here and is never closed; close each quote, double each quote in a quoted field "
+            '(""), and leave no space behind a closing one',
+        ),
+        (
+            b'text,label\n"so "called" friend",ham\n',
+            "line 2: a quote in a quoted field is neither doubled nor before a separator; close each quote, double "
+            'each quote in a quoted field (""), and leave no space behind a closing one',
+        ),
     ],
 )
 def test_an_unreadable_file_is_named_with_its_reason(write, content, reason):
-    with pytest.raises(DataError, match=f"^data.csv .*{reason}"):
+    with pytest.raises(DataError, match=f"^{re.escape(f'data.csv: {reason}.')}$"):
         read(write(content))
 
 
 def test_a_file_that_changes_its_encoding_behind_what_the_upload_was_checked_for_is_named_with_the_line(write):
     rows = b"hello,ham\n" * 200_000
-    with pytest.raises(DataError, match=r"not UTF-8 text \(byte 0xe9 on line 200002\)"):
+    with pytest.raises(DataError, match=r"^data.csv: line 200002: byte 0xe9 is not UTF-8;"):
         read(write(b"text,label\n" + rows + "café,ham\n".encode("latin-1")))
 
 
-def test_nul_bytes_and_a_line_of_100_mb_are_texts_like_any_other(write):
-    long = "a " * 50 * 1024**2 + "b"
+def test_nul_bytes_and_a_line_of_two_million_characters_are_texts_like_any_other(write):
+    long = "a " * 1_000_000 + "b"
     content = f"text,label\nhel\0lo,ham\n{long},spam\n"
     assert read(write(content))[0] == [("hel\0lo", "ham"), (long, "spam")]
+
+
+def test_a_line_of_100_mb_is_refused_with_its_number(write):
+    with pytest.raises(DataError, match=r"^data.csv: line 3: the row that begins here has more than 2,097,152 char"):
+        read(write("text,label\nhello,ham\n" + "a " * 50 * 1024**2 + ",spam\n"))
 
 
 def test_all_csv_files_of_a_channel_are_read_in_the_order_of_their_names(tmp_path):
     (tmp_path / "b.csv").write_text("text,label\nsecond,1\n,1\n")
     (tmp_path / "a.CSV").write_text("text,label\nfirst,0\n,0\n")
+    (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(b"label\ttext\n1\tthird\n"))
     (tmp_path / "notes.txt").write_text("not data")
-    examples, skipped = dataset.read_channel(tmp_path, "text", "label")
-    assert [example.text for example in examples] == ["first", "second"]
-    assert skipped.empty_text == 2
+    examples, found = dataset.read_channel(tmp_path, "text", "label")
+    assert [example.text for example in examples] == ["first", "second", "third"]
+    assert list(found) == ["a.CSV", "b.csv", "c.tsv.gz"]
+    assert dataset.skipped_rows(found.values()) == skipped(empty_text=2)
 
 
 def test_a_channel_without_a_csv_file_is_an_error(tmp_path):
@@ -231,9 +262,8 @@ def test_a_label_whose_texts_were_all_held_out_before_is_named():
         dataset.split(rows("ham", 9) + rows("spam", 3), 0.2, 42, {e.text for e in rows("spam", 3)})
 
 
-def test_texts_with_conflicting_labels_are_counted_and_stay_on_one_side():
+def test_a_text_with_conflicting_labels_stays_on_one_side():
     examples = rows("ham", 5) + rows("spam", 5) + [Example("both", "ham"), Example("both", "spam")] * 2
-    assert dataset.count_conflicts(examples) == 1
     for seed in range(20):
         train, _ = dataset.split(examples, 0.3, seed)
         assert sum(e.text == "both" for e in train) in (0, 4)
@@ -244,17 +274,74 @@ def test_texts_with_conflicting_labels_are_counted_and_stay_on_one_side():
     [
         ([], "No row with a text and a label"),
         (rows("ham", 9), "All 9 rows have the label 'ham'; a classifier needs at least 2"),
-        (rows("ham", 9) + rows("spam", 1) * 3, r"1 of 2 labels have fewer: 'spam' has 1 \(3 rows\)"),
-        (
-            [row for n in range(12) for row in rows(f"label {n}", 1 + n // 6)],
-            "6 of 12 labels have fewer: 'label 0' has 1 \\(1 rows\\), .* and 1 more",
-        ),
-        ([*rows("ham", 9), Example("ham 0", "spam")], r"'spam' has \d"),
+        (rows("ham", 9) + rows("spam", 1) * 3, "The label 'spam' has fewer than 2 different texts"),
+        ([*rows("ham", 9), Example("ham 0", "spam")], "The label 'spam' has fewer than 2 different texts"),
     ],
 )
 def test_data_that_cannot_be_split_is_refused_with_the_reason(examples, reason):
     with pytest.raises(DataError, match=reason):
         dataset.split(examples, 0.2, 42)
+
+
+# ---- data that suffices
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Write each list of rows as a file of a channel, read the channel and check it."""
+
+    def check(*files):
+        for name, rows in zip(("a.csv", "b.csv"), files, strict=False):
+            with (tmp_path / name).open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("text", "label"), *rows])
+        dataset.check_channel(*dataset.read_channel(tmp_path, "text", "label"))
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("examples", "reason"),
+    [
+        ([], "no row has a text and a label (there are no rows); check the columns and the separators"),
+        (rows("ham", 9), 'all 9 rows have the label "ham"; add rows with other labels'),
+        (
+            rows("ham", 9) + rows("spam", 1) * 3,
+            "1 of 2 labels have fewer than 2 different texts, each counted for its most frequent label: "
+            '"spam" has 1 (3 rows); add rows with these labels, or take them out',
+        ),
+        (
+            [row for n in range(12) for row in rows(f"label {n}", 1 + n // 6)],
+            "6 of 12 labels have fewer than 2 different texts, each counted for its most frequent label: "
+            + ", ".join(f'"label {n}" has 1 (1 rows)' for n in range(5))
+            + " and 1 more; add rows with these labels, or take them out",
+        ),
+        (
+            [*rows("ham", 9), Example("ham 0", "spam")],
+            "1 of 2 labels have fewer than 2 different texts, each counted for its most frequent label: "
+            '"spam" has 0 (1 rows); add rows with these labels, or take them out',
+        ),
+        (
+            [*rows("ham", 9), *rows("spam", 9), ("a", ""), ("b", "")],
+            "2 of 20 rows cannot be used (no label: 2 (line 20, 21)), more than 5 %; complete these rows, put quotes "
+            "around texts that contain the separator, or delete the rows",
+        ),
+    ],
+)
+def test_data_that_does_not_suffice_is_refused_with_the_reason(check, examples, reason):
+    with pytest.raises(DataError, match=f"^{re.escape(f'a.csv: {reason}.')}$"):
+        check(examples)
+
+
+def test_files_of_one_channel_are_judged_together(check):
+    check(rows("ham", 9), rows("spam", 9))
+    lost = [("a", "")]
+    reason = "the files: 2 of 20 rows cannot be used (a.csv, no label: 1 (line 11); b.csv, no label: 1 (line 11)), more"
+    with pytest.raises(DataError, match=f"^{re.escape(reason)}"):
+        check(rows("ham", 9) + lost, rows("spam", 9) + lost)
+    with pytest.raises(DataError, match=r'^the files: 1 of 2 labels .*: "spam" has 1 \(2 rows\);'):
+        check(rows("ham", 9) + rows("spam", 1), rows("spam", 1))
+    with pytest.raises(DataError, match=r'^the files: all 18 rows have the label "ham";'):
+        check(rows("ham", 9), rows("ham", 9))
 
 
 LONG = "a text of more than forty characters, which is no label"
@@ -263,21 +350,81 @@ LONG = "a text of more than forty characters, which is no label"
 @pytest.mark.parametrize(
     "refuse",
     {
-        "each its own": lambda: dataset.split([Example(f"{n}", f"call me {n}") for n in range(9)], 0.2, 42),
-        "a rare one": lambda: dataset.split([*rows("ham", 9), Example("x", LONG)], 0.2, 42),
-        "only one": lambda: dataset.split([Example(f"{n}", LONG) for n in range(9)], 0.2, 42),
-        "held out": lambda: dataset.split(
+        "each its own": lambda check: check([(f"{n}", f"call me {n}") for n in range(9)]),
+        "a rare one": lambda check: check([*rows("ham", 9), ("x", LONG)]),
+        "only one": lambda check: check([(f"{n}", LONG) for n in range(9)]),
+        "in quotes": lambda check: check([(f"{n}", f"'{LONG}'") for n in range(9)]),
+        "each its own, split": lambda _: dataset.split([Example(f"{n}", LONG + f"{n}") for n in range(9)], 0.2, 42),
+        "only one, split": lambda _: dataset.split([Example(f"{n}", LONG) for n in range(9)], 0.2, 42),
+        "held out": lambda _: dataset.split(
             [*rows("ham", 9), Example("x", LONG), Example("y", LONG)], 0.2, 42, {"x", "y"}
         ),
-        "unknown": lambda: dataset.apply_holdout(rows("ham", 9) + rows("spam", 9), [Example("x", LONG)]),
+        "unknown": lambda _: dataset.apply_holdout(rows("ham", 9) + rows("spam", 9), [Example("x", LONG)]),
     }.items(),
     ids=lambda case: case[0],
 )
-def test_no_text_of_a_row_is_in_a_reason_though_it_stands_in_the_label_column(refuse):
+def test_no_text_of_a_row_is_in_a_reason_though_it_stands_in_the_label_column(check, refuse):
     with pytest.raises(DataError) as reason:
-        refuse[1]()
+        refuse[1](check)
     assert "call" not in str(reason.value)
     assert LONG[:10] not in str(reason.value)
+
+
+# ---- what the log says
+
+
+def test_the_log_says_what_was_found_in_a_file(write):
+    lines = [
+        "text;label",
+        *["a;ham"] * 3,
+        "a;Ham",
+        "b;NULL",
+        "c;",
+        "d;;e",
+        "e;",
+        ";;",
+        "",
+        "text;label",
+        "f;1",
+        "g;1.0",
+    ]
+    _, found = dataset.read_channel(write("\ufeff" + "\r\n".join(lines)).parent, "text", "label")
+    assert dataset.told("data.csv", found["data.csv"]) == [
+        "data.csv: UTF-8, separated by semicolon",
+        "10 rows read, 7 used, 3 left out",
+        "2 rows left out: no label (lines 7, 9)",
+        "1 rows left out: too many fields (line 8)",
+        "2 blank rows and 1 repeated headers passed over",
+        "3 rows have the text of an earlier row",
+        "1 texts stand with more than one label; correct them for a better model",
+        "labels that look alike are different ones: 'ham', 'Ham' / '1', '1.0'",
+        "labels like any other, though they look like missing ones: 'NULL'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "how"),
+    [
+        ("text\tlabel\nhi\tham\n".encode("utf-16"), "UTF-16-LE, separated by tab"),
+        (gzip.compress(b"text|label\nhi|ham\n"), "UTF-8, compressed, separated by bar"),
+        (b'text\tlabel\n"hi\tham\n', "UTF-8, separated by tab, quotes are text"),
+        (b'text,label\n"a \\"b\\" c, d",ham\n', "UTF-8, separated by comma, quotes escaped with a backslash"),
+        (
+            b"text,label\n1,hi,ham\n2,ho,ham\n",
+            "UTF-8, separated by comma, the first column has the names of rows",
+        ),
+    ],
+)
+def test_the_log_says_how_a_file_was_read(write, content, how):
+    _, found = dataset.read_channel(write(content).parent, "text", "label")
+    assert dataset.told("data.csv", found["data.csv"])[0] == f"data.csv: {how}"
+
+
+def test_no_long_label_is_in_the_log(write):
+    _, found = dataset.read_channel(write(f'text,label\na,"{LONG}"\nb,"{LONG.upper()}"\n').parent, "text", "label")
+    lines = dataset.told("data.csv", found["data.csv"])
+    assert lines[-1].startswith("labels that look alike")
+    assert LONG[:10].casefold() not in "".join(lines).casefold()
 
 
 # ---- choosing a few
@@ -310,7 +457,13 @@ def test_a_text_with_several_labels_counts_once_for_its_most_frequent_one():
 def test_written_examples_are_read_back(tmp_path_factory, examples):
     path = tmp_path_factory.mktemp("csv") / "holdout.csv"
     dataset.write_csv(path, examples)
-    assert read(path) == (examples, (0, 0, 0))
+    assert dataset.read_csv(path) == examples
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n", b"text,label\nx\n", b"text,label\n\xe9,x\n", b'text,label\n"x'])
+def test_what_the_program_did_not_write_is_not_read_back(write, content):
+    with pytest.raises(DataError, match=r"^data\.csv "):
+        dataset.read_csv(write(content))
 
 
 # ---- a hold-out that was given
@@ -382,12 +535,13 @@ def test_the_metrics_file_is_strict_json_in_every_folder(tmp_path):
 
 
 def test_the_sample_has_three_balanced_labels_duplicates_and_rows_to_skip():
-    examples, skipped = read(SAMPLE)
+    examples, found = dataset.read_channel(SAMPLE.parent, "text", "label")
+    [findings] = found.values()
     counts = Counter(example.label for example in examples)
     assert sorted(counts) == ["billing", "shipping", "technical"]
     assert min(counts.values()) >= 80
-    assert skipped == dataset.Skipped(too_many_fields=0, empty_text=2, empty_label=0)
-    assert len({e.text for e in examples}) < len(examples)
-    assert dataset.count_conflicts(examples) == 0
+    assert dataset.skipped_rows([findings]) == skipped(empty_text=2)
+    assert findings.duplicates == len(examples) - len({e.text for e in examples}) > 0
+    assert findings.conflicts == 0
     assert any("\n" in e.text for e in examples)
     assert any('"' in e.text for e in examples)
