@@ -171,6 +171,15 @@ def test_a_model_before_the_live_one_can_still_be_gone_back_to(planted: Shell) -
     assert "Deployment failed" not in planted.subjects()
 
 
+def test_a_model_that_comes_back_as_it_was_takes_its_archive_without_it(planted: Shell) -> None:
+    run(planted)
+    assert planted.run("rollback", "--model", "default") == 0
+    planted.settle()
+    planted.settle()
+    assert planted.served() == FIRST
+    assert "Deployment failed" not in planted.subjects()
+
+
 def test_a_model_that_was_rolled_back_is_not_tried_again(shell: Shell) -> None:
     live(shell, FIRST, 1)
     shell.world.put(f"models/decisions/{THIRD}.json", {"job": THIRD, "verdict": "approved", "golden": WITH_SECRET})
