@@ -28,7 +28,7 @@ define passed
 override $(1) := $$(value $(1))
 export $(1)
 endef
-$(foreach name,BASE_MODEL CONFIRM DATA ENDPOINT JOB KEEP LIMIT MINUTES MODEL REASON STOP_JOBS TARGET TEXT TO YES,$(eval $(call passed,$(name))))
+$(foreach name,BASE_MODEL CONFIRM DATA ENDPOINT FILE JOB KEEP LIMIT MINUTES MODEL REASON STOP_JOBS TARGET TEXT TO YES,$(eval $(call passed,$(name))))
 
 .PHONY: help
 help: ## This list
@@ -104,6 +104,10 @@ resume: .venv/.tools ## Go on after a pause; or recreate an endpoint that was de
 .PHONY: redrive
 redrive: .venv/.tools ## Send the failed events to their functions again
 	@$(MLOPS) redrive
+
+.PHONY: erase
+erase: .venv/.tools ## Remove a text from everything that the pipeline keeps (asks): TEXT="some text" | FILE=text.txt [YES=1]
+	@$(MLOPS) erase
 
 # --- AWS ---
 

@@ -3,6 +3,7 @@ module "s3" {
 
   bucket_name                       = local.bucket_name
   create_bucket                     = var.create_bucket
+  data_retention_days               = var.data_retention_days
   force_destroy                     = var.force_destroy
   kms_key_arn                       = var.kms_key_arn
   manage_bucket_notification        = var.manage_bucket_notification

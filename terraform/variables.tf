@@ -86,6 +86,23 @@ variable "create_bucket" {
   }
 }
 
+variable "data_retention_days" {
+  type = object({
+    approved_models  = optional(number)
+    decisions        = optional(number)
+    rejected_uploads = optional(number)
+    uploads          = optional(number)
+  })
+  description = "How many days S3 keeps what has no setting of its own; unset: for ever. S3 cannot tell what is live. Without its archive in models/approved/ a live model cannot be restored, rolled back to or compared with, and the next one is held; without its decision its answers are not checked again, and `make retrain` refuses its job. So set these two to longer than any model stays live. An upload in data/train/ is needed until its snapshot is taken, so outlast a pause. Old versions stay for noncurrent_version_retention_days more. An existing bucket (create_bucket = false) gets no rules: set them there."
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for days in values(var.data_retention_days) : days == null ? true : floor(days) == days && days >= 30])
+    error_message = "data_retention_days must be whole numbers of at least 30: what the pipeline is at work on must still exist."
+  }
+}
+
 variable "deployment_alarm_models" {
   type        = list(string)
   description = "Models whose endpoints get alarms when they run on instances (5xx, 4xx, latency). An alarm sends an email and rolls back the update that set it off. Terraform cannot see which models the uploads create, so list them here."

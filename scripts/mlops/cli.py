@@ -44,6 +44,10 @@ BaseModel = Annotated[
 ]
 Keep = Annotated[bool, typer.Option("--keep", envvar="KEEP", metavar="", help="Leave the local AWS running.")]
 Text = Annotated[str, typer.Option("--text", envvar="TEXT", metavar="TEXT", help="The text to label.")]
+Erased = Annotated[str, typer.Option("--text", envvar="TEXT", metavar="TEXT", help="The text to erase.")]
+File = Annotated[
+    str, typer.Option("--file", envvar="FILE", metavar="FILE", help="A UTF-8 file with nothing but the text in it.")
+]
 Job = Annotated[
     str, typer.Option("--job", envvar="JOB", metavar="NAME", help="A training job; make status shows them.")
 ]
@@ -204,6 +208,15 @@ def redrive(target: Target = "") -> int:
     from mlops.target import on_stack
 
     return on_stack(target, redrive.redrive)
+
+
+@app.command(rich_help_panel=INTERVENE)
+def erase(text: Erased = "", file: File = "", yes: Yes = False, target: Target = "") -> int:
+    """Remove a text from uploads, snapshots, models and decisions. Asks first."""
+    from mlops import erase
+    from mlops.target import on_stack
+
+    return on_stack(target, lambda stack: erase.run(stack, text, file, yes))
 
 
 @app.command(rich_help_panel=AWS)

@@ -30,6 +30,7 @@ CONFIG_NAME = re.compile(rf"({JOB_NAME.pattern})-[0-9a-f]{{8}}")
 UPLOAD_PREFIX = "data/train/"
 SNAPSHOT_PREFIX = "data/snapshots/"
 REJECTED_PREFIX = "data/rejected/"
+RAW_PREFIX = "models/raw/"
 APPROVED_PREFIX = "models/approved/"
 DECISION_PREFIX = "models/decisions/"
 DEPLOYMENT_PREFIX = "models/deployments/"

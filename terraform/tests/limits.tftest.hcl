@@ -22,6 +22,7 @@ run "refuses_below_the_least" {
     accept_uncompared                 = [""]
     bucket_name                       = "ab"
     champion_margin                   = -0.001
+    data_retention_days               = { uploads = 29 }
     deployment_step_percent           = 0
     deployment_wait_seconds           = -1
     endpoint_name                     = ""
@@ -50,6 +51,7 @@ run "refuses_below_the_least" {
     var.accept_uncompared,
     var.bucket_name,
     var.champion_margin,
+    var.data_retention_days,
     var.deployment_step_percent,
     var.deployment_wait_seconds,
     var.endpoint_name,
@@ -83,6 +85,7 @@ run "takes_the_least" {
     base_model                        = "a"
     bucket_name                       = "abc"
     champion_margin                   = 0
+    data_retention_days               = { approved_models = 30, decisions = 30, rejected_uploads = 30, uploads = null }
     deployment_alarm_models           = []
     deployment_step_percent           = 1
     deployment_wait_seconds           = 0
@@ -227,6 +230,7 @@ run "refuses_what_is_not_whole" {
   command = plan
 
   variables {
+    data_retention_days               = { decisions = 30.5 }
     deployment_step_percent           = 25.5
     deployment_wait_seconds           = 0.5
     keep_models                       = 2.5
@@ -244,6 +248,7 @@ run "refuses_what_is_not_whole" {
   }
 
   expect_failures = [
+    var.data_retention_days,
     var.deployment_step_percent,
     var.deployment_wait_seconds,
     var.keep_models,

@@ -311,11 +311,13 @@ def test_what_a_sweep_looks_back_for_is_still_there(
 ) -> None:
     [least] = re.findall(r"var\.raw_model_retention_days >= (\d+)", VARIABLES)
     rules = (TERRAFORM / "modules" / "s3" / "main.tf").read_text(encoding="utf-8")
-    [claims] = re.findall(r'prefix = "claims/"\n\s+\}\n\n\s+expiration \{\n\s+days = (\d+)', rules)
+    [claims] = re.findall(r'prefix = "claims/", days = (\d+)', rules)
+    [records] = re.findall(r"var\.data_retention_days\).*days >= (\d+)", VARIABLES)
 
     assert training.LOOK_BACK_DAYS == evaluator.LOOK_BACK_DAYS
     assert int(least) >= evaluator.LOOK_BACK_DAYS
     assert int(claims) >= evaluator.LOOK_BACK_DAYS
+    assert int(records) >= evaluator.LOOK_BACK_DAYS
 
 
 # --- names and versions -----------------------------------------------------------------------------

@@ -1,6 +1,17 @@
 locals {
   bucket_arn = "arn:${var.partition}:s3:::${var.bucket_name}"
 
+  # What is deleted after some days; null: never.
+  expiring = {
+    approved-models  = { prefix = "models/approved/", days = var.data_retention_days.approved_models }
+    claims           = { prefix = "claims/", days = 7 } # leases of the functions, useless once their step is done
+    decisions        = { prefix = "models/decisions/", days = var.data_retention_days.decisions }
+    raw-models       = { prefix = "models/raw/", days = var.raw_model_retention_days }
+    rejected-uploads = { prefix = "data/rejected/", days = var.data_retention_days.rejected_uploads }
+    snapshots        = { prefix = "data/snapshots/", days = var.snapshot_retention_days }
+    uploads          = { prefix = "data/train/", days = var.data_retention_days.uploads }
+  }
+
   training_package_exists = fileexists(var.training_package)
 }
 
@@ -67,43 +78,20 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
 
   bucket = aws_s3_bucket.this[0].id
 
-  rule {
-    id     = "raw-models"
-    status = "Enabled"
+  dynamic "rule" {
+    for_each = { for id, what in local.expiring : id => what if what.days != null }
 
-    filter {
-      prefix = "models/raw/"
-    }
+    content {
+      id     = rule.key
+      status = "Enabled"
 
-    expiration {
-      days = var.raw_model_retention_days
-    }
-  }
+      filter {
+        prefix = rule.value.prefix
+      }
 
-  rule {
-    id     = "snapshots"
-    status = "Enabled"
-
-    filter {
-      prefix = "data/snapshots/"
-    }
-
-    expiration {
-      days = var.snapshot_retention_days
-    }
-  }
-
-  # Leases of the functions, useless once their step is done.
-  rule {
-    id     = "claims"
-    status = "Enabled"
-
-    filter {
-      prefix = "claims/"
-    }
-
-    expiration {
-      days = 7
+      expiration {
+        days = rule.value.days
+      }
     }
   }
 

@@ -8,6 +8,16 @@ variable "create_bucket" {
   description = "false: use an existing bucket and manage none of its settings."
 }
 
+variable "data_retention_days" {
+  type = object({
+    approved_models  = optional(number)
+    decisions        = optional(number)
+    rejected_uploads = optional(number)
+    uploads          = optional(number)
+  })
+  description = "How many days models/approved/, models/decisions/, data/rejected/ and data/train/ are kept. null: for ever."
+}
+
 variable "force_destroy" {
   type        = bool
   description = "Whether terraform destroy may delete the bucket with objects in it."

@@ -10,6 +10,7 @@ provider "aws" {
 variables {
   bucket_name                       = "team-models"
   create_bucket                     = true
+  data_retention_days               = {}
   force_destroy                     = false
   kms_key_arn                       = null
   manage_bucket_notification        = false
@@ -107,6 +108,32 @@ run "a_new_bucket_is_closed_keeps_versions_and_forgets_in_time" {
   assert {
     condition     = aws_s3_object.training_source.key == "code/training.tar.gz" && aws_s3_object.training_source.source_hash == filesha256("main.tf")
     error_message = "A changed source must become a new version of the same object, where a waiting job finds it."
+  }
+}
+
+run "every_prefix_with_texts_expires_when_asked" {
+  command = plan
+
+  variables {
+    data_retention_days = { approved_models = 700, decisions = 701, rejected_uploads = 90, uploads = 91 }
+  }
+
+  assert {
+    condition = { for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : one(rule.filter).prefix => one(rule.expiration).days if length(rule.expiration) == 1 && try(one(rule.expiration).days, 0) > 0 } == {
+      "claims/"           = 7
+      "data/rejected/"    = 90
+      "data/snapshots/"   = 365
+      "data/train/"       = 91
+      "models/approved/"  = 700
+      "models/decisions/" = 701
+      "models/raw/"       = 31
+    }
+    error_message = "Each prefix must expire after its own days."
+  }
+
+  assert {
+    condition     = [for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : rule.id if length(rule.noncurrent_version_expiration) == 1 || try(one(rule.expiration).expired_object_delete_marker, false)] == ["noncurrent-versions", "delete-markers"]
+    error_message = "Their old versions and delete markers must go, too."
   }
 }
 
