@@ -13,9 +13,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from moto import mock_aws
 
 from world import ENVIRONMENT, HANDLERS, REGION, Clients, World, load_handler
+
+# How fast a loaded machine makes examples says nothing about the code.
+settings.register_profile("any load", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 
 COUNTS = "what the fault harness played"
 played: Counter[str] = Counter()
