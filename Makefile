@@ -140,10 +140,11 @@ verify-aws: package ## The whole pipeline once in your account, compared with th
 # Where the tests record the calls that the functions make to AWS. tests/contract compares the roles with them.
 test permissions: export RECORD_CALLS := build/calls
 
+# The end-to-end files first: they take the longest, and mostly wait.
 .PHONY: test
 test: .venv/.training package ## All tests: unit, faults, local services, end to end with a tiny model
 	@rm -rf $(RECORD_CALLS)
-	@$(RUN) -m pytest tests -n 3 --dist loadfile --ignore tests/contract --ignore tests/toolkits
+	@$(RUN) -m pytest tests/e2e tests/faults tests/local tests/unit -n 3 --dist loadfile --no-loadscope-reorder
 	@$(RUN) -m pytest tests/contract
 
 # AWS's own code has dependencies of its own, so it has an environment of its own.
