@@ -271,6 +271,13 @@ def test_function_that_raises_is_tried_three_times_and_its_event_kept(pipeline: 
     assert "version-id must be text" in failed[0]["responsePayload"]["errorMessage"]
 
 
+def image_of(pipeline: Pipeline, function: str, variable: str) -> str:
+    """An image that the stack uses, and so one that its region has."""
+    name = pipeline.target.functions[function]
+    settings = pipeline.target.client("lambda").get_function_configuration(FunctionName=name)
+    return str(settings["Environment"]["Variables"][variable])
+
+
 def test_other_peoples_jobs_and_endpoints_have_no_effect(pipeline: Pipeline, model: str) -> None:
     """A foreign training job of our naming, and a foreign endpoint, in the same account."""
     start = datetime.now(UTC)
@@ -289,7 +296,7 @@ def test_other_peoples_jobs_and_endpoints_have_no_effect(pipeline: Pipeline, mod
         tar.addfile(member, io.BytesIO(inference))
     pipeline.s3.put_object(Bucket=bucket, Key="code.tar.gz", Body=code.getvalue())
     job, role = "training-job-20260101-000000-00000000", "arn:aws:iam::123456789012:role/somebody"
-    image = "763104351884.dkr.ecr.us-east-1.amazonaws.com/theirs:1"
+    image = image_of(pipeline, "training", "TRAINING_IMAGE")
     before = list(pipeline.emails), pipeline.keys("models/decisions/"), pipeline.keys("models/deployments/")
     where = {"S3DataType": "S3Prefix", "S3Uri": f"s3://{bucket}/data.csv"}
     pipeline.sagemaker.create_training_job(
@@ -310,7 +317,10 @@ def test_other_peoples_jobs_and_endpoints_have_no_effect(pipeline: Pipeline, mod
     pipeline.sagemaker.create_model(
         ModelName="theirs",
         ExecutionRoleArn=role,
-        PrimaryContainer={"Image": image, "ModelDataUrl": f"s3://{bucket}/code.tar.gz"},
+        PrimaryContainer={
+            "Image": image_of(pipeline, "deployer", "INFERENCE_IMAGE"),
+            "ModelDataUrl": f"s3://{bucket}/code.tar.gz",
+        },
     )
     variant = {"VariantName": "one", "ModelName": "theirs"}
     variant |= {"ServerlessConfig": {"MemorySizeInMB": 1024, "MaxConcurrency": 1}}

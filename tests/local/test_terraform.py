@@ -234,6 +234,7 @@ def test_rules_match_the_events_of_this_stack(plan: dict[str, Any]) -> None:
     def created(prefix: str) -> dict[str, Any]:
         return {
             "source": ["aws.s3"],
+            "account": [ACCOUNT],
             "detail-type": ["Object Created"],
             "detail": {"bucket": {"name": [BUCKET]}, "object": {"key": [{"prefix": prefix}]}},
         }
@@ -244,6 +245,7 @@ def test_rules_match_the_events_of_this_stack(plan: dict[str, Any]) -> None:
         "approved": created("models/approved/"),
         "training_ended": {
             "source": ["aws.sagemaker"],
+            "account": [ACCOUNT],
             "detail-type": ["SageMaker Training Job State Change"],
             "detail": {
                 "OutputDataConfig": {"S3OutputPath": [{"prefix": f"s3://{BUCKET}/"}, {"exists": False}]},
@@ -340,9 +342,10 @@ def test_a_training_job_may_read_the_live_model_and_what_that_was_trained_on(pla
     read = training["ReadDataSourceAndLiveModel"]["Resource"]
     listed = training["ListChannels"]["Condition"]["StringLike"]["s3:prefix"]
 
-    for prefix in ("data/snapshots/*", "models/approved/*"):
-        assert f"arn:aws:s3:::{BUCKET}/{prefix}" in read
-        assert prefix in listed
+    files = ["data/snapshots/*/data.csv", "models/approved/*/model.tar.gz"]
+    assert listed == files
+    program = "data/snapshots/*/training.tar.gz"
+    assert sorted(read) == sorted(f"arn:aws:s3:::{BUCKET}/{name}" for name in (*files, program))
 
 
 def test_roles_are_passed_to_sagemaker_only(plan: dict[str, Any]) -> None:
