@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mlops import verify
 from needs import KMS_KEY_ARN, SECRET_ARN
 from rendered import Plan, plan
 from world import HANDLERS, ROOT
@@ -38,8 +39,10 @@ def calls() -> list[dict[str, Any]]:
     missing = "run make permissions (or make test), which records them first"
     # A test of the failed events' queue gives a function a topic that does not exist.
     broken_on_purpose = "-of-nobody"
+    # make verify-aws brings a stack of its own to the local AWS of the end-to-end tests.
+    of_another_stack = f"-{verify.NAME}"
     found = []
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(path for path in folder.glob("*.jsonl") if of_another_stack not in path.name):
         for line in path.read_text().splitlines():
             if broken_on_purpose in line:
                 continue

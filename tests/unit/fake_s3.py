@@ -48,6 +48,7 @@ class Service:
     """What boto3.client(...) is to the handlers: each method _name(request) is an operation."""
 
     name = ""
+    is_watched = True
 
     def __init__(self, around: Callable[[str], Callable[[], None]]) -> None:
         self.around = around
@@ -65,7 +66,8 @@ class Service:
                 report = ParamValidator().validate(request | source, shape)
                 if report.has_errors():
                     raise ParamValidationError(report=report.generate_report())
-                record(self.name, operation, request)
+                if self.is_watched:
+                    record(self.name, operation, request)
                 return effect(self, request)
 
             return take_effect(self.around(operation), checked)
@@ -112,9 +114,9 @@ class FakeS3(Service):
         self._number = itertools.count(1)
 
     def unwatched(self) -> FakeS3:
-        """The same bucket, for what a test does: nothing stands around its calls."""
+        """The same bucket, for what a test does: nothing stands around its calls, and they are not recorded."""
         other = copy.copy(self)
-        other.around = lambda _: lambda: None
+        other.around, other.is_watched = lambda _: lambda: None, False
         return other
 
     def get_paginator(self, method: str) -> SimpleNamespace:
