@@ -786,8 +786,8 @@ def keep_program(config: Settings, job: str) -> str:
     key = f"{SNAPSHOT_PREFIX}{job}/training.tar.gz"
     if not exists(config.bucket, key):
         newest = {"Bucket": config.bucket, "Key": config.training_source_uri.removeprefix(f"s3://{config.bucket}/")}
-        plain = {"MetadataDirective": "REPLACE", "TaggingDirective": "REPLACE"}
-        client("s3").copy_object(Bucket=config.bucket, Key=key, CopySource=newest, **plain)
+        bare = {"MetadataDirective": "REPLACE", "TaggingDirective": "REPLACE"}
+        client("s3").copy_object(Bucket=config.bucket, Key=key, CopySource=newest, **bare)
     return f"s3://{config.bucket}/{key}"
 
 
