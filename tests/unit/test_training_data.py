@@ -406,7 +406,7 @@ def test_the_log_says_what_was_found_in_a_file(write):
     ("content", "how"),
     [
         ("text\tlabel\nhi\tham\n".encode("utf-16"), "UTF-16-LE, separated by tab"),
-        (gzip.compress(b"text|label\nhi|ham\n"), "UTF-8, compressed, separated by bar"),
+        (gzip.compress(b"text|label\nhi|ham\n", mtime=0), "UTF-8, compressed, separated by bar"),
         (b'text\tlabel\n"hi\tham\n', "UTF-8, separated by tab, quotes are text"),
         (b'text,label\n"a \\"b\\" c, d",ham\n', "UTF-8, separated by comma, quotes escaped with a backslash"),
         (
