@@ -571,6 +571,16 @@ def patch_copy_object() -> None:
     s3._copy_object = copy_object  # type: ignore[attr-defined]
 
 
+def patch_alarm_evaluation() -> None:
+    """An alarm changes its state only when somebody sets it.
+
+    MiniStack looks at an alarm when it is put, and then at the metrics of all functions in the account, whatever the
+    alarm's dimensions are: one stack's errors set off the new alarms of another.
+    """
+    cloudwatch = ministack("services.cloudwatch", _evaluate_alarm=("alarm",))
+    cloudwatch._evaluate_alarm = lambda alarm: None  # type: ignore[attr-defined]
+
+
 def patch_described_alarms() -> None:
     """DescribeAlarms returns everything that was put to Terraform's provider, which speaks the Query protocol.
 
@@ -751,6 +761,7 @@ def patched_app(gateway: str) -> App:
     patch_function_runtime()
     set_s3_event_delay = patch_s3_events()
     patch_copy_object()
+    patch_alarm_evaluation()
     patch_described_alarms()
     app: App = ministack("app", app=("scope", "receive", "send")).app
     routes = {EVENTS_PATH: events_route(), S3_EVENT_DELAY_PATH: set_s3_event_delay, S3_AGE_PATH: s3_age_route()}

@@ -420,9 +420,7 @@ def what_people_see(run: Run) -> None:
     run.measure("status", [line for line in said if line.startswith("training ")])
     lines = list(doctor.examine(doctor.patient_of(run.target)))
     # The account's own lines have its images and quotas.
-    run.fact("doctor", sorted({f"{line.level} {line.subject}" for line in lines if "alarm" not in line.subject}))
-    # A slow or busy moment may set one off; emails on alarms are a fact below.
-    run.measure("alarms", [f"{line.level} {line.text}" for line in lines if "alarm" in line.subject])
+    run.fact("doctor", sorted({f"{line.level} {line.subject}" for line in lines}))
     for short, function in run.target.functions.items():
         records = [
             json.loads(text) for _, text in log_events(run.target, f"/aws/lambda/{function}", EVER) if text[:1] == "{"

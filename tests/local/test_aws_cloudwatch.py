@@ -55,3 +55,13 @@ def test_an_alarm_is_described_as_it_was_put(tmp_path: Any) -> None:
     assert {key: described[key] for key in ("AlarmName", *ALARM)} == {"AlarmName": name, **ALARM}
     assert described["StateValue"] == "INSUFFICIENT_DATA"
     assert described["StateUpdatedTimestamp"].year >= 2026
+
+
+def test_an_alarm_does_not_go_off_for_the_errors_of_another_function(tmp_path: Any) -> None:
+    with local_aws(tmp_path) as aws:
+        failing = aws.function("def lambda_handler(event, context):\n    raise ValueError\n")
+        assert aws.client("lambda").invoke(FunctionName=failing)["FunctionError"] == "Unhandled"
+        client = aws.client("cloudwatch")
+        client.put_metric_alarm(AlarmName="judge/errors", **ALARM)
+        (described,) = client.describe_alarms(AlarmNames=["judge/errors"])["MetricAlarms"]
+    assert described["StateValue"] == "INSUFFICIENT_DATA"

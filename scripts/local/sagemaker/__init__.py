@@ -47,7 +47,7 @@ Different from AWS
     * VPC, KMS, roles and signatures are checked for shape only. Spot jobs run like any other.
     * One server per variant plays all its instances, with one worker: one prediction at a time.
     * A rolling deployment switches all traffic at once. Blue/green ones take their steps and their time, and watch
-      their alarms; no metrics are written, so an alarm goes off when somebody sets its state.
+      their alarms; an alarm goes off only when somebody sets its state.
     * After a rollback FailureReason is empty, as it may be on AWS; the reason is in this server's log.
     * CPU and disk are not limited, memory only for serverless variants. Any instance type is this machine.
     * A serverless variant may write outside its own folders wherever its user may; on AWS all but /tmp is read-only.
