@@ -357,14 +357,14 @@ def verify(target: Target, limit: float, yes: bool) -> int:
     results = target.folder.parent / record.name
     results.mkdir(parents=True)
     record_file(target).write_text(json.dumps(asdict(record)))
-    plain = scenario.Names({record.name: "<stack>", record.account: "<account>", record.region: "<region>"})
-    notes = scenario.Notes(plain)
+    replaced = scenario.Names({record.name: "<stack>", record.account: "<account>", record.region: "<region>"})
+    notes = scenario.Notes(replaced)
     try:
         why = attempt(target, notes, results, limit, yes)
         if why:
             say()
             say(f"FAILED: {why}", sys.stderr)
-            notes.facts.append(f"FAILED: {plain.plain(why)}")
+            notes.facts.append(f"FAILED: {replaced.plain(why)}")
         differences = report(results, notes)
         status = tear_down(target)
     except (KeyboardInterrupt, BotoCoreError, ClientError) as error:

@@ -10,30 +10,19 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from world import CSV, Context, FastClients, Interruption, World, broken_connection
+from world import CSV, Context, Interruption, World, broken_connection, in_memory, runner
 
-SWEEP = {"source": "sweep"}
 QUIET = ["HeadObject", "GetObject", "ListObjectsV2", "ListObjectsV2"]
 
 
 @pytest.fixture
 def world(training: ModuleType, environment: None, monkeypatch: pytest.MonkeyPatch) -> World:
-    """In memory, as its objects' times are those of its clock."""
-    fresh = World(FastClients())
-    training.settings.cache_clear()
-    monkeypatch.setattr(training, "client", fresh.client)
-    monkeypatch.setattr(training, "now", fresh.now)
-    return fresh
+    return in_memory(training, monkeypatch)
 
 
 @pytest.fixture
 def run(training: ModuleType, world: World) -> Callable[..., str]:
-    """Invoke the handler (default: the sweep), each time as another request; returns the outcome."""
-
-    def invoke(sent: dict[str, Any] = SWEEP, request_id: str = "") -> str:
-        return str(training.lambda_handler(sent, Context(request_id or f"at {world.now()}"))["outcome"])
-
-    return invoke
+    return runner(training, world)
 
 
 def upload(world: World, key: str = "data/train/x.csv", body: bytes = CSV) -> dict[str, Any]:

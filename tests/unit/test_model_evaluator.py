@@ -25,11 +25,11 @@ from world import (
     BUCKET,
     GOOD_METRICS,
     Context,
-    FastClients,
     Interruption,
     World,
     broken_connection,
     event,
+    in_memory,
     tar_gz,
 )
 
@@ -424,10 +424,7 @@ def test_a_model_with_thresholds_of_its_own_is_judged_by_these_alone(run: Callab
 @pytest.fixture
 def timed_world(evaluator: ModuleType, environment: None, monkeypatch: pytest.MonkeyPatch) -> World:
     """In memory, as its objects' times are those of its clock: a job has just ended with good archives."""
-    fresh = World(FastClients())
-    evaluator.settings.cache_clear()
-    monkeypatch.setattr(evaluator, "client", fresh.client)
-    monkeypatch.setattr(evaluator, "now", fresh.now)
+    fresh = in_memory(evaluator, monkeypatch)
     good_job(fresh)
     return fresh
 

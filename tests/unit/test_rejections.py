@@ -14,9 +14,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from fake_sagemaker import refusal
-from world import CSV, Context, FastClients, Interruption, World, broken_connection
+from world import CSV, Interruption, World, broken_connection, in_memory, runner
 
-SWEEP = {"source": "sweep"}
 LEDGER = "slots/training.json"
 OWN_KEY = "arn:aws:kms:us-east-1:123456789012:key/11111111-2222-3333-4444-555555555555"
 FOREIGN_KEY = "arn:aws:kms:us-east-1:210987654321:key/99999999-2222-3333-4444-555555555555"
@@ -27,21 +26,12 @@ READ = 6
 
 @pytest.fixture
 def world(training: ModuleType, environment: None, monkeypatch: pytest.MonkeyPatch) -> World:
-    fresh = World(FastClients())
-    training.settings.cache_clear()
-    monkeypatch.setattr(training, "client", fresh.client)
-    monkeypatch.setattr(training, "now", fresh.now)
-    return fresh
+    return in_memory(training, monkeypatch)
 
 
 @pytest.fixture
 def run(training: ModuleType, world: World) -> Callable[..., str]:
-    """Invoke the handler, each time as another request; returns the outcome."""
-
-    def invoke(sent: dict[str, Any] = SWEEP, request_id: str = "") -> str:
-        return str(training.lambda_handler(sent, Context(request_id or f"at {world.now()}"))["outcome"])
-
-    return invoke
+    return runner(training, world)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import boto3
+import pytest
 from botocore.exceptions import ClientError
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.moto_api._internal import mock_random
@@ -37,6 +38,7 @@ BUCKET = "atml-models-bucket"
 PROGRAM_KEY = "code/training.tar.gz"  # Terraform writes it
 REGION = "us-east-1"
 ENDPOINT = "mlops-endpoint"
+SWEEP = {"source": "sweep"}
 # The names that Terraform makes for this bucket.
 TOPIC_ARN = f"arn:aws:sns:{REGION}:{DEFAULT_ACCOUNT_ID}:mlops-notifications-{BUCKET}"
 TRAINING_ROLE_ARN = f"arn:aws:iam::{DEFAULT_ACCOUNT_ID}:role/mlops-training-{BUCKET}"
@@ -389,6 +391,24 @@ class World:
             if key.startswith("models/approved/"):
                 objects[key] = (body, len(versions))
         return {"objects": objects, "sagemaker": self.sagemaker.state()}
+
+
+def in_memory(handler: ModuleType, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world for one handler whose objects are in memory, as their times are those of its clock then."""
+    fresh = World(FastClients())
+    handler.settings.cache_clear()
+    monkeypatch.setattr(handler, "client", fresh.client)
+    monkeypatch.setattr(handler, "now", fresh.now)
+    return fresh
+
+
+def runner(handler: ModuleType, world: World) -> Callable[..., str]:
+    """Invokes a handler (default: with the sweep), each time as another request; returns the outcome."""
+
+    def invoke(sent: dict[str, Any] = SWEEP, request_id: str = "") -> str:
+        return str(handler.lambda_handler(sent, Context(request_id or f"at {world.now()}"))["outcome"])
+
+    return invoke
 
 
 def broken_connection() -> None:
