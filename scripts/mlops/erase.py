@@ -16,6 +16,7 @@ not tried again.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -26,7 +27,7 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -54,6 +55,10 @@ from mlops.target import Target, UsageError, confirm, error_code, who
 from mlops.text import plain, say
 
 MAX_FIELD_CHARACTERS = 2**31 - 1  # as the training program reads
+MAX_UNPACKED_BYTES = 5 * 1024**3  # the same
+SEPARATORS = ",;\t|"
+GZIP_MARK, UTF16_MARKS = b"\x1f\x8b", (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+BLOCK_BYTES = 1024**2
 # Of an archive, unpacked, as the training program reads a live model's.
 ARCHIVE_MAX_MEMBERS, ARCHIVE_MAX_BYTES = 1000, 20 * 1024**3
 UNREADABLE = (
@@ -83,32 +88,64 @@ def normal(text: str) -> str:
     return text.replace("\r\n", "\n").strip()
 
 
-def is_row(row: list[str], text: str) -> bool:
-    """Whether one field of a row is the text, or several are, because its commas are not quoted."""
-    widths = {1, text.count(",") + 1}
-    return any(normal(",".join(row[at : at + width])) == text for width in widths for at in range(len(row)))
+def is_row(row: list[str], text: str, separator: str) -> bool:
+    """Whether one field of a row is the text, or several are, because the separators in it are not quoted."""
+    widths = {1, text.count(separator) + 1}
+    return any(normal(separator.join(row[at : at + width])) == text for width in widths for at in range(len(row)))
 
 
 # --- what holds texts: each function copies a file without the text, and returns how many rows that were --------
 
 
+@contextmanager
+def unpacked(source: IO[bytes]) -> Iterator[IO[bytes]]:
+    """A file as it is, or, where it is compressed, what is in it. Raises OSError, zlib.error and ValueError."""
+    mark = source.read(len(GZIP_MARK))
+    source.seek(0)
+    if mark != GZIP_MARK:
+        yield source
+        return
+    with gzip.GzipFile(fileobj=source) as packed, TemporaryFile() as inside:
+        while block := packed.read(BLOCK_BYTES):
+            inside.write(block)
+            if inside.tell() > MAX_UNPACKED_BYTES:
+                raise ValueError(f"it unpacks to more than {MAX_UNPACKED_BYTES} bytes")
+        inside.seek(0)
+        yield inside
+
+
 def csv_without(source: IO[bytes], kept: IO[bytes], text: str) -> int:
-    """A CSV file with any columns. Raises csv.Error and UnicodeDecodeError as the training program does."""
+    """A CSV file with any columns, encoded, separated and compressed in any way that the pipeline reads.
+
+    It is written again in UTF-8, not compressed. Raises csv.Error and UnicodeDecodeError where quotes or the encoding
+    are not as they should be.
+    """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    lines = io.TextIOWrapper(source, encoding="utf-8-sig", newline="")
-    out = io.TextIOWrapper(kept, encoding="utf-8", newline="")
-    removed, writer = 0, csv.writer(out)
-    try:
-        for row in csv.reader(lines, strict=True):
-            if is_row(row, text):
-                removed += 1
-            else:
-                writer.writerow(row)
-    finally:
-        # They would close the files.
-        lines.detach()
-        out.detach()
+    with unpacked(source) as inside:
+        mark = inside.read(2)
+        inside.seek(0)
+        lines = io.TextIOWrapper(inside, encoding="utf-16" if mark in UTF16_MARKS else "utf-8-sig", newline="")
+        out = io.TextIOWrapper(kept, encoding="utf-8", newline="")
+        try:
+            separator = separator_of(lines)
+            removed, writer = 0, csv.writer(out, delimiter=separator)
+            for row in csv.reader(lines, delimiter=separator, strict=True):
+                if is_row(row, text, separator):
+                    removed += 1
+                else:
+                    writer.writerow(row)
+        finally:
+            # They would close the files.
+            lines.detach()
+            out.detach()
     return removed
+
+
+def separator_of(lines: IO[str]) -> str:
+    """What separates the columns: what the first line has most of."""
+    first = lines.readline()
+    lines.seek(0)
+    return max(SEPARATORS, key=first.count)
 
 
 def golden_without(source: IO[bytes], kept: IO[bytes], text: str) -> int:
@@ -189,8 +226,19 @@ PLACES: tuple[tuple[str, str, Callable[[IO[bytes], IO[bytes], str], int], bool],
 
 def contains(source: IO[bytes], text: str) -> bool:
     """Whether a file that cannot be read as a CSV has the text in it, in a usual encoding."""
-    with suppress(ValueError), mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:  # nothing maps 0 bytes
-        for spelt, encoding in itertools.product({text, text.replace('"', '""')}, ("utf-8", "utf-16-le", "cp1252")):
+    source.seek(0)
+    try:
+        with unpacked(source) as inside:
+            return has_bytes_of(inside, text)
+    except UNREADABLE:
+        return has_bytes_of(source, text)
+
+
+def has_bytes_of(file: IO[bytes], text: str) -> bool:
+    """Whether a file has the text in it, with its quotes as they are, doubled or escaped."""
+    spellings = {text, text.replace('"', '""'), text.replace('"', '\\"')}
+    with suppress(ValueError), mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # nothing maps 0 bytes
+        for spelt, encoding in itertools.product(spellings, ("utf-8", "utf-16-le", "utf-16-be", "cp1252")):
             with suppress(UnicodeEncodeError):
                 if data.find(spelt.encode(encoding)) >= 0:
                     return True

@@ -88,37 +88,6 @@ def skipped_rows(found: Iterable[Findings]) -> dict[str, int]:
     return {name: sum(one.left_out.get(reason, 0) for one in every) for name, reason in LEFT_OUT.items()}
 
 
-def told(name: str, found: Findings) -> list[str]:
-    """Return what was found in a file, a line each, for the log. None has a row's text or a long label."""
-    how = [found.encoding, *(["compressed"] if found.compressed else []), f"separated by {found.separator}"]
-    how += ["quotes are text"] if found.quoting == "quotes are text" else []
-    how += ["quotes escaped with a backslash"] if found.quoting == "backslash" else []
-    how += ["the first column has the names of rows"] if found.row_names else []
-    lines = [
-        f"{name}: {', '.join(how)}",
-        f"{found.rows} rows read, {found.used} used, {sum(found.left_out.values())} left out",
-    ]
-    for reason, rows in found.left_out.items():
-        at = found.left_out_lines[reason]
-        shown = f"line{'s' if rows > 1 else ''} {', '.join(map(str, at))}{', …' if rows > len(at) else ''}"
-        lines.append(f"{rows} rows left out: {reason} ({shown})")
-    if found.blank_rows or found.repeated_headers:
-        lines.append(f"{found.blank_rows} blank rows and {found.repeated_headers} repeated headers passed over")
-    if found.duplicates:
-        lines.append(f"{found.duplicates} rows have the text of an earlier row")
-    if found.conflicts:
-        lines.append(f"{found.conflicts} texts stand with more than one label; correct them for a better model")
-    if found.look_alikes:
-        groups = " / ".join(listed_names(map(shown_label, names)) for names in found.look_alikes[:NAMES_IN_A_REASON])
-        rest = len(found.look_alikes) - NAMES_IN_A_REASON
-        more = f" / and {rest} more" if rest > 0 else ""
-        lines.append(f"labels that look alike are different ones: {groups}{more}")
-    if found.null_like:
-        names = listed_names(map(shown_label, found.null_like))
-        lines.append(f"labels like any other, though they look like missing ones: {names}")
-    return lines
-
-
 def sorted_labels(examples: Iterable[Example]) -> list[str]:
     """Return the distinct labels: by value when all of them are finite numbers (2 before 10), else as text."""
     labels = {example.label for example in examples}

@@ -61,8 +61,9 @@ MAX_LABELS, MAX_LABELS_CHARACTERS = 20_000, 8 * 1024**2
 MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO, RATIO_FROM_BYTES = 5 * 1024**3, 200, 16 * 1024**2
 MIN_LABELS, MIN_TEXTS_PER_LABEL = 2, 2  # of each label, one text to train on and one to hold out
 MAX_LEFT_OUT = 0.05  # share of the rows
-LINES_SHOWN, NAMES_SHOWN = 5, 5
+LINES_SHOWN, NAMES_SHOWN, LABELS_SHOWN = 5, 5, 20
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+QUOTES_DOUBLED, QUOTES_ESCAPED, QUOTES_ARE_TEXT = "doubled", "quotes escaped by a backslash", "quotes are text"
 NULL_LIKE = {"null", "none", "nan", "n/a", "na", "#n/a", "\\n", "nil", "undefined", "-", "?", "<na>", "(null)"}
 QUOTE_PAIRS = {"''", '""', "``", "“”", "‘’", "«»", "„“"}
 NOT_CSV = {
@@ -430,7 +431,8 @@ class Reader:
     def _conclude(self) -> None:
         findings, texts = self.findings, Counter[str]()
         findings.complete = self.complete
-        findings.quoting = "quotes are text" if self._way.bare else "backslash" if self._way.escaped else "doubled"
+        escaped = QUOTES_ESCAPED if self._way.escaped else QUOTES_DOUBLED
+        findings.quoting = QUOTES_ARE_TEXT if self._way.bare else escaped
         findings.duplicates = self._again.total()
         texts.update(self._first.values())
         labels_of = dict[int, Counter[str]]()
@@ -458,10 +460,7 @@ def check_trainable(found: Findings, max_left_out: float = MAX_LEFT_OUT) -> None
     if not found.complete:
         return
     left_out = sum(found.left_out.values())
-    reasons = "; ".join(
-        f"{reason}: {rows:,} (line {', '.join(map(str, lines))}{', …' if rows > len(lines) else ''})"
-        for (reason, rows), lines in zip(found.left_out.items(), found.left_out_lines.values(), strict=True)
-    )
+    reasons = left_out_reasons(found)
     if not found.used:
         why = f"no row has a text and a label ({reasons or 'there are no rows'})"
         raise Unreadable(0, why, "check the columns and the separators")
@@ -487,6 +486,44 @@ def check_trainable(found: Findings, max_left_out: float = MAX_LEFT_OUT) -> None
             raise Unreadable(0, why, "is the label column the column of the texts?")
         why += f", each counted for its most frequent label: {shown}"
         raise Unreadable(0, why, "add rows with these labels, or take them out")
+
+
+def told(found: Findings) -> dict[str, str]:
+    """What a file holds, as the rows of a table: the same in emails, records, logs and before an upload.
+
+    None has a row's text, or a label of more than 40 characters.
+    """
+    least = "" if found.exact else "at least "
+    form = [found.encoding, "gzip" if found.compressed else "", f"separated by {found.separator}"]
+    form += [found.quoting if found.quoting != QUOTES_DOUBLED else ""]
+    form += ["its first column, without a name, is left out" if found.row_names else ""]
+    passed = [f"{found.blank_rows:,} blank rows" if found.blank_rows else ""]
+    passed += [f"{found.repeated_headers:,} repeated header lines" if found.repeated_headers else ""]
+    labels = ", ".join(f"{shown_label(name)} {rows:,}" for name, rows in [*found.labels.items()][:LABELS_SHOWN])
+    more = f", and {len(found.labels) - LABELS_SHOWN:,} more" if len(found.labels) > LABELS_SHOWN else ""
+    alike_labels = [" / ".join(map(shown_label, names[:NAMES_SHOWN])) for names in found.look_alikes]
+    said = {
+        "checked": "" if found.complete else "only a part of the file, so the rest may hold more of everything",
+        "format": ", ".join(filter(None, form)),
+        "rows": f"{found.rows:,} read, {found.used:,} used",
+        "rows left out": left_out_reasons(found),
+        "passed over": ", ".join(filter(None, passed)),
+        "labels": f"{len(found.labels):,}: {labels}{more}" if found.labels else "",
+        "labels that look alike": shown_names(alike_labels),
+        "labels like empty cells": shown_names(map(shown_label, found.null_like)),
+        "repeated texts": f"{least}{found.duplicates:,} rows" if found.duplicates else "",
+        "texts with several labels": f"{least}{found.conflicts:,}" if found.conflicts else "",
+        "longest text": f"{found.longest_text:,} characters" if found.longest_text else "",
+    }
+    return {name: text for name, text in said.items() if text}
+
+
+def left_out_reasons(found: Findings) -> str:
+    """The rows that are not used, by reason, with the first lines of each."""
+    return "; ".join(
+        f"{reason}: {rows:,} (line {', '.join(map(str, lines))}{', …' if rows > len(lines) else ''})"
+        for (reason, rows), lines in zip(found.left_out.items(), found.left_out_lines.values(), strict=True)
+    )
 
 
 def in_blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -47,11 +47,10 @@ from dataset import (
     sorted_labels,
     split,
     spread,
-    told,
     write_csv,
 )
 from metrics import classification_metrics, write_json, write_metrics
-from reader import Findings
+from reader import Findings, told
 from text import plain
 
 CLEAR_LEAD = 0.1  # of the best label's probability over the next one's: no other machine's rounding reverses that
@@ -244,8 +243,8 @@ def read_data(settings: Settings, scratch: Path) -> Data:
 def say_found(found: Mapping[str, Findings]) -> None:
     """Print what was found in a channel's files."""
     for name, findings in found.items():
-        for line in told(name, findings):
-            say(f"data: {line}")
+        for what, text in told(findings).items():
+            say(f"data: {name}: {what}: {text}")
 
 
 def read_hub_token(secret_arn: str) -> str:

@@ -189,8 +189,9 @@ def test_progress_is_printed_as_it_trains(trained):
     progress = [line for line in lines if line.startswith("epoch ")]
     assert progress[0].startswith("epoch 1/12  step 5/108  loss ")
     assert progress[-1].startswith("epoch 12/12  step 105/108  loss ")
-    assert "data: 93 rows read, 90 used, 3 left out" in lines
-    assert "data: 2 rows left out: no label (lines 93, 94)" in lines
+    assert "data: data.csv: rows: 93 read, 90 used" in lines
+    left_out = next(line for line in lines if line.startswith("data: data.csv: rows left out: "))
+    assert "no label: 2 (line 93, 94)" in left_out
     assert any(line.startswith("hold-out:  accuracy 1.0000  macro_f1 1.0000") for line in lines)
 
 
@@ -228,8 +229,9 @@ def test_a_given_test_channel_is_the_holdout_and_its_texts_are_not_trained_on(jo
     metrics = metrics_of(environment)
     assert (metrics["train_examples"], metrics["holdout_examples"]) == (56, 5)
     log = capsys.readouterr().out
-    assert "data: data.csv: UTF-8, separated by comma\ndata: 60 rows read, 60 used, 0 left out\n" in log
-    assert "data: test/data.csv: UTF-8, separated by comma\ndata: 5 rows read, 5 used, 0 left out\n" in log
+    for name, rows in {"data.csv": 60, "test/data.csv": 5}.items():
+        assert f"data: {name}: format: UTF-8, separated by comma\n" in log
+        assert f"data: {name}: rows: {rows} read, {rows} used\n" in log
     assert "4 training rows left out" in log
 
 

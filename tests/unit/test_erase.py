@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import tarfile
@@ -250,6 +251,39 @@ def test_what_it_cannot_reach_is_said(planted: Shell, capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     for words in ("the weights of models", "containers of live endpoints", "emails, and logs", "copies that people"):
         assert words in said
+
+
+def separated_by(separator: str) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=separator, quoting=csv.QUOTE_ALL).writerows(ROWS)
+    return text.getvalue()
+
+
+FORMS = {
+    "semicolons": separated_by(";").encode(),
+    "Excel's first line": b"sep=|\r\n" + separated_by("|").encode(),
+    "UTF-16, tabs": separated_by("\t").encode("utf-16"),
+    "UTF-16, big-endian": ("\ufeff" + separated_by(",")).encode("utf-16-be"),
+    "compressed": gzip.compress(as_csv(ROWS), mtime=0),
+    "quotes escaped by backslashes": separated_by(",").replace('""', '\\"').encode(),
+    "compressed, not a readable CSV": gzip.compress(as_csv(ROWS) + b"\xff", mtime=0),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_is_found_in_whatever_form_the_pipeline_reads(shell: Shell, form: str) -> None:
+    shell.world.put(UPLOAD, FORMS[form])
+    assert run(shell) == 0
+    assert shell.world.keys("data/train/") == []
+
+
+@pytest.mark.parametrize("form", ["semicolons", "UTF-16, tabs", "compressed"])
+def test_a_snapshot_in_another_form_keeps_its_other_rows(shell: Shell, form: str) -> None:
+    key = f"data/snapshots/{FIRST}/data.csv"
+    shell.world.put(key, FORMS[form])
+    assert run(shell) == 0
+    separator = {"semicolons": ";", "UTF-16, tabs": "\t"}.get(form, ",")
+    assert list(csv.reader(io.StringIO(shell.world.read(key).decode(), newline=""), delimiter=separator)) == KEPT
 
 
 def test_a_file_gives_a_text_of_several_lines(shell: Shell, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The one reader: any file a person would call good, and for the others a line, what was found and what to do."""
 
+import gzip
 import importlib
 import itertools
 import os
@@ -357,7 +358,7 @@ def test_backslashes_are_understood_wherever_the_first_one_stands():
     text = "text,label\n" + filler(30_000) + '"a \\"b\\" c",y\n' + filler(30_000) + '"\\"d\\"",y\n'
     rows, found = read(text.encode())
     assert [text for _, text, label in rows if label == "y"] == ['a "b" c', '"d"']
-    assert found.quoting == "backslash"
+    assert found.quoting == reader.QUOTES_ESCAPED
 
 
 def test_a_later_row_against_the_first_evidence_is_refused_with_its_line():
@@ -391,3 +392,86 @@ def test_a_row_that_two_ways_end_on_other_lines_waits_for_the_next_block(monkeyp
     assert len(start) == 64
     rows, _ = read((start + 'b",x\n"say \\"yes\\" now",y\n').encode())
     assert rows[1:] == [(3, 'a"\nb', "x"), (5, 'say "yes" now', "y")]
+
+
+# ---- what people are told
+
+LONG = "a text of more than forty characters, which is no label"
+
+
+def told(content, complete=True, **options):
+    return reader.told(read(content, complete, **options)[1])
+
+
+def test_people_are_told_what_a_file_holds():
+    lines = [
+        "text;label",
+        *["a;ham"] * 3,
+        "a;Ham",
+        "b;NULL",
+        "c;",
+        "d;;e",
+        "e;",
+        ";;",
+        "",
+        "text;label",
+        "f;1",
+        "g;1.0",
+    ]
+    assert told(("\ufeff" + "\r\n".join(lines)).encode()) == {
+        "format": "UTF-8, separated by semicolon",
+        "rows": "10 read, 7 used",
+        "rows left out": "no label: 2 (line 7, 9); too many fields: 1 (line 8)",
+        "passed over": "2 blank rows, 1 repeated header lines",
+        "labels": '5: "ham" 3, "1" 1, "1.0" 1, "Ham" 1, "NULL" 1',
+        "labels that look alike": '"ham" / "Ham", "1" / "1.0"',
+        "labels like empty cells": '"NULL"',
+        "repeated texts": "3 rows",
+        "texts with several labels": "1",
+        "longest text": "1 characters",
+    }
+
+
+def test_of_a_good_file_people_are_told_no_more_than_its_rows_and_labels():
+    assert told(b"text,label\nhi,ham\nho,spam\n").keys() == {"format", "rows", "labels", "longest text"}
+
+
+def test_people_are_told_of_the_first_twenty_labels_and_how_many_more_there_are():
+    rows = "".join(f"text {n},label {n}\n" for n in range(1, 1236))
+    labels = told(f"text,label\n{rows}".encode())["labels"]
+    assert labels.startswith('1,235: "label 1" 1, "label 10" 1')
+    assert labels.endswith(", and 1,215 more")
+    assert labels.count('"') == 40
+
+
+def test_people_are_told_when_only_a_part_was_read():
+    assert "only a part" in told(b"text,label\nhi,ham\n", complete=False)["checked"]
+
+
+def test_people_are_told_that_a_count_is_a_lower_bound():
+    rows = b"".join(b"text %d,ham\n" % (n // 2) for n in range(40))
+    assert told(b"text,label\n" + rows)["repeated texts"] == "20 rows"
+    assert told(b"text,label\n" + rows, max_texts=10)["repeated texts"].startswith("at least ")
+
+
+@pytest.mark.parametrize(
+    ("content", "form"),
+    [
+        ("text\tlabel\nhi\tham\n".encode("utf-16"), "UTF-16-LE, separated by tab"),
+        (gzip.compress(b"text|label\nhi|ham\n", mtime=0), "UTF-8, gzip, separated by bar"),
+        (b'text\tlabel\n"hi\tham\n', "UTF-8, separated by tab, quotes are text"),
+        (b'text,label\n"a \\"b\\" c, d",ham\n', "UTF-8, separated by comma, quotes escaped by a backslash"),
+        (
+            b"text,label\n1,hi,ham\n2,ho,ham\n",
+            "UTF-8, separated by comma, its first column, without a name, is left out",
+        ),
+    ],
+)
+def test_people_are_told_how_a_file_was_read(content, form):
+    assert told(content)["format"] == form
+
+
+def test_people_are_not_told_a_long_label():
+    said = told(f'text,label\na,"{LONG}"\nb,"{LONG.upper()}"\n'.encode())
+    assert "labels that look alike" in said
+    assert LONG[:10].casefold() not in str(said).casefold()

@@ -370,63 +370,6 @@ def test_no_text_of_a_row_is_in_a_reason_though_it_stands_in_the_label_column(ch
     assert LONG[:10] not in str(reason.value)
 
 
-# ---- what the log says
-
-
-def test_the_log_says_what_was_found_in_a_file(write):
-    lines = [
-        "text;label",
-        *["a;ham"] * 3,
-        "a;Ham",
-        "b;NULL",
-        "c;",
-        "d;;e",
-        "e;",
-        ";;",
-        "",
-        "text;label",
-        "f;1",
-        "g;1.0",
-    ]
-    _, found = dataset.read_channel(write("\ufeff" + "\r\n".join(lines)).parent, "text", "label")
-    assert dataset.told("data.csv", found["data.csv"]) == [
-        "data.csv: UTF-8, separated by semicolon",
-        "10 rows read, 7 used, 3 left out",
-        "2 rows left out: no label (lines 7, 9)",
-        "1 rows left out: too many fields (line 8)",
-        "2 blank rows and 1 repeated headers passed over",
-        "3 rows have the text of an earlier row",
-        "1 texts stand with more than one label; correct them for a better model",
-        "labels that look alike are different ones: 'ham', 'Ham' / '1', '1.0'",
-        "labels like any other, though they look like missing ones: 'NULL'",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "how"),
-    [
-        ("text\tlabel\nhi\tham\n".encode("utf-16"), "UTF-16-LE, separated by tab"),
-        (gzip.compress(b"text|label\nhi|ham\n", mtime=0), "UTF-8, compressed, separated by bar"),
-        (b'text\tlabel\n"hi\tham\n', "UTF-8, separated by tab, quotes are text"),
-        (b'text,label\n"a \\"b\\" c, d",ham\n', "UTF-8, separated by comma, quotes escaped with a backslash"),
-        (
-            b"text,label\n1,hi,ham\n2,ho,ham\n",
-            "UTF-8, separated by comma, the first column has the names of rows",
-        ),
-    ],
-)
-def test_the_log_says_how_a_file_was_read(write, content, how):
-    _, found = dataset.read_channel(write(content).parent, "text", "label")
-    assert dataset.told("data.csv", found["data.csv"])[0] == f"data.csv: {how}"
-
-
-def test_no_long_label_is_in_the_log(write):
-    _, found = dataset.read_channel(write(f'text,label\na,"{LONG}"\nb,"{LONG.upper()}"\n').parent, "text", "label")
-    lines = dataset.told("data.csv", found["data.csv"])
-    assert lines[-1].startswith("labels that look alike")
-    assert LONG[:10].casefold() not in "".join(lines).casefold()
-
-
 # ---- choosing a few
 
 
