@@ -54,6 +54,7 @@ module "lambda_training_orchestrator" {
     LABEL_COLUMN                 = var.label_column
     MAX_CONCURRENT_TRAINING_JOBS = var.max_concurrent_training_jobs
     MAX_MODELS                   = var.max_models
+    MAX_ROWS_LEFT_OUT            = var.max_rows_left_out
     MAX_TRAINING_JOBS_PER_DAY    = var.max_training_jobs_per_day
     MODELS                       = join(" ", var.models)
     TEXT_COLUMN                  = var.text_column

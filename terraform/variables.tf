@@ -384,6 +384,17 @@ variable "max_models" {
   }
 }
 
+variable "max_rows_left_out" {
+  type        = number
+  description = "Share of a file's rows (0 to 1) that may lack a text or a label, or have too many fields. Above it, the file is rejected. Up to it, such rows are left out, and the emails say which."
+  default     = 0.05
+
+  validation {
+    condition     = var.max_rows_left_out >= 0 && var.max_rows_left_out <= 1
+    error_message = "max_rows_left_out must be a number from 0 to 1."
+  }
+}
+
 variable "max_training_jobs_per_day" {
   type        = number
   description = "How many training jobs the stack may start per day (UTC). Further uploads wait for the next day. Uploads always start oldest first."

@@ -2,9 +2,10 @@
 
 Triggers: an S3 "Object Created" event under data/train/, a SageMaker "Training Job State Change" event when a job
 ends, and a schedule (the sweep), which picks up what an undelivered event left behind.
-It checks the first part of an upload and copies that exact version to the job's snapshot. After any trigger it starts
-waiting snapshots, oldest first, while the spend guards leave room. Each start is emailed and recorded.
-It never waits for a job, never reads a whole upload, and never writes under data/train/.
+It reads an upload as the training program will, as far as that goes in PREFLIGHT_SECONDS, and copies that exact version
+to the job's snapshot, unless a job has the same data already. After any trigger it starts waiting snapshots, oldest
+first, while the spend guards leave room. Each start is emailed and recorded.
+It never waits for a job, never holds a whole upload in memory, and never writes under data/train/.
 
 The spend guards live in one object, the ledger (slots/training.json). Each change is a conditional write of the whole,
 so they hold exactly, however many invocations run at once. A job's entry in it is also the lease on starting it:
@@ -18,6 +19,9 @@ so they hold exactly, however many invocations run at once. A job's entry in it 
                                              (none): LOOK_BACK_DAYS later (free_slots)
 
 It also holds the names of the models that were ever let in (admit), so that they stay within their maximum.
+
+Below the story stand two blocks that others have as well, byte for byte: the reader, which the training program has,
+and what the three handlers share.
 """
 
 # ruff: noqa: UP013 (small records are defined on one line)
@@ -29,18 +33,23 @@ import csv
 import functools
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
+import operator
 import os
 import random
 import re
 import string
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import Any, NamedTuple, NoReturn, NotRequired, TypedDict, TypeVar
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -51,7 +60,11 @@ LEDGER_KEY = "slots/training.json"
 UPLOAD_CLAIM_PREFIX = "claims/snapshot/upload-"
 # S3 delivers an event within seconds. An upload that nobody claimed for this long is adopted by the sweep.
 EVENT_SECONDS = 10 * 60
-PREFLIGHT_BYTES = 1024 * 1024
+DATA_CLAIM_PREFIX = "data/claims/"
+SETTINGS_FILE = "settings.json"
+# How long an upload is read, and how many different texts are remembered meanwhile, at about 100 bytes each: labels and
+# texts beyond that are counted less exactly.
+PREFLIGHT_SECONDS, PREFLIGHT_TEXTS = 20, 2_000_000
 DAY_SECONDS = 24 * 60 * 60
 # Races for the ledger lost in a row before the invocation fails and Lambda retries it.
 LEDGER_TRIES = 200
@@ -59,14 +72,14 @@ LEDGER_TRIES = 200
 # The largest file, as a share of the job's disk. The live model's data, which may be as large, takes as much again; the
 # rest is for the models and what training writes.
 LARGEST_FILE = 1 / 3
-# A column name: up to three words. What else stands in a first line may be people's text, and is not repeated.
-COLUMN_NAME = re.compile(r"(?=.{1,30}\Z)[^\W\d]\w*(?:[ ._/-][^\W\d]\w*){0,2}")
 
 # What the line of uploads can wait for.
 A_SLOT, THE_NEXT_DAY, RESUME = "a slot", "the next day", "resume"
 QUOTA, QUOTA_ABOVE_0 = "quota", "a quota above 0"
 # What can become of a job whose turn it is, besides waiting; and of an upload.
-STARTED, REFUSED, REJECTED = "started", "refused", "rejected"
+STARTED, REFUSED, REJECTED, KNOWN = "started", "refused", "rejected", "already trained on"
+# What an upload is, by its name: rows to train on, a model's settings, something else; "": none of people's business.
+DATA, SETTINGS, OTHER = "data", "settings", "other"
 
 # The training program's last line is "hold-out:  accuracy 0.9812  macro_f1 ..."; SageMaker charts what these find.
 METRIC_DEFINITIONS = [
@@ -75,16 +88,6 @@ METRIC_DEFINITIONS = [
 ]
 # The container's toolkit passes names and values through a shell, unquoted (sagemaker-training-toolkit).
 SHELL_SAFE = re.compile(r"[A-Za-z0-9._+-]+")
-# What people upload by mistake, by its first bytes.
-OTHER_FORMATS = {
-    "encoded as UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
-    "encoded as UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
-    "a zip archive or an Excel workbook": (b"PK\x03\x04",),
-    "gzip-compressed": (b"\x1f\x8b",),
-    "a Parquet file": (b"PAR1",),
-    "a PDF": (b"%PDF",),
-}
-csv.field_size_limit(PREFLIGHT_BYTES + 1)
 Result = TypeVar("Result")
 
 
@@ -118,11 +121,23 @@ EMAILS = {
         "Training data rejected: {file}{and_more}",
         "This file was not used for training, and no training job was started.",
         "Why: {reason}.",
-        'Every file must be a UTF-8 CSV with a header line, a column "{config.text_column}" for the text, a column '
-        '"{config.label_column}" for its label, and rows for at least two labels, with two different texts each.\n'
+        "Every file must be a CSV: in UTF-8, or in UTF-16 with a byte order mark; separated by commas, semicolons, "
+        'tabs or bars; compressed with gzip or not. It needs a header line, a column "{config.text_column}" for the '
+        'text, a column "{config.label_column}" for its label, and at least two labels, with two different texts each. '
+        "At most {most_left_out} of the rows may lack a text or a label, or have too many fields.\n"
         "What next: correct what the reason names, and upload the file again under the same name. The live model, if "
         "there is one, is not affected.\n"
         "Files that are rejected in the next {minutes} minutes share one email. To list them, run: make status",
+    ),
+    KNOWN: training_email(
+        KNOWN.replace(" ", "-"),
+        "Training not repeated: {model} ({file}){and_more}",
+        "No training job was started for this upload: another job has the same data already, and one is paid for once.",
+        "Why: {reason}.",
+        "What next: nothing to do. What became of that job, its email says, and make status. To train on the same data "
+        "again all the same, run:\n\n  make retrain JOB={known_job}\n\n"
+        "The live model, if there is one, is not affected.\n"
+        "Such uploads in the next {minutes} minutes share one email. To list them, run: make status",
     ),
     "given up": training_email(
         "given-up",
@@ -191,6 +206,7 @@ class Source(TypedDict):
     sequencer: str  # S3's order of the events of one key
     size: int  # bytes
     uploaded_at: str
+    told: NotRequired[dict[str, str]]  # what the file holds, as the rows of a table; absent where it could not be read
     retrain_of: NotRequired[str]  # the job whose data this is (make retrain)
 
 
@@ -199,6 +215,7 @@ class Rejection(Source):
 
     reason: str
     rejected_at: str
+    known_job: str  # the job that has the same data, where that is why; else ""
 
 
 # data/snapshots/<job>/started.json: the job exists, and that was emailed.
@@ -220,6 +237,8 @@ Crowd = TypedDict("Crowd", {"by": str, "at": str, "done": bool, "jobs": list[str
 # claims/snapshot/upload-<hash of key and ETag>.json: the jobs of an upload's versions ("": none), by whoever saw them
 # first, their event or the sweep.
 UploadClaim = TypedDict("UploadClaim", {"schema": int, "jobs": dict[str, str]})
+# data/claims/<hash of data, settings and training source>.json: the job that has them, and since when.
+DataClaim = TypedDict("DataClaim", {"schema": int, "job": str, "at": str})
 
 
 class Slot(TypedDict):
@@ -243,15 +262,29 @@ class Ledger(TypedDict):
     quota: Quota | None
     emails: dict[str, LineEmail]  # by what the line waited for
     models: list[str]  # that were ever let in; [] before the first upload
-    rejected: dict[str, Crowd]  # by model, "" for what has no crowd of its own (join_crowd)
+    rejected: dict[str, Crowd]  # by model and what is told, "" in place of a model for what has no crowd of its own
 
 
 class Rejected(Exception):
-    """The upload cannot be trained on; the text is the reason for the person who uploaded it."""
+    """The upload cannot be trained on; the text is the reason for the person who uploaded it.
+
+    told: what it holds, where it could be read. known_job: the job that has the same data, where that is why.
+    """
+
+    def __init__(self, reason: str, told: Mapping[str, str] | None = None, known_job: str = "") -> None:
+        super().__init__(reason)
+        self.told, self.known_job = dict(told or {}), known_job
 
 
 class NoRoom(Rejected):
     """The upload's model may not be trained."""
+
+
+class Checked(NamedTuple):
+    """An upload that was read: what it holds for people, and what identifies its bytes."""
+
+    told: dict[str, str]
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -274,6 +307,7 @@ class Settings:
     base_model: str
     text_column: str
     label_column: str
+    max_rows_left_out: float  # share, 0 to 1
     base_model_revision: str = ""
     hub_token_secret_arn: str = ""
     kms_key_arn: str = ""
@@ -283,6 +317,7 @@ class Settings:
     def from_env(cls, env: Mapping[str, str]) -> Settings:
         """Read the settings. Raises ConfigError naming the variable that is missing or malformed."""
         readers: dict[Any, Callable[..., Any]] = {"str": required, "int": positive_int, "dict[str, str]": json_object}
+        readers["float"] = share
         values: dict[str, Any] = {}
         for item in fields(cls):
             name = item.name.upper()
@@ -291,6 +326,14 @@ class Settings:
             if not isinstance(value, str) or not SHELL_SAFE.fullmatch(value) or not SHELL_SAFE.fullmatch(name):
                 raise ConfigError(f"HYPERPARAMETERS: {name!r}: {value!r}: both must be of letters, digits and . _ + -")
         return cls(**values)
+
+
+def share(env: Mapping[str, str], name: str) -> float:
+    """The variable as a number from 0 to 1. Raises ConfigError otherwise."""
+    value = required(env, name)
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(e-[0-9]+)?", value) or float(value) > 1:
+        raise ConfigError(f"environment variable {name} must be a number from 0 to 1, not {value!r}")
+    return float(value)
 
 
 # --- what comes in ----------------------------------------------------------------------------------
@@ -339,50 +382,17 @@ def upload_of(
     }
 
 
-def check_csv(head: bytes, complete: bool, text_column: str, label_column: str) -> None:
-    """Check the first bytes of a CSV (complete: all of it). Raises Rejected with a reason that says what to do."""
-    if not head:
-        raise Rejected("the file is empty (0 bytes)")
-    for what, beginnings in OTHER_FORMATS.items():
-        if head.startswith(beginnings):
-            raise Rejected(f'the file is {what}: save it as CSV in UTF-8 (in Excel "CSV UTF-8")')
-    if b"\0" in head:
-        raise Rejected(f"the file is binary or UTF-16: NUL byte at position {head.index(0)}; save it as CSV in UTF-8")
-    content = head.removeprefix(codecs.BOM_UTF8)
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(content, final=complete)
-    except UnicodeDecodeError as error:
-        position = len(head) - len(content) + error.start
-        found = f"byte 0x{head[position]:02x} at position {position}"
-        raise Rejected(f"the file is not UTF-8: {found}; save it as CSV in UTF-8") from error
-    if not text.strip():
-        raise Rejected("the file holds nothing but white space")
-    rows = csv.reader(io.StringIO(text, newline=""))
-    try:
-        check_header([name.strip() for name in next(rows)], text_column, label_column)
-        has_rows = any(any(cell.strip() for cell in row) for row in rows)
-    except csv.Error as error:
-        raise Rejected(f"the file cannot be read as CSV: line {rows.line_num}: {error}") from error
-    if complete and not has_rows:
-        raise Rejected("the file has a header but no rows")
-
-
-def check_header(header: Sequence[str], text_column: str, label_column: str) -> None:
-    """Raises Rejected unless both columns are in the header, once."""
-    found = ": " + ", ".join(f'"{name}"' for name in header[:10]) + (", …" if len(header) > 10 else "")
-    if not all(map(COLUMN_NAME.fullmatch, header[:10])):
-        found = f" {len(header)} columns, and looks like data, not like their names"
-    for column in (text_column, label_column):
-        if header.count(column) > 1:
-            raise Rejected(f'the column "{column}" appears {header.count(column)} times; the first line has{found}')
-        if column in header:
-            continue
-        for name, separator in (("semicolons", ";"), ("tabs", "\t"), ("bars", "|")):
-            if len(header) == 1 and separator in header[0]:
-                raise Rejected(f"the columns are separated by {name}; separate them by commas")
-        alike = [name for name in header if name.casefold() == column.casefold()]
-        hint = f'; "{alike[0]}" differs in upper or lower case' if alike else ""
-        raise Rejected(f'there is no column "{column}"{hint}; the first line has{found}')
+def kind_of(key: str, size: int) -> str:
+    """What an upload is: DATA, SETTINGS, OTHER, or "" for what is passed over in silence: folder placeholders of the
+    console and of Hadoop, README files, hidden files."""
+    name = key.rpartition("/")[2].lower()
+    if name.startswith(".") or not name:
+        return ""
+    if name.endswith(FILE_ENDINGS):
+        return DATA
+    if name == SETTINGS_FILE:
+        return SETTINGS
+    return "" if name.startswith("readme") or (not size and "." not in name) else OTHER
 
 
 # --- the steps: from an upload to its snapshot, from the snapshots that wait to training jobs -------
@@ -391,12 +401,23 @@ def check_header(header: Sequence[str], text_column: str, label_column: str) -> 
 def handle_upload(upload: Source, config: Settings, request_id: str) -> str:
     """Take an upload as far as it goes now; returns the outcome in words."""
     # The order makes a crash harmless, here and below: do it, email it, write the record that says so.
-    if not upload["key"].lower().endswith(".csv"):
-        return "ignored"  # a folder placeholder, a README
+    kind = kind_of(upload["key"], upload["size"])
+    if kind == SETTINGS:
+        return SETTINGS  # read when a file beside it is trained on
+    if not kind:
+        return "ignored"
     job = upload["job"] = claim_upload(config.bucket, upload)
-    if exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/started.json"):
+    there = files_of(config.bucket, job)
+    if "started.json" in there:
         return "already started"
-    return keep_upload(upload, config, request_id) or start_waiting(config, request_id, own=job)
+    kept = "" if "source.json" in there else keep_upload(upload, config, request_id)
+    return kept or start_waiting(config, request_id, own=job)
+
+
+def files_of(bucket: str, job: str) -> set[str]:
+    """The names of the files of a job's snapshot."""
+    prefix = f"{SNAPSHOT_PREFIX}{job}/"
+    return {key.removeprefix(prefix) for key in list_keys(bucket, prefix)}
 
 
 def claim_key(key: str, etag: str) -> str:
@@ -407,45 +428,56 @@ def claim_key(key: str, etag: str) -> str:
 def claim_upload(bucket: str, upload: Source) -> str:
     """The job of an upload: the one that was claimed for its version, or else its own, which is claimed now."""
     claim, version = claim_key(upload["key"], upload["etag"]), upload["version_id"] or ""
+    jobs, etag = dict[str, str](), ""  # mostly it is the first one
     for _ in range(LEDGER_TRIES):
-        found, etag = read_json(bucket, claim)
-        jobs: dict[str, str] = found["jobs"] if found else {}
-        if version in jobs:
-            return jobs[version]
         record: UploadClaim = {"schema": SCHEMA, "jobs": jobs | {version: upload["job"]}}
         if put_json(bucket, claim, record, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"})):
             return upload["job"]
+        found, seen = read_json(bucket, claim)
+        jobs, etag = (found["jobs"] if found else {}), seen or ""
+        if version in jobs:
+            return jobs[version]
     raise TimeoutError(f"{claim}: other invocations were faster {LEDGER_TRIES} times in a row; try again later")
 
 
 def keep_upload(upload: Source, config: Settings, request_id: str) -> str:
-    """Take the snapshot of an upload, or reject it; returns the outcome, "" when the snapshot is there."""
+    """Take the snapshot of an upload that has none, or reject it; returns the outcome, "" with a snapshot."""
     bucket, job = config.bucket, upload["job"]
     if exists(bucket, f"{REJECTED_PREFIX}{job}.json"):
         return "already rejected"
-    if not exists(bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
-        if not take_lease(bucket, "snapshot", job, request_id):
-            return "in hand"
-        try:
-            take_snapshot(upload, config)
-        except Rejected as reason:
-            log.warning("upload rejected: %s", reason, extra={"training_job": job, "key": upload["key"]})
-            record: Rejection = {**upload, "reason": plain(reason), "rejected_at": now().isoformat()}
-            model = "" if isinstance(reason, NoRoom) else upload["model"]
-            join = functools.partial(join_crowd, job=job, model=model, config=config, request_id=request_id)
-            email_rejections(config, update_ledger(bucket, join), request_id, record)
-            put_json(bucket, f"{REJECTED_PREFIX}{job}.json", record)
-            return REJECTED
+    if not take_lease(bucket, "snapshot", job, request_id):
+        return "in hand"
+    try:
+        take_snapshot(upload, config)
+    except Rejected as reason:
+        outcome = KNOWN if reason.known_job else REJECTED
+        log.warning("upload %s: %s", outcome, reason, extra={"training_job": job, "key": upload["key"]})
+        why, at = plain(reason), now().isoformat()
+        record: Rejection = {**upload, "reason": why, "rejected_at": at, "known_job": reason.known_job}
+        if reason.told:
+            record["told"] = reason.told
+        model = "" if isinstance(reason, NoRoom) else upload["model"]
+        join = functools.partial(join_crowd, job=job, model=model, kind=outcome, config=config, request_id=request_id)
+        email_rejections(config, update_ledger(bucket, join), request_id, record)
+        put_json(bucket, f"{REJECTED_PREFIX}{job}.json", record)
+        return outcome
     return ""
 
 
-def join_crowd(ledger: Ledger, job: str, model: str, config: Settings, request_id: str) -> str:
+def crowd_name(model: str, kind: str) -> str:
+    """The crowd of a model's uploads that are REJECTED or KNOWN. (No model's name has a slash.)"""
+    return f"{model}/{KNOWN}" if kind == KNOWN else model
+
+
+def join_crowd(ledger: Ledger, job: str, model: str, kind: str, config: Settings, request_id: str) -> str:
     """Note that a rejection is to be emailed; returns the crowd that it belongs to.
 
-    Each model has its own, and as many as there may be models are open at a time; all others share one, "".
+    Each model has its own, and as many as there may be models are open at a time; all others share one. What is
+    REJECTED and what is KNOWN already is told apart.
     """
     crowds = {name: it for name, it in ledger["rejected"].items() if it["jobs"] or age(it["at"]) < LEASE_SECONDS}
-    name = model if model in crowds or len(crowds) < config.max_models else ""
+    own, alike = crowd_name(model, kind), [name for name in crowds if name.endswith(f"/{KNOWN}") == (kind == KNOWN)]
+    name = own if own in crowds or len(alike) < config.max_models else crowd_name("", kind)
     new: Crowd = {"by": request_id, "at": now().isoformat(), "done": False, "jobs": []}
     crowd = crowds.setdefault(name, new)
     crowd["jobs"] = sorted({*crowd["jobs"], job})
@@ -477,9 +509,12 @@ def email_rejections(config: Settings, crowd: str, request_id: str, own: Rejecti
     # Another invocation's may not be recorded yet.
     shown = own if due and own else next((found for key in keys if (found := read_json(config.bucket, key)[0])), None)
     if shown:
-        more, rows = f" and {len(due) - 1} more" if len(due) > 1 else "", [("files rejected", len(due))]
-        minutes = LEASE_SECONDS // 60
-        send(REJECTED, config, shown, rows, reason=shown["reason"], and_more=more, minutes=minutes)
+        more, minutes = f" and {len(due) - 1} more" if len(due) > 1 else "", LEASE_SECONDS // 60
+        known_job = shown.get("known_job", "")  # not in records from before
+        kind, counted = (KNOWN, "uploads of known data") if known_job else (REJECTED, "files rejected")
+        rows = [*([("its training job", known_job)] if known_job else []), (counted, str(len(due)))]
+        values = {"reason": shown["reason"], "and_more": more, "minutes": minutes, "known_job": known_job}
+        send(kind, config, shown, rows, **values)
         update_ledger(config.bucket, close)
 
 
@@ -494,7 +529,7 @@ def adopt_uploads(config: Settings, request_id: str) -> int:
     found = {
         claim_key(item["Key"], item["ETag"].strip('"')): item
         for item in list_objects(config.bucket, UPLOAD_PREFIX)
-        if item["Key"].lower().endswith(".csv")
+        if kind_of(item["Key"], item["Size"]) in (DATA, OTHER)
         and EVENT_SECONDS < (time - item["LastModified"]).total_seconds() < LOOK_BACK_DAYS * DAY_SECONDS
     }
     claims = list_objects(config.bucket, UPLOAD_CLAIM_PREFIX) if found else []
@@ -531,9 +566,7 @@ def adopt(config: Settings, item: Mapping[str, Any], earlier: Mapping[tuple[str,
     upload = upload_of(config.bucket, item["Key"], version, etag, "", item["Size"], item["LastModified"])
     upload["job"] = earlier.get((upload["key"], version or etag), upload["job"])
     job = upload["job"] = claim_upload(config.bucket, upload)
-    if exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
-        return False
-    return not keep_upload(upload, config, request_id)
+    return "source.json" not in files_of(config.bucket, job) and not keep_upload(upload, config, request_id)
 
 
 def earlier_uploads(bucket: str) -> dict[tuple[str, str], str]:
@@ -545,6 +578,9 @@ def earlier_uploads(bucket: str) -> dict[tuple[str, str], str]:
 
 def take_snapshot(upload: Source, config: Settings) -> None:
     """Check the upload, copy its exact version to the job's snapshot, and write source.json. Raises Rejected."""
+    if kind_of(upload["key"], upload["size"]) == OTHER:
+        endings = f"{', '.join(FILE_ENDINGS[:-1])} or {FILE_ENDINGS[-1]}"
+        raise Rejected(f'only files named {endings} are trained on: save it as CSV (in Excel: "CSV UTF-8")')
     if not upload["model"]:
         folder = upload["key"].removeprefix(UPLOAD_PREFIX).partition("/")[0]
         rule = 'use 1 to 32 of a-z, 0-9 and "-", beginning and ending with a letter or digit'
@@ -555,25 +591,93 @@ def take_snapshot(upload: Source, config: Settings) -> None:
     snapshot = f"{SNAPSHOT_PREFIX}{upload['job']}"
     try:
         answer = client("s3").get_object(**where, **pinned)
-        # Not "as body": that is the raw stream, which takes a broken connection for the end of the file.
-        with answer["Body"]:
-            head = answer["Body"].read(PREFLIGHT_BYTES)
+        checked = check(answer, config)
         size, etag = int(answer["ContentLength"]), str(answer["ETag"])
-        if size > (largest := LARGEST_FILE * config.training_volume_gb * 1e9):
-            most = f"a third of a job's disk, {human_bytes(int(largest))}: raise training_volume_gb in Terraform"
-            raise Rejected(f"the file has {human_bytes(size)}, and may have at most {most}, or upload fewer rows")
-        check_csv(head, size <= len(head), config.text_column, config.label_column)
-        admit(config, upload["model"])
-        copy_object(config.bucket, f"{snapshot}/data.csv", where, etag, {})
     except ClientError as error:
-        if is_gone(error) or error_code(error) in ("PreconditionFailed", "412"):
-            gone = "the file was deleted or overwritten before it could be read; if overwritten, the newer one is used"
-            raise Rejected(gone) from error
         if reason := why_unreadable(error, where, config):
             raise Rejected(reason) from error
         raise
-    source: Source = {**upload, "etag": etag.strip('"'), "size": size}
+    admit(config, upload["model"])
+    claim_data(config, upload, checked)
+    try:
+        copy_object(config.bucket, f"{snapshot}/data.csv", where, etag, {})
+    except ClientError as error:
+        if reason := why_unreadable(error, where, config):
+            raise Rejected(reason) from error
+        raise
+    source: Source = {**upload, "etag": etag.strip('"'), "size": size, "told": checked.told}
     put_json(config.bucket, f"{snapshot}/source.json", source)
+
+
+def check(answer: Mapping[str, Any], config: Settings) -> Checked:
+    """Read an upload as the training program does, all of it if that takes no longer than PREFLIGHT_SECONDS.
+
+    answer: GetObject's. Raises Rejected where it cannot be trained on; of the rest of a larger file nothing is known.
+    """
+    size, until = int(answer["ContentLength"]), time.monotonic() + PREFLIGHT_SECONDS
+    digest, taken = hashlib.sha256(), 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal taken
+        # Not "as body": that is the raw stream, which takes a broken connection for the end of the file.
+        while chunk := answer["Body"].read(BLOCK_BYTES):
+            digest.update(chunk)
+            taken += len(chunk)
+            yield chunk
+
+    reader = Reader(chunks(), config.text_column, config.label_column, max_texts=PREFLIGHT_TEXTS)
+    told_so_far: dict[str, str] = {}
+    with answer["Body"]:
+        if size > (largest := LARGEST_FILE * config.training_volume_gb * 1e9):
+            most = f"a third of a job's disk, {human_bytes(int(largest))}: raise training_volume_gb in Terraform"
+            raise Rejected(f"the file has {human_bytes(size)}, and may have at most {most}, or upload fewer rows")
+        try:
+            for _ in reader.batches():  # the rows are the training program's; here they are counted
+                if time.monotonic() > until and (taken < size or reader.findings.compressed):
+                    reader.complete, reader.stopped = False, True
+            told_so_far = told(reader.findings)
+            check_trainable(reader.findings, config.max_rows_left_out)
+        except Unreadable as error:
+            raise Rejected(str(error), told_so_far) from error
+    if reader.findings.complete:
+        return Checked(told_so_far, digest.hexdigest())
+    told_so_far["checked"] += f" (the first {human_bytes(taken)} of {human_bytes(size)})"
+    return Checked(told_so_far, f"{str(answer['ETag']).strip(chr(34))} {size}")
+
+
+def claim_data(config: Settings, upload: Source, checked: Checked) -> None:
+    """Claim the data for the upload's job. Raises Rejected where another job has the same data.
+
+    The same: equal bytes, for the same model, under settings and a training source that make the same of them.
+    """
+    code = config.training_source_uri.removeprefix(f"s3://{config.bucket}/")
+    program = client("s3").head_object(Bucket=config.bucket, Key=code)["ETag"]
+    names = ("hyperparameters", "base_model", "base_model_revision", "text_column", "label_column", "training_image")
+    same = [checked.identity, upload["model"], program, *(getattr(config, name) for name in names)]
+    claim = f"{DATA_CLAIM_PREFIX}{hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32]}.json"
+    mine: DataClaim = {"schema": SCHEMA, "job": upload["job"], "at": now().isoformat()}
+    condition = {"IfNoneMatch": "*"}
+    for _ in range(LEDGER_TRIES):
+        if put_json(config.bucket, claim, mine, **condition):
+            return
+        found, etag = read_json(config.bucket, claim)
+        if found and found["job"] == upload["job"]:
+            return  # from an attempt that broke off
+        if found and still_has(config.bucket, found):
+            since = f"{datetime.fromisoformat(found['at']):%Y-%m-%d %H:%M} UTC"
+            why = f'since {since}, the job {found["job"]} of the model "{upload["model"]}" has the same bytes'
+            reason = f"{why}, with the same settings and the same training program"
+            raise Rejected(reason, checked.told, found["job"])
+        condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+    raise TimeoutError(f"{claim}: other invocations were faster {LEDGER_TRIES} times in a row; try again later")
+
+
+def still_has(bucket: str, claim: DataClaim) -> bool:
+    """Whether the job of a claim has its data, or may be about to. (Snapshots are kept for a limited time.)"""
+    there = files_of(bucket, claim["job"])
+    if "source.json" in there:
+        return "data.csv" in there
+    return age(claim["at"]) < DAY_SECONDS and not exists(bucket, f"{REJECTED_PREFIX}{claim['job']}.json")
 
 
 def why_unreadable(error: ClientError, where: Mapping[str, str], config: Settings) -> str:
@@ -584,6 +688,8 @@ def why_unreadable(error: ClientError, where: Mapping[str, str], config: Setting
     KMS.<what is wrong with it>. A HEAD request takes the same permission on the object, and names the key; where it is
     denied as well, the error stands.
     """
+    if is_gone(error) or error_code(error) in ("PreconditionFailed", "412"):
+        return "the file was deleted or overwritten before it could be read; if overwritten, the newer one is used"
     code = error_code(error) if error.operation_name == "GetObject" else ""
     if code == "InvalidObjectState":
         return "the file is in an archive storage class, which S3 cannot read at once: upload it in the class STANDARD"
@@ -606,21 +712,27 @@ def why_unreadable(error: ClientError, where: Mapping[str, str], config: Setting
 
 def admit(config: Settings, model: str) -> None:
     """Let the model in, for good. Raises NoRoom where there is no room for a new one."""
+    earlier: set[str] | None = None
 
-    def enter(ledger: Ledger) -> bool:
-        known = {*ledger["models"], *earlier}
+    def enter(ledger: Ledger) -> tuple[bool, list[str]] | None:
+        known = {*ledger["models"], *(earlier or ())}
+        if not known and earlier is None:
+            return None
         admitted = has_room(model, config.models.split(), config.max_models, known)
         ledger["models"] = sorted(known | ({model} if admitted else set()))
-        return admitted
+        return admitted, ledger["models"]
 
-    earlier = set() if read_ledger(config.bucket)[0]["models"] else earlier_models(config.bucket)
-    if update_ledger(config.bucket, enter):
+    if (answer := update_ledger(config.bucket, enter)) is None:
+        earlier = earlier_models(config.bucket)
+        answer = update_ledger(config.bucket, enter)
+    admitted, known = answer or (False, [])
+    if admitted:
         return
     if config.models:
         raise NoRoom(f'"{model}" may not be trained: add it to models in Terraform, and apply')
-    known = ", ".join(read_ledger(config.bucket)[0]["models"][:20])
+    shown = ", ".join(known[:20])
     way_out = "to train one more, raise max_models in Terraform, or name in models those that may be trained, and apply"
-    raise NoRoom(f'"{model}" would be a new model, and max_models is {config.max_models} ({known}); {way_out}')
+    raise NoRoom(f'"{model}" would be a new model, and max_models is {config.max_models} ({shown}); {way_out}')
 
 
 def has_room(model: str, models: Collection[str], max_models: int, known: Collection[str]) -> bool:
@@ -638,13 +750,16 @@ def earlier_models(bucket: str) -> set[str]:
 
 
 def send(kind: str, config: Settings, source: Source, rows: Sequence[tuple[str, object]], **values: object) -> None:
-    """Send one of EMAILS about an upload; rows: what its table has beside the data."""
+    """Send one of EMAILS about an upload; rows: what its table has beside the data and, where that matters, what the
+    file holds."""
     uploaded = f"{datetime.fromisoformat(source['uploaded_at']):%Y-%m-%d %H:%M:%S} UTC"
     data = {"data": f"s3://{source['bucket']}/{source['key']}", "version": source["version_id"], "uploaded": uploaded}
-    if kind != REJECTED:
+    if kind not in (REJECTED, KNOWN):
         data |= {"size": human_bytes(source["size"]), "model": source["model"], "training job": source["job"]}
+    values |= {"most_left_out": f"{100 * config.max_rows_left_out:g} %"}
     values |= {"config": config, "file": source["key"].rsplit("/", 1)[-1], "job": source["job"]}
-    shown = [*((name, value) for name, value in data.items() if value), *rows]
+    held = source.get("told", {}).items() if kind in (STARTED, REJECTED) else ()
+    shown = [*((name, value) for name, value in data.items() if value), *rows, *held]
     notify(config.topic_arn, EMAILS[kind], source["model"] or "none", shown, **values)
 
 
@@ -815,6 +930,7 @@ def training_job_request(config: Settings, source: Source, program_uri: str) -> 
     }
     names = ("base_model", "base_model_revision", "text_column", "label_column", "hub_token_secret_arn")
     environment = {name.upper(): getattr(config, name) for name in names} | {"CHAMPION_JOB": live.get("job", "")}
+    environment["MAX_ROWS_LEFT_OUT"] = str(config.max_rows_left_out)
     tags = {"Project": config.project, "Stack": config.bucket, "Model": source["model"], "TrainingJob": job}
     # Without a key, SageMaker takes the account's default key of S3, not the bucket's.
     key = {"KmsKeyId": config.kms_key_arn} if config.kms_key_arn else {}
@@ -1044,6 +1160,564 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
         job = upload["job"]  # the sweep may have given it another name
     log.info("%s event handled: %s", event.get("source"), outcome, extra={"training_job": job or None})
     return {"training_job": job, "outcome": outcome}
+
+
+# --- the reader: the same in scripts/training/reader.py and lambda/training_orchestrator/handler.py ---
+
+FILE_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+BLOCK_BYTES = 256 * 1024
+MAX_ROW_CHARACTERS = 2 * 1024**2
+UNDECIDED_CHARACTERS = 2 * BLOCK_BYTES  # how far two ways to read quotes are followed before one is taken
+MAX_LABELS, MAX_LABELS_CHARACTERS = 20_000, 8 * 1024**2
+MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO, RATIO_FROM_BYTES = 5 * 1024**3, 200, 16 * 1024**2
+MIN_LABELS, MIN_TEXTS_PER_LABEL = 2, 2  # of each label, one text to train on and one to hold out
+MAX_LEFT_OUT = 0.05  # share of the rows
+LINES_SHOWN, NAMES_SHOWN, LABELS_SHOWN = 5, 5, 20
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+QUOTES_DOUBLED, QUOTES_ESCAPED, QUOTES_ARE_TEXT = "doubled", "quotes escaped by a backslash", "quotes are text"
+NULL_LIKE = {"null", "none", "nan", "n/a", "na", "#n/a", "\\n", "nil", "undefined", "-", "?", "<na>", "(null)"}
+QUOTE_PAIRS = {"''", '""', "``", "“”", "‘’", "«»", "„“"}
+NOT_CSV = {
+    "UTF-32 text": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "a zip archive or an Excel workbook": (b"PK\x03\x04",),
+    "an old Excel workbook": (b"\xd0\xcf\x11\xe0",),
+    "a Parquet file": (b"PAR1",),
+    "a PDF": (b"%PDF",),
+}
+LINE_NUMBER = operator.attrgetter("line_num")
+PLAIN_BACKSLASHES = re.compile(r'\\+(?!["\\])')  # a run that escapes no quote is text
+BLANK = ' \t\r\n\ufeff,;|"'  # what a line of empty fields is made of
+NUMBER = re.compile(r"\+?(-?)0*(\d+)(?:[.,](\d*?)0*)?")
+# Up to three words. What else stands in a first line may be somebody's text.
+COLUMN_NAME = re.compile(r"(?=.{1,30}\Z)[^\W\d]\w*(?:[ ._/-][^\W\d]\w*){0,2}")
+Rows = list[tuple[list[str], int]]  # each with the line it ends on, counted from the first of the lines given
+Example = tuple[int, str, str]  # the line a row begins on, from 1; text and label, stripped, neither empty
+
+
+class Unreadable(ValueError):
+    """The file cannot be trained on. The text: where (line: from 1; 0: all of it), what is wrong, what to do."""
+
+    def __init__(self, line: int, found: str, to_do: str) -> None:
+        super().__init__(f"{f'line {line}: ' if line else ''}{found}; {to_do}")
+        self.line = line
+
+
+class Findings:
+    """What a file holds, as far as it was read."""
+
+    def __init__(self) -> None:
+        self.encoding = self.separator = self.quoting = ""
+        self.compressed = self.row_names = False
+        self.complete = self.exact = True  # not exact: duplicates, conflicts and texts_of_label are lower bounds
+        self.rows = self.used = self.blank_rows = self.repeated_headers = self.longest_text = 0
+        self.left_out: dict[str, int] = {}  # rows by reason
+        self.left_out_lines: dict[str, list[int]] = {}  # the first few
+        self.duplicates = self.conflicts = 0  # rows with an earlier row's text; texts with several labels
+        self.labels: dict[str, int] = {}  # rows of each, most first
+        self.texts_of_label: dict[str, int] = {}  # different ones; a text counts for its most frequent label
+        self.look_alikes: list[list[str]] = []
+        self.null_like: list[str] = []
+
+
+class Way(NamedTuple):
+    """A way to read quotes: do they count behind spaces, does a backslash escape them, are they but text."""
+
+    spaced: bool = False
+    escaped: bool = False
+    bare: bool = False
+
+
+class Reading:
+    """The rows of lines, read in one way, up to the first problem. What is open at the end is one if that is final."""
+
+    def __init__(self, way: Way, lines: list[str], separator: str, ended: bool) -> None:
+        self.way, self.rows, self.problem, self.problem_line = way, Rows(), "", 0
+        escaped = (PLAIN_BACKSLASHES.sub(lambda run: run[0] * 2, line) for line in lines)
+        reader = csv.reader(
+            escaped if way.escaped else lines,
+            delimiter=separator,
+            escapechar="\\" if way.escaped else None,
+            quoting=csv.QUOTE_NONE if way.bare else csv.QUOTE_MINIMAL,
+            skipinitialspace=way.spaced,
+            strict=True,
+        )
+        try:
+            self.rows.extend(zip(reader, map(LINE_NUMBER, itertools.repeat(reader)), strict=False))
+        except csv.Error as error:
+            if ended or str(error) != "unexpected end of data":
+                self.problem, self.problem_line = str(error), reader.line_num
+
+
+class Reader:
+    """Reads a file once. Iterate over it, or over batches(); afterwards findings says what was found.
+
+    chunks: the file's bytes, in pieces of any size. complete: may be set to False until they end: there is more.
+    stopped: may be set to True, and complete to False with it: no further block is read, or unpacked.
+    max_texts: how many different or repeated texts are remembered, at about 100 bytes each. Raises Unreadable.
+    """
+
+    def __init__(
+        self,
+        chunks: Iterable[bytes],
+        text_column: str,
+        label_column: str,
+        complete: bool = True,
+        max_texts: float = float("inf"),
+    ) -> None:
+        self.complete, self.stopped, self.findings = complete, False, Findings()
+        self._chunks, self._columns, self._max_texts = chunks, (text_column, label_column), max_texts
+        self._rest, self._ahead, self._before = "", "", 0  # text that is not read yet, and the lines before it
+        self._separator, self._header, self._text_at, self._label_at = "", list[str](), 0, 0
+        self._way, self._undecided = Way(), {"spaced", "escaped"}
+        self._names, self._label_characters = dict[str, str](), 0  # labels that no header line has, each by itself
+        self._rows_of, self._texts_of = Counter[str](), dict[str, set[int]]()  # by label; of texts no more than two
+        self._first, self._again = (
+            dict[int, str](),
+            Counter[tuple[int, str]](),
+        )  # by text
+        csv.field_size_limit(2**31 - 1)  # the process's; rows are bounded by MAX_ROW_CHARACTERS
+
+    def __iter__(self) -> Iterator[Example]:
+        return itertools.chain.from_iterable(self.batches())
+
+    def batches(self) -> Iterator[list[Example]]:
+        """The rows of one block after the other."""
+        for text in self._texts():
+            rows, self._ahead = self._read(self._ahead, False), text
+            yield rows
+        rows = self._read(self._ahead, True)
+        self._conclude()
+        yield rows
+
+    def _texts(self) -> Iterator[str]:
+        blocks = in_blocks(self._chunks)
+        first = next(blocks, b"")
+        if first.startswith(b"\x1f\x8b"):
+            self.findings.compressed = True
+            blocks = in_blocks(self._unpacked(itertools.chain([first], blocks)))
+            first = next(blocks, b"")
+        if len(first) < 4 and not self.complete:
+            return  # the mark of an encoding may be cut
+        for what, beginnings in NOT_CSV.items():
+            if first.startswith(beginnings):
+                raise Unreadable(0, f"the file is {what}", 'save it as CSV (in Excel: "CSV UTF-8")')
+        utf16 = {codecs.BOM_UTF16_LE: "UTF-16-LE", codecs.BOM_UTF16_BE: "UTF-16-BE"}
+        encoding = self.findings.encoding = utf16.get(first[:2], "UTF-8")
+        decoder = codecs.getincrementaldecoder(encoding)()
+        more = iter(lambda: b"" if self.stopped else next(blocks, b""), b"")
+        for block in itertools.chain([first], more, [b""]):
+            try:
+                text = decoder.decode(block, not block and self.complete)
+            except UnicodeDecodeError as error:
+                lines = split_lines(f"{self._rest}{self._ahead}{error.object[: error.start].decode(encoding)}.")
+                found = f"byte 0x{error.object[error.start]:02x} is not {encoding}"
+                raise Unreadable(self._before + len(lines), found, 'save the file as "CSV UTF-8"') from error
+            if text:
+                yield text
+
+    def _unpacked(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """The content of gzip members one after the other, in pieces of at most a block."""
+        member, begun, later, taken, given = zlib.decompressobj(31), False, False, 0, 0
+        for data in blocks:
+            taken += len(data)
+            piece = b""
+            while data or len(piece) == BLOCK_BYTES:
+                if later and not begun and not (data := data.lstrip(b"\0")):
+                    break
+                try:
+                    piece, begun = member.decompress(data, BLOCK_BYTES), True
+                except zlib.error as error:
+                    found = "the compressed file is damaged, or something stands behind its end"
+                    raise Unreadable(0, found, "compress it again, or upload it uncompressed") from error
+                given += len(piece)
+                if given > min(MAX_UNPACKED_BYTES, max(RATIO_FROM_BYTES, MAX_UNPACKED_RATIO * taken)):
+                    found = f"the file unpacks to more than {MAX_UNPACKED_RATIO} times its size, or than 5 GiB"
+                    raise Unreadable(0, found, "upload less of it, or uncompressed")
+                yield piece
+                data = member.unconsumed_tail
+                if member.eof:
+                    data, member, begun, later = member.unused_data, zlib.decompressobj(31), False, True
+        if begun and self.complete:
+            raise Unreadable(0, "the compressed file is cut off", "upload it again")
+
+    def _read(self, new: str, last: bool) -> list[Example]:
+        """The rows to train on that end in the new text."""
+        text, ended = self._rest + new, last and self.complete
+        # A carriage return at the end may be half of a line end.
+        cut = len(text) if ended else max(text.rfind("\n"), text.rfind("\r", 0, -1)) + 1
+        lines, rows = split_lines(text[:cut]), list[Example]()
+        at = 0 if self._header else self._find_header(lines, ended)
+        if self._header:
+            self._before += at
+            lines = lines[at:] if at else lines
+            found = self._parse(lines, text[:cut], last, ended)
+            at = found[-1][1] if found else 0
+            if len(text) > MAX_ROW_CHARACTERS:
+                for begin, end in itertools.pairwise([0, *(end for _, end in found)]):
+                    self._check_length(sum(map(len, lines[begin:end])), begin + 1)
+            rows = self._take(found)
+        self._before += at
+        self._rest = "".join(lines[at:]) + text[cut:]
+        self._check_length(len(self._rest), 1)
+        return rows
+
+    def _check_length(self, characters: int, line: int) -> None:
+        if characters > MAX_ROW_CHARACTERS:
+            found = f"the row that begins here has more than {MAX_ROW_CHARACTERS:,} characters"
+            raise Unreadable(self._before + line, found, "close the quote that is open in it, or shorten its text")
+
+    def _find_header(self, lines: list[str], ended: bool) -> int:
+        """Find the header and what separates the columns; returns the number of lines to its end, 0 if not there."""
+        at, separators = 0, list(SEPARATORS)
+        while at < len(lines) and not lines[at].strip(BLANK):
+            at += 1
+        if at < len(lines) and (hint := re.fullmatch(r'"?sep=(.)"?[,;|\s]*', lines[at].strip("\ufeff"), re.IGNORECASE)):
+            if hint[1] not in SEPARATORS:
+                raise Unreadable(at + 1, "sep= names an unknown separator", "separate columns by , or ; or | or tabs")
+            at, separators = at + 1, [hint[1]]
+            while at < len(lines) and not lines[at].strip(BLANK):
+                at += 1
+        if at == len(lines):
+            if ended:
+                raise Unreadable(0, "the file is empty, or blank", "upload a CSV with a header line and rows")
+            return 0
+        lines[at] = lines[at].lstrip("\ufeff")
+        if "\0" in lines[at]:
+            found = "the header has a NUL byte: the file is binary, or UTF-16 without a byte order mark"
+            raise Unreadable(at + 1, found, 'save it as "CSV UTF-8"')
+        headers, fits, taken = dict[str, list[str]](), list[tuple[str, int, int]](), 0
+        for separator in separators:
+            reader = csv.reader(lines[at:], delimiter=separator, skipinitialspace=True, strict=True)
+            try:
+                headers[separator] = [name.strip("\ufeff").strip() for name in next(reader)]
+            except csv.Error:
+                continue
+            text_at, label_at = (find_column(headers[separator], name, at + 1) for name in self._columns)
+            if min(text_at, label_at) >= 0 and text_at != label_at:
+                fits.append((separator, text_at, label_at))
+                taken = reader.line_num
+        if len(fits) > 1:
+            found = f"the header can be divided by {' and by '.join(SEPARATORS[separator] for separator, *_ in fits)}"
+            raise Unreadable(at + 1, found, "use one separator")
+        if not fits:
+            if not headers and not ended:
+                return 0
+            names = max(headers.values(), key=len, default=[])
+            missing = [name for name in self._columns if find_column(names, name, at + 1) < 0] or self._columns
+            found = f"there is no column {' and no column '.join(map(clipped, missing))}"
+            shown = shown_names(clipped(n) if COLUMN_NAME.fullmatch(n.strip("\"'`")) else "…" for n in names)
+            raise Unreadable(
+                at + 1, found, f"this line must name the columns, and has: {shown or 'a quote not closed'}"
+            )
+        self._separator, self._text_at, self._label_at = fits[0]
+        self._header = [alike(name).strip('"') for name in headers[self._separator]]
+        self.findings.separator = SEPARATORS[self._separator]
+        return at + taken
+
+    def _parse(self, lines: list[str], content: str, last: bool, ended: bool) -> Rows:
+        """The rows that end in the lines; content: the lines in one.
+
+        Quotes behind spaces and backslashes before quotes are read in both ways until one of them breaks; a file in
+        which it never does is read with quotes behind spaces as quotes, and with backslashes as text.
+        """
+        sep, tried = re.escape(self._separator), list[str]()
+        quote = rf' "(?!"[^"\r\n{sep}])'  # opens a field, for in one it would be doubled
+        if "spaced" in self._undecided and re.search(quote, content):
+            tried += ["spaced"] if re.search(rf"(?:\A|[\r\n{sep}]) *{quote}", content) else []
+        if "escaped" in self._undecided and '\\"' in content:
+            tried += ["escaped"]
+        readings = [
+            Reading(self._way._replace(**dict(zip(tried, values, strict=True))), lines, self._separator, ended)
+            for values in itertools.product(
+                *({"spaced": (True, False), "escaped": (False, True)}[name] for name in tried)
+            )
+        ]
+        good = [reading for reading in readings if not reading.problem]
+        if not good and self._separator == "\t":
+            literal = Reading(Way(bare=True), lines, self._separator, ended)
+            if {len(row) for row, _ in literal.rows if any(row)} == {len(self._header)}:
+                self._way, self._undecided = literal.way, set()
+                return literal.rows
+        if not good:
+            self._refuse_quotes(max(readings, key=lambda reading: reading.problem_line), lines)
+        for name in tried:
+            value = getattr(good[0].way, name)
+            rival = next((reading for reading in good if getattr(reading.way, name) != value), None)
+            line = first_difference(good[0].rows, rival.rows) if rival else 0
+            if line and name == "escaped" and (ended or not last):
+                found = "a backslash before a quote can be read in two ways"
+                raise Unreadable(self._before + line, found, 'double each quote in a quoted field ("")')
+            if rival and not line and not last and len(rival.rows) != len(good[0].rows):
+                if len(content) < UNDECIDED_CHARACTERS:
+                    return good[0].rows[: len(rival.rows)]
+                value = getattr(max(rival, good[0], key=lambda reading: len(reading.rows)).way, name)
+                line = 1
+            if line or not rival:
+                self._way = self._way._replace(**{name: value})
+                self._undecided.discard(name)
+            good = [reading for reading in good if getattr(reading.way, name) == value]
+        return good[0].rows
+
+    def _refuse_quotes(self, reading: Reading, lines: list[str]) -> NoReturn:
+        begin, at = (reading.rows[-1][1] if reading.rows else 0), reading.problem_line
+        to_do = 'close each quote, double each quote in a quoted field (""), and leave no space behind a closing one'
+        if reading.problem == "unexpected end of data":
+            row = next(csv.reader(lines[begin:], delimiter=self._separator, skipinitialspace=reading.way.spaced))
+            opened = len(lines) - max(1, len(split_lines(row[-1]))) + 1
+            raise Unreadable(self._before + opened, "a quote opens here and is never closed", to_do)
+        found = "a quote in a quoted field is neither doubled nor before a separator"
+        if at > begin + 1:
+            found = f"the row that begins here goes on to line {self._before + at}, where {found}"
+        if any('\\"' in line for line in lines[begin:at]):
+            found += " (and not everywhere does a backslash escape it)"
+        raise Unreadable(self._before + begin + 1, found, to_do)
+
+    def _take(self, rows: Rows) -> list[Example]:
+        """Count rows, and return those to train on."""
+        findings, taken, end = self.findings, list[Example](), 0
+        if not findings.rows and has_row_names(rows, len(self._header)):
+            findings.row_names, self._header = True, ["", *self._header]
+            self._text_at, self._label_at = self._text_at + 1, self._label_at + 1
+        width, text_at, label_at = len(self._header), self._text_at, self._label_at
+        names = self._names
+        for row, at in rows:
+            line, end = self._before + end + 1, at
+            if len(row) == width and (text := row[text_at].strip()) and (name := names.get(row[label_at].strip())):
+                taken.append((line, text, name))
+                continue
+            if any(map(str.strip, row[width:])):
+                self._leave_out("too many fields", line)
+                continue
+            row = row[:width] + [""] * (width - len(row))
+            text, name = row[text_at].strip(), row[label_at].strip()
+            if text and name:
+                if [alike(cell).strip('"') for cell in row] == self._header:
+                    findings.repeated_headers += 1
+                else:
+                    self._add_label(name, line)
+                    taken.append((line, text, name))
+            elif any(map(str.strip, row)):
+                self._leave_out("no label" if text else "no text", line)
+            else:
+                findings.blank_rows += 1
+        self._count(taken)
+        return taken
+
+    def _count(self, taken: list[Example]) -> None:
+        findings, first, again = self.findings, self._first, self._again
+        findings.rows, findings.used = findings.rows + len(taken), findings.used + len(taken)
+        self._rows_of.update(map(operator.itemgetter(2), taken))
+        lengths = map(len, map(operator.itemgetter(1), taken))
+        findings.longest_text = max(findings.longest_text, max(lengths, default=0))
+        for _, text, name in taken if findings.exact else ():
+            key = hash(text)
+            if key in first:
+                again[key, name] += 1
+            else:
+                first[key] = name
+        for _, text, name in () if findings.exact else taken:
+            if len(self._texts_of[name]) < MIN_TEXTS_PER_LABEL:
+                self._texts_of[name].add(hash(text))
+        if findings.exact and len(first) + len(again) > self._max_texts:
+            findings.exact = False
+            for key, name in itertools.chain(first.items(), again):
+                if len(self._texts_of[name]) < MIN_TEXTS_PER_LABEL:
+                    self._texts_of[name].add(key)
+
+    def _leave_out(self, reason: str, line: int) -> None:
+        self.findings.rows += 1
+        self.findings.left_out[reason] = self.findings.left_out.get(reason, 0) + 1
+        lines = self.findings.left_out_lines.setdefault(reason, [])
+        lines += [line] if len(lines) < LINES_SHOWN else []
+
+    def _add_label(self, name: str, line: int) -> None:
+        if name in self._texts_of:
+            return
+        self._texts_of[name] = set()
+        if alike(name).strip('"') != self._header[self._label_at]:
+            self._names[name] = name
+        self._label_characters += len(name)
+        if len(self._texts_of) > MAX_LABELS or self._label_characters > MAX_LABELS_CHARACTERS:
+            found = f"more than {MAX_LABELS:,} labels up to here, or {MAX_LABELS_CHARACTERS:,} characters of them"
+            raise Unreadable(line, found, f"is {clipped(self._columns[1])} the label column?")
+
+    def _conclude(self) -> None:
+        findings, texts = self.findings, Counter[str]()
+        findings.complete = self.complete
+        escaped = QUOTES_ESCAPED if self._way.escaped else QUOTES_DOUBLED
+        findings.quoting = QUOTES_ARE_TEXT if self._way.bare else escaped
+        findings.duplicates = self._again.total()
+        texts.update(self._first.values())
+        labels_of = dict[int, Counter[str]]()
+        for (key, name), rows in self._again.items():
+            labels_of.setdefault(key, Counter([self._first[key]]))[name] += rows
+        for key, found in labels_of.items():
+            findings.conflicts += len(found) > 1
+            texts[self._first[key]] -= 1
+            texts[min(found, key=lambda name: (-found[name], name))] += 1
+        findings.labels = dict(sorted(self._rows_of.items(), key=lambda item: (-item[1], item[0])))
+        few = {} if findings.exact else self._texts_of
+        findings.texts_of_label = {name: max(texts[name], len(few.get(name, ()))) for name in findings.labels}
+        spellings = dict[str, list[str]]()
+        for name in findings.labels:
+            spellings.setdefault(spelling(name), []).append(name)
+        findings.look_alikes = [names for names in spellings.values() if len(names) > 1]
+        findings.null_like = [name for name in findings.labels if name.casefold() in NULL_LIKE]
+
+
+def check_trainable(found: Findings, max_left_out: float = MAX_LEFT_OUT) -> None:
+    """Raise Unreadable where a whole file cannot be trained on: for its labels, or for what had to be left out.
+
+    max_left_out: the share of rows, 0 to 1, that may be. Of an incomplete file nothing is said: the rest may mend it.
+    """
+    if not found.complete:
+        return
+    left_out = sum(found.left_out.values())
+    reasons = left_out_reasons(found)
+    if not found.used:
+        why = f"no row has a text and a label ({reasons or 'there are no rows'})"
+        raise Unreadable(0, why, "check the columns and the separators")
+    if left_out > max_left_out * found.rows:
+        why = f"{left_out:,} of {found.rows:,} rows cannot be used ({reasons}), more than {100 * max_left_out:g} %"
+        to_do = "complete these rows, put quotes around texts that contain the separator, or delete the rows"
+        raise Unreadable(0, why, to_do)
+    if all(len(name) > 2 and name[0] + name[-1] in QUOTE_PAIRS for name in found.labels):
+        shown = shown_names(map(shown_label, found.labels))
+        raise Unreadable(
+            0, f"every label stands in quotes that belong to it: {shown}", 'quote fields with " or not at all'
+        )
+    if len(found.labels) < MIN_LABELS:
+        shown = shown_label(next(iter(found.labels)))
+        raise Unreadable(0, f"all {found.used:,} rows have the label {shown}", "add rows with other labels")
+    few = [name for name, texts in found.texts_of_label.items() if texts < MIN_TEXTS_PER_LABEL]
+    if few:
+        shown = shown_names(
+            f"{shown_label(name)} has {found.texts_of_label[name]} ({found.labels[name]} rows)" for name in few
+        )
+        why = f"{len(few):,} of {len(found.labels):,} labels have fewer than {MIN_TEXTS_PER_LABEL} different texts"
+        if len(few) > max(NAMES_SHOWN, len(found.labels) / 2):  # then the labels are people's texts
+            raise Unreadable(0, why, "is the label column the column of the texts?")
+        why += f", each counted for its most frequent label: {shown}"
+        raise Unreadable(0, why, "add rows with these labels, or take them out")
+
+
+def told(found: Findings) -> dict[str, str]:
+    """What a file holds, as the rows of a table: the same in emails, records, logs and before an upload.
+
+    None has a row's text, or a label of more than 40 characters.
+    """
+    least = "" if found.exact else "at least "
+    form = [found.encoding, "gzip" if found.compressed else "", f"separated by {found.separator}"]
+    form += [found.quoting if found.quoting != QUOTES_DOUBLED else ""]
+    form += ["its first column, without a name, is left out" if found.row_names else ""]
+    passed = [f"{found.blank_rows:,} blank rows" if found.blank_rows else ""]
+    passed += [f"{found.repeated_headers:,} repeated header lines" if found.repeated_headers else ""]
+    labels = ", ".join(f"{shown_label(name)} {rows:,}" for name, rows in [*found.labels.items()][:LABELS_SHOWN])
+    more = f", and {len(found.labels) - LABELS_SHOWN:,} more" if len(found.labels) > LABELS_SHOWN else ""
+    alike_labels = [" / ".join(map(shown_label, names[:NAMES_SHOWN])) for names in found.look_alikes]
+    said = {
+        "checked": "" if found.complete else "only a part of the file, so the rest may hold more of everything",
+        "format": ", ".join(filter(None, form)),
+        "rows": f"{found.rows:,} read, {found.used:,} used",
+        "rows left out": left_out_reasons(found),
+        "passed over": ", ".join(filter(None, passed)),
+        "labels": f"{len(found.labels):,}: {labels}{more}" if found.labels else "",
+        "labels that look alike": shown_names(alike_labels),
+        "labels like empty cells": shown_names(map(shown_label, found.null_like)),
+        "repeated texts": f"{least}{found.duplicates:,} rows" if found.duplicates else "",
+        "texts with several labels": f"{least}{found.conflicts:,}" if found.conflicts else "",
+        "longest text": f"{found.longest_text:,} characters" if found.longest_text else "",
+    }
+    return {name: text for name, text in said.items() if text}
+
+
+def left_out_reasons(found: Findings) -> str:
+    """The rows that are not used, by reason, with the first lines of each."""
+    return "; ".join(
+        f"{reason}: {rows:,} (line {', '.join(map(str, lines))}{', …' if rows > len(lines) else ''})"
+        for (reason, rows), lines in zip(found.left_out.items(), found.left_out_lines.values(), strict=True)
+    )
+
+
+def in_blocks(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Chunks of any size as blocks of one size, so that nothing depends on how a file arrives; the last is shorter."""
+    kept, size = list[bytes](), 0
+    for chunk in chunks:
+        kept.append(chunk)
+        size += len(chunk)
+        if size >= BLOCK_BYTES:
+            whole, end = b"".join(kept), size - size % BLOCK_BYTES
+            yield from (whole[at : at + BLOCK_BYTES] for at in range(0, end, BLOCK_BYTES))
+            kept, size = [whole[end:]], size - end
+    if size:
+        yield b"".join(kept)
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines with their ends: line feed, carriage return or both. (str.splitlines knows more of them.)"""
+    return io.StringIO(text, newline="").readlines()
+
+
+def first_difference(some: Rows, other: Rows) -> int:
+    """The line on which the first row ends that two readings give differently (but for backslashes), 0 if none."""
+    for (row, end), (other_row, other_end) in zip(some, other, strict=False):
+        if end != other_end or [c.replace("\\", "") for c in row] != [c.replace("\\", "") for c in other_row]:
+            return end
+    return 0
+
+
+def has_row_names(rows: Rows, width: int) -> bool:
+    """Whether all rows have one field more than the header, the first of them a number: R's names of rows."""
+    filled = [row for row, _ in rows if any(row)]
+    names = {row[0] for row in filled if len(row) == width + 1 and row[0].isdecimal()}
+    return 1 < len(filled) == len(names) and any(row[-1].strip() for row in filled)
+
+
+def find_column(header: Sequence[str], name: str, line: int) -> int:
+    """Where a column is, -1 if nowhere. Raises Unreadable when two columns have the name."""
+    for same in (lambda text: text == name, lambda text: alike(text) == alike(name)):
+        places = [at for at, found in enumerate(header) if same(found)]
+        if len(places) > 1:
+            raise Unreadable(line, f"{len(places)} columns are named {clipped(name)}", "rename all but one")
+        if places:
+            return places[0]
+    return -1
+
+
+def alike(text: str) -> str:
+    """A text without what nobody sees: case, Unicode form, invisible characters, kinds and number of spaces."""
+    if not text.isascii():
+        text = "".join(mark for mark in unicodedata.normalize("NFKC", text) if unicodedata.category(mark) != "Cf")
+    return " ".join(text.split()).casefold()
+
+
+def spelling(label: str) -> str:
+    """What two labels have in common that differ in case, Unicode form, spelling of a number, or quotes."""
+    text = alike(label)
+    text = text[1:-1].strip() if len(text) > 2 and text[0] + text[-1] in QUOTE_PAIRS else text
+    number = NUMBER.fullmatch(text)
+    return f"{number[1]}{number[2]}.{number[3] or ''}" if number else text
+
+
+def clipped(text: str) -> str:
+    """A name or label in quotes, for a message: one line, at most 40 characters."""
+    shown = "".join(mark if mark.isprintable() else f"\\u{ord(mark):04x}" for mark in text[:40])
+    return f'"{shown}{"…" if len(text) > 40 else ""}"'
+
+
+def shown_label(label: str) -> str:
+    """A label in quotes, or what stands for one that is too long to be one: that may be somebody's text."""
+    return clipped(label) if len(label) <= 40 else f"(a label of {len(label):,} characters)"
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    every = list(names)
+    more = len(every) - NAMES_SHOWN
+    return ", ".join(every[:NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+# --- the end of the reader ---
 
 
 # --- shared: from here on the three handlers are the same, byte for byte (tests/unit/test_handlers.py) --------------

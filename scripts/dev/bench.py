@@ -68,6 +68,7 @@ ENVIRONMENT = {
         "KMS_KEY_ARN": "",
         "TEXT_COLUMN": "text",
         "LABEL_COLUMN": "label",
+        "MAX_ROWS_LEFT_OUT": "0.05",
     },
     "model_evaluator": COMMON
     | {

@@ -97,6 +97,7 @@ class Source(TypedDict):
     sequencer: str  # S3's, from the upload event
     size: int
     uploaded_at: str
+    told: NotRequired[dict[str, str]]  # what the file holds, as the rows of a table; not in older records
     retrain_of: NotRequired[str]  # the job whose data this is
 
 
@@ -146,7 +147,7 @@ class Retrained(TypedDict):
 
 
 class Rejected(TypedDict):
-    """data/rejected/<job>.json: an upload that cannot be trained on; there is no snapshot and no job of that name.
+    """data/rejected/<job>.json: an upload that is not trained on; there is no snapshot and no job of that name.
 
     Written by the training orchestrator; read by the training orchestrator, `status` and `retrain`.
     """
@@ -161,8 +162,10 @@ class Rejected(TypedDict):
     sequencer: NotRequired[str]
     size: NotRequired[int]
     uploaded_at: NotRequired[str]
+    told: NotRequired[dict[str, str]]  # what the file holds, as the rows of a table, where it could be read
     reason: str  # a sentence for people
     rejected_at: str
+    known_job: NotRequired[str]  # the job that has the same data, where that is why, else ""; not in older records
 
 
 class LedgerJob(TypedDict):
@@ -213,7 +216,7 @@ class Ledger(TypedDict):
     quota: LedgerQuota | None  # None: no refusal
     emails: dict[str, Sending]  # by what the line waits for
     models: list[str]  # that were ever let in, which stay so; [] before the first upload. Not before max_models
-    rejected: dict[str, Crowd]  # by model, "" for what has no crowd of its own. Not before max_models
+    rejected: dict[str, Crowd]  # by model and what is told, "" for what has no crowd of its own. Not before max_models
 
 
 def ledger(record: Mapping[str, Any]) -> Ledger:
@@ -265,6 +268,18 @@ class UploadClaim(TypedDict):
 
     schema: int
     jobs: dict[str, str]
+
+
+class DataClaim(TypedDict):
+    """data/claims/<hash of data, settings and training source>.json: the job that trains on them.
+
+    An upload that meets another job's claim is not trained on as long as that job has its snapshot. Written and read by
+    the training orchestrator.
+    """
+
+    schema: int
+    job: str
+    at: str  # since when
 
 
 # --- what training and evaluation found --------------------------------------------------------------

@@ -141,6 +141,7 @@ class Reader:
     """Reads a file once. Iterate over it, or over batches(); afterwards findings says what was found.
 
     chunks: the file's bytes, in pieces of any size. complete: may be set to False until they end: there is more.
+    stopped: may be set to True, and complete to False with it: no further block is read, or unpacked.
     max_texts: how many different or repeated texts are remembered, at about 100 bytes each. Raises Unreadable.
     """
 
@@ -152,7 +153,7 @@ class Reader:
         complete: bool = True,
         max_texts: float = float("inf"),
     ) -> None:
-        self.complete, self.findings = complete, Findings()
+        self.complete, self.stopped, self.findings = complete, False, Findings()
         self._chunks, self._columns, self._max_texts = chunks, (text_column, label_column), max_texts
         self._rest, self._ahead, self._before = "", "", 0  # text that is not read yet, and the lines before it
         self._separator, self._header, self._text_at, self._label_at = "", list[str](), 0, 0
@@ -192,7 +193,8 @@ class Reader:
         utf16 = {codecs.BOM_UTF16_LE: "UTF-16-LE", codecs.BOM_UTF16_BE: "UTF-16-BE"}
         encoding = self.findings.encoding = utf16.get(first[:2], "UTF-8")
         decoder = codecs.getincrementaldecoder(encoding)()
-        for block in itertools.chain([first], blocks, [b""]):
+        more = iter(lambda: b"" if self.stopped else next(blocks, b""), b"")
+        for block in itertools.chain([first], more, [b""]):
             try:
                 text = decoder.decode(block, not block and self.complete)
             except UnicodeDecodeError as error:

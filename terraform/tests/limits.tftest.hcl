@@ -33,6 +33,7 @@ run "refuses_below_the_least" {
     log_retention_days                = 0
     max_concurrent_training_jobs      = 0
     max_models                        = 0
+    max_rows_left_out                 = -0.01
     max_training_jobs_per_day         = 0
     models                            = [""]
     noncurrent_version_retention_days = 0
@@ -62,6 +63,7 @@ run "refuses_below_the_least" {
     var.log_retention_days,
     var.max_concurrent_training_jobs,
     var.max_models,
+    var.max_rows_left_out,
     var.max_training_jobs_per_day,
     var.models,
     var.noncurrent_version_retention_days,
@@ -100,6 +102,7 @@ run "takes_the_least" {
     log_retention_days                = 1
     max_concurrent_training_jobs      = 1
     max_models                        = 1
+    max_rows_left_out                 = 0
     max_training_jobs_per_day         = 1
     models                            = ["m"]
     model_thresholds                  = { m = { f = { min = 0, max = 0 } } }
@@ -143,6 +146,7 @@ run "refuses_above_the_most" {
     log_retention_days           = 3654
     max_concurrent_training_jobs = 101
     max_models                   = 1001
+    max_rows_left_out            = 1.01
     max_training_jobs_per_day    = 1001
     models                       = [for i in range(103) : format("model-%03d", i)]
     model_thresholds             = { for i in range(60) : "m${i}" => { accuracy_on_the_held_out_rows = { min = 0.123456789 } } }
@@ -171,6 +175,7 @@ run "refuses_above_the_most" {
     var.log_retention_days,
     var.max_concurrent_training_jobs,
     var.max_models,
+    var.max_rows_left_out,
     var.max_training_jobs_per_day,
     var.model_thresholds,
     var.models,
@@ -206,6 +211,7 @@ run "takes_the_most" {
     log_retention_days           = 3653
     max_concurrent_training_jobs = 100
     max_models                   = 1000
+    max_rows_left_out            = 1
     max_training_jobs_per_day    = 1000
     models                       = concat([for i in range(31) : "${join("", [for j in range(30) : "m"])}${format("%02d", i)}"], ["m"])
     # 3072 characters as JSON, together with the thresholds.

@@ -28,7 +28,7 @@ from test_model_evaluator import ARTIFACT as ARTIFACT_KEY
 from test_model_evaluator import JOB, WEIGHTS, complete, metrics_file, record_start, start_job
 from test_spend_guards import SWEEP, end
 from test_spend_guards import upload as upload_of_minute
-from world import BUCKET, ENDPOINT, Context, World, broken_connection, tar_gz
+from world import BUCKET, CSV, ENDPOINT, Context, World, broken_connection, tar_gz
 
 Event = dict[str, Any]
 Handlers = dict[str, ModuleType]
@@ -49,6 +49,7 @@ class Path:
     handler: str
     prepare: Callable[[World, Handlers], Event | Command]
     copy_in_parts: bool = False
+    read_in_part: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     afterwards: Callable[[World, Handlers], None] | None = None
 
@@ -103,6 +104,44 @@ def quota_raised(world: World, handlers: Handlers) -> Event:
         handlers["training_orchestrator"].lambda_handler(upload_of_minute(world, minute), Context(f"minute {minute}"))
     world.sagemaker.training_quota = None
     return SWEEP
+
+
+def known_upload(world: World, handlers: Handlers) -> Event:
+    """The same bytes as those of a job of a minute ago."""
+    handlers["training_orchestrator"].lambda_handler(upload(CSV)(world, handlers), Context("first"))
+    world.wait(minutes=1)
+    return world.upload("data/train/reviews/again.tsv", CSV)
+
+
+def crowd_of_known_uploads(world: World, handlers: Handlers) -> Event:
+    for number in range(2):
+        handlers["training_orchestrator"].lambda_handler(known_upload(world, handlers), Context(f"again {number}"))
+    world.wait(minutes=21)
+    return SWEEP
+
+
+def known_upload_lost(world: World, handlers: Handlers) -> Event:
+    """The same bytes as those of a job, and their event never came."""
+    known_upload(world, handlers)
+    world.wait(minutes=11)
+    return SWEEP
+
+
+def claim_of_a_job_that_is_gone(world: World, handlers: Handlers) -> Event:
+    """The same bytes as those of a job of long ago, whose snapshot has expired."""
+    sent = known_upload(world, handlers)
+    for key in world.keys("data/snapshots/"):
+        world.s3.delete_object(Bucket=BUCKET, Key=key)
+    return sent
+
+
+def of_another_kind(world: World, _: Handlers) -> Event:
+    return world.upload("data/train/reviews/x.xlsx", b"PK")
+
+
+def large_upload(world: World, _: Handlers) -> Event:
+    """More than is read in the time that there is."""
+    return world.upload("data/train/reviews/x.csv", CSV + b"hello,ham\n" * 60_000 + b"\xff")
 
 
 def paused_upload(world: World, _: Handlers) -> Event:
@@ -185,7 +224,7 @@ def replaced_archive(world: World, _: Handlers) -> Event:
 
 def upload_beside_a_live_model(world: World, handlers: Handlers) -> Event:
     live(world, handlers)
-    return world.upload("data/train/x.csv", b"text,label\na,b\n")
+    return world.upload("data/train/x.csv", CSV)
 
 
 def failed_job(world: World, _: Handlers) -> Event:
@@ -524,8 +563,14 @@ ON_INSTANCES = {
 }
 ONE_A_DAY = {"MAX_TRAINING_JOBS_PER_DAY": "1"}
 PATHS = {
-    "start": Path("training_orchestrator", upload(b"text,label\na,b\n")),
-    "start, large": Path("training_orchestrator", upload(b"text,label\na,b\n"), copy_in_parts=True),
+    "start": Path("training_orchestrator", upload(CSV)),
+    "start, large": Path("training_orchestrator", upload(CSV), copy_in_parts=True),
+    "start, read in part": Path("training_orchestrator", large_upload, read_in_part=True),
+    "refuse a file of another kind": Path("training_orchestrator", of_another_kind),
+    "known data": Path("training_orchestrator", known_upload),
+    "sweep: email a crowd of known data": Path("training_orchestrator", crowd_of_known_uploads),
+    "sweep: adopt known data": Path("training_orchestrator", known_upload_lost),
+    "known data whose snapshot is gone": Path("training_orchestrator", claim_of_a_job_that_is_gone),
     "refuse a bad upload": Path("training_orchestrator", upload(b"text;label\n")),
     "refuse one model too many": Path("training_orchestrator", one_model_too_many, environment={"MAX_MODELS": "1"}),
     "refuse an archived file": Path("training_orchestrator", stored_as(StorageClass="GLACIER")),
@@ -583,8 +628,8 @@ PATHS = {
     "bad artifact": Path("deployment_orchestrator", bad_artifact),
     "endpoint of another stack": Path("deployment_orchestrator", foreign_endpoint),
     "endpoint quota": Path("deployment_orchestrator", endpoint_quota),
-    "sweep: adopt": Path("training_orchestrator", lost_upload(b"text,label\na,b\n")),
-    "sweep: adopt, large": Path("training_orchestrator", lost_upload(b"text,label\na,b\n"), copy_in_parts=True),
+    "sweep: adopt": Path("training_orchestrator", lost_upload(CSV)),
+    "sweep: adopt, large": Path("training_orchestrator", lost_upload(CSV), copy_in_parts=True),
     "sweep: adopt and reject": Path("training_orchestrator", lost_upload(b"text;label\n")),
     "refused": Path("training_orchestrator", refused_upload),
     "refused, then mended": Path("training_orchestrator", refusal_mended),

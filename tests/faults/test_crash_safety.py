@@ -139,6 +139,8 @@ def start(
     path = PATHS[request.param]
     for name, value in path.environment.items():
         monkeypatch.setenv(name, value)
+    if path.read_in_part:
+        monkeypatch.setattr(handlers[path.handler], "PREFLIGHT_SECONDS", -1)
     if path.copy_in_parts:
         monkeypatch.setattr(handlers[path.handler], "COPY_OBJECT_MAX_BYTES", 0)
     return lambda: Run(path, make_world, handlers)

@@ -31,6 +31,7 @@ DECLARED = {
         "Crowd": "Crowd",
         "Sending": "LineEmail",
         "UploadClaim": "UploadClaim",
+        "DataClaim": "DataClaim",
     },
     "model_evaluator": {
         "Decision": "Decision",
@@ -48,6 +49,7 @@ KEYS = {
     r"data/snapshots/[^/]+/waiting\.json": records.Waiting,
     r"data/snapshots/[^/]+/given_up\.json": records.GivenUp,
     r"data/rejected/[^/]+\.json": records.Rejected,
+    r"data/claims/[0-9a-f]{32}\.json": records.DataClaim,
     r"slots/training\.json": records.Ledger,
     r"models/decisions/[^/]+\.json": records.Decision,
     r"models/deployments/[^/]+\.json": records.Deployment,

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from faults import ERRORS, faults_of
-from world import BUCKET, ENDPOINT, GOOD_METRICS, Context, Interruption, World, tar_gz
+from world import BUCKET, ENDPOINT, GOOD_METRICS, Context, Interruption, World, csv_number, tar_gz
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "200"))
 UPLOADS = 10
@@ -80,7 +80,7 @@ class Day:
         number = len(self.fates)
         model = self.random.choice(MODELS)
         folder = "" if model == "default" else f"{model}/"
-        event = self.world.upload(f"data/train/{folder}{number}.csv", f"text,label\na,x\nb,y{number}\n".encode())
+        event = self.world.upload(f"data/train/{folder}{number}.csv", csv_number(number))
         event["time"] = f"2026-11-23T12:{number:02}:00Z"
         job = self.handlers["training_orchestrator"].parse_upload(event)["job"]
         self.fates[job], self.models[job] = self.random.choice(FATES), model

@@ -60,6 +60,16 @@ def test_the_handlers_end_in_the_same_block() -> None:
     )
 
 
+def test_the_training_orchestrator_reads_uploads_as_the_training_program_does() -> None:
+    program = (ROOT / "scripts" / "training" / "reader.py").read_text(encoding="utf-8")
+    begin, end = "# --- the reader: ", "# --- the end of the reader ---"
+    blocks = [text.partition(begin)[2].partition(end) for text in (program, source("training_orchestrator"))]
+
+    assert [marks for _, marks, _ in blocks] == [end, end]
+    assert blocks[0][0] == blocks[1][0]
+    assert {"Reader", "check_trainable", "told"} <= definitions(blocks[0][0].partition("\n")[2])
+
+
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(HANDLERS, 2)))
 def test_outside_the_shared_block_two_handlers_define_nothing_of_the_same_name(one: str, other: str) -> None:
     ours, theirs = (definitions(source(name).split(SHARED)[0]) for name in (one, other))
@@ -198,6 +208,7 @@ MALFORMED = {
     **{variable: ["{", "[]", '"text"', "null"] for variable in OBJECTS},
     "ENDPOINT_TYPE": ["Serverless", "none"],
     "ACCEPT_UNCOMPARED": ["A", "a, b", "a,", ",a", "a,,b", "-a", "a b", "a\n", '["a"]', "x" * 33],
+    "MAX_ROWS_LEFT_OUT": ["-0.1", "1.1", "nan", "5 %", "0,05", "٣", " 0.1", ".5", "1e5"],
     "CHAMPION_MARGIN": ["-0.1", "nan", "inf", "1e999", "a little", "0,005", "٣", " 0.1", "1_0", ".5"],
 }
 MALFORMED["HYPERPARAMETERS"] = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -161,116 +159,6 @@ def test_an_illegal_model_folder_is_rejected_by_name(
     assert world.sagemaker.jobs == {}
 
 
-# --- what is not for training -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("key", ["data/train/", "data/train/reviews/", "data/train/x.csv/", "data/train/README.md"])
-def test_folders_and_other_files_are_passed_over_in_silence(run: Callable[..., str], world: World, key: str) -> None:
-    sent = world.upload(key, b"")
-    before = world.final_state()
-    assert run(sent) == "ignored"
-    assert world.emails() == []
-    assert world.final_state() == before
-
-
-BAD_UPLOADS = {
-    "empty": (b"", r"empty \(0 bytes\)"),
-    "white space": (b" \r\n\t\n", "nothing but white space"),
-    "byte order mark only": (codecs.BOM_UTF8, "nothing but white space"),
-    "header only": (b"text,label\n", "a header but no rows"),
-    "header and blank lines": (b"text,label\n\n , \n", "a header but no rows"),
-    "no label column": (b"text,class\na,b\n", 'no column "label"; the first line has: "text", "class"'),
-    "other case": (b"Text,label\na,b\n", '"Text" differs in upper or lower case'),
-    "column twice": (b"text,label,label\na,b,c\n", 'column "label" appears 2 times'),
-    "semicolons": (b"text;label\na;b\n", "separated by semicolons; separate them by commas"),
-    "tabs": (b"text\tlabel\na\tb\n", "separated by tabs"),
-    "binary": (bytes(range(256)), "binary or UTF-16"),
-    "NUL byte": (b"text,label\na\0b,c\n", "NUL byte at position 12"),
-    "UTF-16 with mark": ("text,label\na,b\n".encode("utf-16"), "encoded as UTF-16"),
-    "UTF-16 without mark": ("text,label\na,b\n".encode("utf-16-le"), "binary or UTF-16"),
-    "UTF-32": ("text,label\na,b\n".encode("utf-32"), "encoded as UTF-32"),
-    "Latin-1": ("text,label\ncafé,b\n".encode("latin-1"), "not UTF-8: byte 0xe9 at position 14"),
-    "Latin-1 after a mark": (
-        codecs.BOM_UTF8 + "text,label\ncafé,b\n".encode("latin-1"),
-        "not UTF-8: byte 0xe9 at position 17",
-    ),
-    "mixed encodings": (
-        "text,label\ncafé,a\n".encode() + "café,b\n".encode("latin-1"),
-        "not UTF-8: byte 0xe9 at position 22",
-    ),
-    "a line without an end": (
-        b"x" * 3 * 1024**2,
-        'no column "text"; the first line has 1 columns, and looks like data',
-    ),
-    "no header": (b"My name is Jane Roe,ham\nhello,ham\n", 'no column "text"; the first line has 2 columns, and looks'),
-    "column names without an end": (b"ab," * 1024**2, 'no column "text"; the first line has: ("ab", )+…'),
-    "cut character": ("text,label\na,é".encode()[:-1], "not UTF-8"),
-    "workbook": (b"PK\x03\x04" + b"\0" * 60, "a zip archive or an Excel workbook"),
-    "gzip": (b"\x1f\x8b\x08\0" + b"\0" * 60, "gzip-compressed"),
-    "Parquet": (b"PAR1\x15\x04", "a Parquet file"),
-    "PDF": (b"%PDF-1.7\n", "a PDF"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_UPLOADS)
-def test_a_bad_upload_gives_one_email_with_the_reason_and_no_job(
-    run: Callable[..., str], world: World, name: str
-) -> None:
-    content, reason = BAD_UPLOADS[name]
-    assert run(world.upload("data/train/bad.csv", content)) == "rejected"
-    email = world.only_email()
-    assert email.subject == "Training data rejected: bad.csv"
-    assert re.search(f"Why: .*{reason}", email.body)
-    assert world.sagemaker.jobs == {}
-    assert world.keys("data/snapshots/") == []
-
-
-GOOD_UPLOADS = {
-    "byte order mark": codecs.BOM_UTF8 + CSV,
-    "accents": "text,label\ncafé 日本 🙂,ham\n".encode(),
-    "Windows line ends": CSV.replace(b"\n", b"\r\n"),
-    "quoted newline, comma and quote": b'text,label\n"a\nb, ""c""",ham\n',
-    "spaces around names": b" text , label \na,b\n",
-    "further columns in another order": b"id,label,note,text\n1,ham,,hello\n",
-    "no newline at the end": b"text,label\na,b",
-}
-
-
-@pytest.mark.parametrize("name", GOOD_UPLOADS)
-def test_a_good_upload_starts_a_job_on_exactly_its_bytes(run: Callable[..., str], world: World, name: str) -> None:
-    assert run(world.upload("data/train/good.csv", GOOD_UPLOADS[name])) == "started"
-    (job,) = world.sagemaker.jobs
-    assert world.read(f"data/snapshots/{job}/data.csv") == GOOD_UPLOADS[name]
-
-
-@pytest.mark.parametrize("shift", range(4))
-def test_a_character_cut_by_the_end_of_the_checked_part_is_no_fault(training: ModuleType, shift: int) -> None:
-    content = b"text,label\n" + b"x" * shift + "🙂".encode() * training.PREFLIGHT_BYTES
-    training.check_csv(content[: training.PREFLIGHT_BYTES], False, "text", "label")
-
-
-def test_a_quoted_row_longer_than_the_checked_part_is_no_fault(training: ModuleType) -> None:
-    content = b'text,label\n"' + b"line\n" * training.PREFLIGHT_BYTES
-    training.check_csv(content[: training.PREFLIGHT_BYTES], False, "text", "label")
-
-
-def test_only_the_first_part_of_an_upload_is_read(
-    run: Callable[..., str], world: World, training: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "PREFLIGHT_BYTES", 32)
-    assert run(world.upload("data/train/long.csv", CSV + b"\xff" * 100)) == "started"
-
-
-@given(head=st.binary(max_size=300), complete=st.booleans())
-@example(head=b'text,label\n"', complete=True)
-@example(head=b"text,label\r\r\n\x1c", complete=True)
-def test_any_bytes_are_either_rejected_or_have_the_columns(training: ModuleType, head: bytes, complete: bool) -> None:
-    with contextlib.suppress(training.Rejected):
-        training.check_csv(head, complete, "text", "label")
-        assert b"text" in head
-        assert b"label" in head
-
-
 # --- the world moves on -----------------------------------------------------------------------------
 
 
@@ -333,6 +221,12 @@ def test_the_source_record_says_where_the_data_came_from(run: Callable[..., str]
         "sequencer": uploaded["sequencer"],
         "size": len(CSV),
         "uploaded_at": "2026-11-23T12:00:00+00:00",
+        "told": {
+            "format": "UTF-8, separated by comma",
+            "rows": "4 read, 4 used",
+            "labels": '2: "ham" 2, "spam" 2',
+            "longest text": "15 characters",
+        },
     }
 
 
@@ -395,6 +289,7 @@ def test_the_job_request_is_what_the_training_program_is_promised(
         "BASE_MODEL": "distilbert-base-uncased",
         "TEXT_COLUMN": "text",
         "LABEL_COLUMN": "label",
+        "MAX_ROWS_LEFT_OUT": "0.05",
     }
     assert {tag["Key"]: tag["Value"] for tag in job["Tags"]} == {
         "Project": "mlops",

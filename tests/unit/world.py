@@ -63,6 +63,7 @@ ENVIRONMENT = {
         "BASE_MODEL_REVISION": "",
         "TEXT_COLUMN": "text",
         "LABEL_COLUMN": "label",
+        "MAX_ROWS_LEFT_OUT": "0.05",
         "HUB_TOKEN_SECRET_ARN": "",
         "KMS_KEY_ARN": "",
     },
@@ -90,7 +91,7 @@ ENVIRONMENT = {
 # What differs between two equal runs: times, request ids, the number of tries.
 VOLATILE = ("at", "by", "tries", "unanswered", "ended", "started_at", "decided_at", "rejected_at")
 GOOD_METRICS = {"accuracy": 0.9, "eval_loss": 0.3, "train_examples": 80, "holdout_examples": 20}
-CSV = b"text,label\nhello,ham\nwin a prize,spam\n"
+CSV = b"text,label\nhello,ham\nsee you at noon,ham\nwin a prize,spam\nyou have won,spam\n"
 
 
 class Watched(Mapping[str, str]):
@@ -140,6 +141,11 @@ def tar_gz(members: Iterable[tuple[str, bytes]], tar_format: int = tarfile.PAX_F
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def csv_number(number: int) -> bytes:
+    """A file to train on, another one for each number: CSV for 0."""
+    return CSV + (f"note {number},ham\n".encode() if number else b"")
 
 
 class Killed(BaseException):
@@ -285,7 +291,7 @@ class World:
         self._clients = clients
         self.s3: Any = clients.plain_s3
         self.sagemaker = FakeSageMaker(REGION, DEFAULT_ACCOUNT_ID, self.around)
-        self._uploads = 0
+        self._uploads = self._files = 0
         self.time = datetime(2026, 11, 23, 12, 0, 5, tzinfo=UTC)
         if isinstance(clients, FastClients):
             clients.s3.clock[0] = self.sagemaker.s3_clock = lambda: self.time
@@ -331,9 +337,14 @@ class World:
     # --- events -------------------------------------------------------------------------------------
 
     def upload(
-        self, key: str, body: bytes = CSV, time: str = "2026-11-23T12:00:00Z", **stored_as: str
+        self, key: str, body: bytes | None = None, time: str = "2026-11-23T12:00:00Z", **stored_as: str
     ) -> dict[str, Any]:
-        """Upload a file and return the event that S3 sends; stored_as: StorageClass and the like, as in PutObject."""
+        """Upload a file and return the event that S3 sends; stored_as: StorageClass and the like, as in PutObject.
+
+        body: as a default another file each time, CSV at first, since the same data is not trained on twice.
+        """
+        if body is None:
+            body, self._files = csv_number(self._files), self._files + 1
         answer = self.s3.put_object(Bucket=BUCKET, Key=key, Body=body, **stored_as)
         self._uploads += 1
         sent = event("s3_object_created") | {"time": time}
@@ -346,7 +357,7 @@ class World:
         }
         return sent
 
-    def unversioned_upload(self, key: str, body: bytes = CSV) -> dict[str, Any]:
+    def unversioned_upload(self, key: str, body: bytes | None = None) -> dict[str, Any]:
         sent = self.upload(key, body)
         del sent["detail"]["object"]["version-id"]
         return sent

@@ -135,6 +135,7 @@ data "aws_iam_policy_document" "training_orchestrator" {
     resources = [
       "${local.bucket_arn}/claims/give-up/*",
       "${local.bucket_arn}/claims/snapshot/*",
+      "${local.bucket_arn}/data/claims/*",
       "${local.bucket_arn}/data/rejected/*",
       "${local.bucket_arn}/data/snapshots/*",
       "${local.bucket_arn}/slots/*",

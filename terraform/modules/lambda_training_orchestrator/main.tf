@@ -7,9 +7,11 @@ module "function" {
   description       = "Checks uploads and starts training jobs"
   environment       = var.environment
   failure_queue_arn = var.failure_queue_arn
-  memory_mb         = 256
-  name              = var.name
-  package_name      = "training_orchestrator.zip"
-  role_arn          = var.role_arn
-  timeout_seconds   = var.timeout_seconds
+  # From here on a function has a whole processor, and the time for reading an upload is limited.
+  # https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
+  memory_mb       = 1769
+  name            = var.name
+  package_name    = "training_orchestrator.zip"
+  role_arn        = var.role_arn
+  timeout_seconds = var.timeout_seconds
 }

@@ -4,7 +4,8 @@ locals {
   # What is deleted after some days; null: never.
   expiring = {
     approved-models  = { prefix = "models/approved/", days = var.data_retention_days.approved_models }
-    claims           = { prefix = "claims/", days = 7 } # leases of the functions, useless once their step is done
+    claims           = { prefix = "claims/", days = 7 }                                # leases of the functions, useless once their step is done
+    data-claims      = { prefix = "data/claims/", days = var.snapshot_retention_days } # which snapshots have which data
     decisions        = { prefix = "models/decisions/", days = var.data_retention_days.decisions }
     raw-models       = { prefix = "models/raw/", days = var.raw_model_retention_days }
     rejected-uploads = { prefix = "data/rejected/", days = var.data_retention_days.rejected_uploads }

@@ -69,18 +69,20 @@ run "a_new_bucket_is_closed_keeps_versions_and_forgets_in_time" {
 
   assert {
     condition = { for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : rule.id => one(rule.filter).prefix if length(rule.expiration) == 1 && try(one(rule.expiration).days, 0) > 0 } == {
-      claims     = "claims/"
-      raw-models = "models/raw/"
-      snapshots  = "data/snapshots/"
+      claims      = "claims/"
+      data-claims = "data/claims/"
+      raw-models  = "models/raw/"
+      snapshots   = "data/snapshots/"
     }
-    error_message = "Only leases, raw models and snapshots may expire; uploads, approved models and records must stay."
+    error_message = "Only leases, raw models, snapshots and what names them may expire; uploads, approved models and records must stay."
   }
 
   assert {
     condition = { for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : rule.id => one(rule.expiration).days if length(rule.expiration) == 1 && try(one(rule.expiration).days, 0) > 0 } == {
-      claims     = 7
-      raw-models = 31
-      snapshots  = 365
+      claims      = 7
+      data-claims = 365
+      raw-models  = 31
+      snapshots   = 365
     }
     error_message = "They must expire after the configured days."
   }
@@ -121,6 +123,7 @@ run "every_prefix_with_texts_expires_when_asked" {
   assert {
     condition = { for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : one(rule.filter).prefix => one(rule.expiration).days if length(rule.expiration) == 1 && try(one(rule.expiration).days, 0) > 0 } == {
       "claims/"           = 7
+      "data/claims/"      = 365
       "data/rejected/"    = 90
       "data/snapshots/"   = 365
       "data/train/"       = 91
