@@ -60,6 +60,8 @@ def has_ended(target: Target, job: str) -> bool:
     """Whether a job with a snapshot has ended. Raises UsageError when it has none."""
     if not bucket.exists(target, snapshot_key(job, "source.json")):
         refused = bucket.read(target, rejected_key(job), rejected)
+        if refused and (known := refused.value.get("known_job")):
+            raise UsageError(f"JOB={job} was never started: {known} has the same data; run make retrain JOB={known}")
         why = (
             f"its file was refused: {plain(refused.value['reason'])}" if refused else "there is no snapshot of its data"
         )

@@ -15,7 +15,6 @@ from typing import Any
 
 import hcl2
 import pytest
-import yaml
 
 from mlops import records
 from world import ROOT
@@ -120,15 +119,6 @@ def test_the_numbers_that_people_see_are_the_defaults(variables: dict[str, dict[
 
     assert len(shown) > 10
     assert {name: float(value) for name, value in shown} == {name: variables[name]["default"] for name, _ in shown}
-
-
-def test_the_columns_that_a_workflow_checks_are_those_that_a_stack_reads(variables: dict[str, dict[str, Any]]) -> None:
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "upload-data.yml").read_text(encoding="utf-8"))
-    # YAML 1.1 reads the key `on` as true.
-    inputs = workflow[True]["workflow_dispatch"]["inputs"]
-
-    for column in ("label_column", "text_column"):
-        assert inputs[column]["default"] == variables[column]["default"]
 
 
 def test_the_training_program_has_no_columns_of_its_own() -> None:
@@ -255,14 +245,16 @@ def test_make_upload_refuses_the_models_that_the_training_orchestrator_refuses(
         assert records.has_room(model, models, most, known) == training.has_room(model, models, most, known)
 
 
-def test_what_a_column_s_name_looks_like_is_the_same_in_a_check_a_job_and_the_upload_workflow(
-    training: ModuleType,
+def test_the_share_of_rows_that_may_be_left_out_is_the_training_program_s(
+    training: ModuleType, variables: dict[str, dict[str, Any]]
 ) -> None:
-    program = (TRAINING / "reader.py").read_text(encoding="utf-8")
-    workflow = (ROOT / ".github" / "workflows" / "upload-data.yml").read_text(encoding="utf-8")
+    assert variables["max_rows_left_out"]["default"] == training.MAX_LEFT_OUT
 
-    assert f'COLUMN_NAME = re.compile(r"{training.COLUMN_NAME.pattern}")' in program
-    assert f'column_name = re.compile(r"{training.COLUMN_NAME.pattern}")' in workflow
+
+def test_what_names_a_snapshot_s_data_is_kept_as_long_as_the_snapshot(training: ModuleType) -> None:
+    rules = (TERRAFORM / "modules" / "s3" / "main.tf").read_text(encoding="utf-8")
+
+    assert f'prefix = "{training.DATA_CLAIM_PREFIX}", days = var.snapshot_retention_days' in rules
 
 
 def test_terraform_takes_the_hyperparameters_that_the_training_orchestrator_takes(training: ModuleType) -> None:
@@ -298,6 +290,12 @@ def timeouts() -> dict[str, int]:
 def test_a_lease_outlasts_whoever_took_it(handlers: dict[str, ModuleType], timeouts: dict[str, int]) -> None:
     for handler in handlers.values():
         assert max(timeouts.values()) < handler.LEASE_SECONDS
+
+
+def test_reading_an_upload_leaves_most_of_the_time_for_copying_it(
+    training: ModuleType, timeouts: dict[str, int]
+) -> None:
+    assert timeouts["training_orchestrator"] > 10 * training.PREFLIGHT_SECONDS
 
 
 def test_a_sweep_of_the_evaluator_has_time_for_an_evaluation(evaluator: ModuleType, timeouts: dict[str, int]) -> None:

@@ -51,12 +51,9 @@ def test_rollback_serves_the_previous_model_again_and_status_shows_it(
 
 def test_retrain_gives_a_failed_run_a_new_job_on_the_same_data(pipeline: Pipeline, model: str) -> None:
     rows = [(text, "ham") for text, _ in make_rows(FIRST, 60, seed=42)]
-    key = f"data/train/{model}/one.csv"
-    pipeline.upload(key, to_csv(rows))
+    old = pipeline.keep(model, rows)
     pipeline.wait_for_email(model, "Training failed")
-    source = pipeline.source_of(key)
-    assert source is not None
-    old = source["job"]
+    source = pipeline.json_at(f"data/snapshots/{old}/source.json")
     pipeline.wait_for("the decision", lambda: pipeline.keys(f"models/decisions/{old}.json"))
     assert run("retrain", "--job", old) == 0
     assert run("retrain", "--job", old) == 0

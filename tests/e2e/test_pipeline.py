@@ -143,15 +143,16 @@ def test_swapped_labels_pass_their_own_holdout_and_are_refused_on_the_live_model
 @pytest.mark.parametrize(
     ("name", "body", "reason"),
     [
-        ("empty.csv", b"", "empty (0 bytes)"),
+        ("empty.csv", b"", "the file is empty, or blank"),
         ("nolabel.csv", b"text,class\nhello,1\n", 'no column "label"'),
-        ("rubbish.csv", bytes(random.Random(8).randbytes(4000)), "NUL byte"),
-        ("header.csv", b"text,label\n", "no rows"),
-        ("utf16.csv", "text,label\nhello,1\n".encode("utf-16"), "UTF-16"),
+        ("rubbish.csv", bytes(random.Random(8).randbytes(4000)), "is not UTF-8"),
+        ("header.csv", b"text,label\n", "there are no rows"),
+        ("one.csv", "text,label\nhello,1\n".encode("utf-16"), 'all 1 rows have the label "1"'),
+        ("book.xlsx", b"PK\x03\x04", "only files named .csv"),
     ],
 )
 def test_bad_upload_gives_one_email_and_no_job(pipeline: Pipeline, name: str, body: bytes, reason: str) -> None:
-    model = f"bad-{name.removesuffix('.csv')}"
+    model = f"bad-{name.partition('.')[0]}"
     key = f"data/train/{model}/{name}"
     pipeline.upload(key, body)
     email = pipeline.wait_for_email(model, "Training data rejected")
@@ -169,8 +170,7 @@ def test_folder_placeholder_is_silent(pipeline: Pipeline, model: str) -> None:
 
 
 def test_one_class_fails_with_the_programs_own_reason(pipeline: Pipeline, model: str) -> None:
-    rows = [(text, "ham") for text, _ in make_rows(FIRST, 60, seed=9)]
-    pipeline.upload(f"data/train/{model}/one.csv", to_csv(rows))
+    pipeline.keep(model, [(text, "ham") for text, _ in make_rows(FIRST, 60, seed=9)])
     email = pipeline.wait_for_email(model, "Training failed")
     assert 'all 60 rows have the label "ham"' in email["text"]
 

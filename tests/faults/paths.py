@@ -141,7 +141,7 @@ def of_another_kind(world: World, _: Handlers) -> Event:
 
 def large_upload(world: World, _: Handlers) -> Event:
     """More than is read in the time that there is."""
-    return world.upload("data/train/reviews/x.csv", CSV + b"hello,ham\n" * 60_000 + b"\xff")
+    return world.upload("data/train/reviews/x.csv", CSV + (b"x" * 1000 + b",ham\n") * 600 + b"\xff")
 
 
 def paused_upload(world: World, _: Handlers) -> Event:

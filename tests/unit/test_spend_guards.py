@@ -602,7 +602,8 @@ class OneAtATime:
         with self._lock:
             keys = sorted(self._world.stored_keys())
         found = [key for key in keys if key.startswith(Prefix) and key > StartAfter]
-        return [{"Contents": [{"Key": key, "ETag": '""', "LastModified": self._world.time} for key in found]}]
+        item = {"ETag": '""', "Size": 1, "LastModified": self._world.time}
+        return [{"Contents": [{"Key": key, **item} for key in found]}]
 
 
 class Day:

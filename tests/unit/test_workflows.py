@@ -11,13 +11,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
+import reader
 from terraform import mirror_candidates
+from world import CSV
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / ".github" / "workflows"
@@ -233,54 +234,31 @@ def test_a_package_that_cannot_be_built_is_not_released(checkout: Path) -> None:
     assert run_step("Build again and compare", checkout, SUMS=sums).returncode == 1
 
 
-def check_csv(folder: Path, content: bytes, file: str = "data.csv") -> subprocess.CompletedProcess[str]:
+def check_file(folder: Path, file: str, content: bytes = CSV) -> subprocess.CompletedProcess[str]:
     (folder / file).write_bytes(content)
-    return run_step("Check the CSV", folder, FILE=file, TEXT_COLUMN="text", LABEL_COLUMN="label")
+    return run_step("Check the file", folder, FILE=file)
 
 
-GOOD = {
-    "plain": b"text,label\na,x\n",
-    "other columns, other order": b"id,label,text\n1,x,a\n",
-    "byte order mark": b"\xef\xbb\xbftext,label\na,x\n",
-    "a line break in quotes": b'text,label\n"a\nb",x\n',
-    "a row without a label": b"text,label\na,\nb,y\n",
-}
-BAD = {
-    "empty": b"",
-    "white space": b" \n\n",
-    "no rows": b"text,label\n",
-    "no label column": b"text,class\na,x\n",
-    "a column twice": b"text,label,label\na,x,y\n",
-    "semicolons": b"text;label\na;x\n",
-    "not UTF-8": b"text,label\n\xe9,x\n",
-    "UTF-16": "text,label\na,x\n".encode("utf-16"),
-    "other case": b"Text,Label\na,x\n",
-}
+@pytest.mark.parametrize("ending", reader.FILE_ENDINGS)
+def test_an_upload_takes_the_files_that_the_pipeline_takes(tmp_path: Path, ending: str) -> None:
+    for name in (f"data{ending}", f"DATA{ending.upper()}"):
+        answer = check_file(tmp_path, name)
+        assert (answer.returncode, answer.stdout) == (0, f"{len(CSV):,} bytes\n"), answer.stderr
 
 
-@pytest.mark.parametrize("content", GOOD.values(), ids=GOOD)
-def test_an_upload_takes_what_the_pipeline_takes(tmp_path: Path, training: ModuleType, content: bytes) -> None:
-    training.check_csv(content, True, "text", "label")
-
-    answer = check_csv(tmp_path, content)
-
-    assert (answer.returncode, answer.stdout) == (0, "1 rows with a text and a label\n"), answer.stderr
-
-
-@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
-def test_an_upload_refuses_what_the_pipeline_refuses(tmp_path: Path, training: ModuleType, content: bytes) -> None:
-    with pytest.raises(training.Rejected):
-        training.check_csv(content, True, "text", "label")
-
-    answer = check_csv(tmp_path, content)
-
+@pytest.mark.parametrize("ending", [".txt", ".xlsx", ".gz", ".json", ""])
+def test_an_upload_refuses_a_file_of_another_kind(tmp_path: Path, ending: str) -> None:
+    answer = check_file(tmp_path, f"data{ending}")
     assert answer.returncode == 1
-    assert answer.stderr.startswith("::error::'data.csv': ")
+    [*most, last] = reader.FILE_ENDINGS
+    assert f"only files named {', '.join(most)} or {last} are trained on" in answer.stderr
 
 
-def test_an_upload_refuses_a_file_of_another_kind_or_none(tmp_path: Path) -> None:
-    assert "only files named .csv" in check_csv(tmp_path, b"text,label\na,x\n", "data.txt").stderr
-    missing = run_step("Check the CSV", tmp_path, FILE="none.csv", TEXT_COLUMN="text", LABEL_COLUMN="label")
+def test_an_upload_refuses_an_empty_file_or_none(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    assert "::error::'data.csv': it is empty" in check_file(tmp_path, "data.csv", b"").stderr
+    assert "::error::'folder.csv': it is empty" in run_step("Check the file", tmp_path, FILE="folder.csv").stderr
+    missing = run_step("Check the file", tmp_path, FILE="none.csv")
     assert "::error::'none.csv': No such file or directory" in missing.stderr
 
 
@@ -288,11 +266,11 @@ def test_an_upload_refuses_a_file_of_another_kind_or_none(tmp_path: Path) -> Non
 def test_a_file_outside_the_checkout_is_refused(tmp_path: Path, file: str) -> None:
     checkout = tmp_path / "checkout"
     (checkout / "data").mkdir(parents=True)
-    (tmp_path / "secret.csv").write_bytes(GOOD["plain"])
+    (tmp_path / "secret.csv").write_bytes(CSV)
     (checkout / "link.csv").symlink_to(tmp_path / "secret.csv")
     (checkout / "link").symlink_to(tmp_path)
 
-    answer = run_step("Check the CSV", checkout, FILE=file, TEXT_COLUMN="text", LABEL_COLUMN="label")
+    answer = run_step("Check the file", checkout, FILE=file)
 
     assert (answer.returncode, answer.stderr) == (1, f"::error::'{file}': it is not in the repository\n")
 
@@ -301,20 +279,13 @@ def test_what_is_checked_is_what_is_uploaded_when_the_path_is_absolute(tmp_path:
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     good = tmp_path / "good.csv"
-    good.write_bytes(GOOD["plain"])
+    good.write_bytes(CSV)
 
-    answer = run_step("Check the CSV", checkout, FILE=str(good), TEXT_COLUMN="text", LABEL_COLUMN="label")
+    answer = run_step("Check the file", checkout, FILE=str(good))
 
     # The last step would take the file of this path below the checkout, of which there is none.
     assert (answer.returncode, answer.stdout) == (1, "")
     assert answer.stderr == f"::error::'{good}': No such file or directory\n"
-
-
-def test_the_log_shows_no_cell_of_a_file_without_a_header(tmp_path: Path) -> None:
-    answer = check_csv(tmp_path, b"My name is Jane Roe and my card 4111,spam\nhello,ham\n")
-
-    assert "that has 2 fields, and looks like data, not like names" in answer.stderr
-    assert "Jane" not in answer.stderr
 
 
 @pytest.mark.parametrize("model", ["", "a", "spam-2", "a" * 32])
