@@ -9,6 +9,7 @@ times that, when a file was written, or when the outcome is wrong. The seconds a
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import re
@@ -29,9 +30,11 @@ from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parents[2]
 INVOCATION = Path(__file__).with_name("bench_invocation.py")
+READING = Path(__file__).with_name("bench_reading.py")
+CHECK = str(ROOT / "lambda" / "training_orchestrator" / "handler.py")
 INVOCATION_SECONDS = 600
 MEMORY_RATIO = 1.1
-# Of uploads the first 1 MB is read and parsed, whatever is in it.
+# Of uploads a few blocks are in memory at a time, whatever is in them.
 UPLOAD_MEMORY_RATIO = 1.5
 MB = 1024**2
 
@@ -216,22 +219,29 @@ def archives(scale: float = 1.0) -> list[Case]:
     ]  # fmt: skip
 
 
-ROWS = b"see you at noon,ham\nyou have won a prize,spam\n" * 20_000  # 0.9 MB
+ROWS = b"see you at noon,ham\nthe train is late,ham\nyou have won,spam\nclaim your prize,spam\n" * 12_000  # 0.9 MB
 HEADER = b"text,label\n"
-# The baseline for the rest is what a full first part takes, not a file of two rows.
+FEW = b"a,ham\nb,ham\nc,spam\nd,spam\n"
+TOO_LONG = "the row that begins here has more than"
+# The baseline for the rest is what some blocks take, not a file of four rows. None has many different texts: what those
+# take is measured below.
 UPLOADS: list[tuple[str, str, Content]] = [
     ("2 MB, healthy", "started", [(HEADER, 1), (ROWS, 2)]),
-    ("two rows", "started", [(HEADER + b"a,b\nc,d\n", 1)]),
-    ("2 GB, healthy", "started", [(HEADER, 1), (ROWS, 2200)]),
-    ("one line of 100 MB", "rejected: there is no column", [(b"x" * MB, 100)]),
-    ("100 MB in one field", "started", [(HEADER + b'"', 1), (b"x" * MB, 100), (b'",ham\n', 1)]),
-    ("100 MB of short column names", "rejected: there is no column", [(b"ab," * (MB // 3), 100)]),
-    ("NUL bytes", "rejected: the file is binary or UTF-16", [(HEADER + b"a\0b,ham\n", 1)]),
-    ("100 MB of NUL bytes", "rejected: the file is binary or UTF-16", [(bytes(MB), 100)]),
-    ("mixed encodings", "rejected: the file is not UTF-8: byte 0xe9",
+    ("four rows", "started", [(HEADER + FEW, 1)]),
+    ("2 GB, healthy, read in part", "started", [(HEADER, 1), (ROWS, 2200)]),
+    ("one line of 100 MB", f"rejected: line 1: {TOO_LONG}", [(b"x" * MB, 100)]),
+    ("100 MB in one field", f"rejected: line 2: {TOO_LONG}", [(HEADER + b'"', 1), (b"x" * MB, 100), (b'",ham\n', 1)]),
+    ("100 MB of short column names", f"rejected: line 1: {TOO_LONG}", [(b"ab," * (MB // 3), 100)]),
+    ("NUL bytes", "started", [(HEADER + FEW + b"a\0b,ham\n", 1)]),
+    ("100 MB of NUL bytes", f"rejected: line 1: {TOO_LONG}", [(bytes(MB), 100)]),
+    ("mixed encodings", "rejected: line 3: byte 0xe9 is not UTF-8",
      [(HEADER, 1), ("café,ham\n".encode(), 1), ("café,ham\n".encode("latin-1"), 1)]),
-    ("emoji", "started", [(HEADER, 1), ("🙂 it is,ham\n".encode() * 10_000, 50)]),
+    ("emoji", "started", [(HEADER + FEW, 1), ("🙂 it is,ham\n".encode() * 10_000, 50)]),
+    ("gzip, 2 MB unpacked", "started", [(gzip.compress(HEADER + ROWS * 2), 1)]),
+    ("a bomb of 20 MB in 20 kB", "rejected: the file unpacks to more than 200 times its size",
+     [(gzip.compress(HEADER + FEW + (b"x" * 5000 + b",ham\n") * 4000), 1)]),
 ]  # fmt: skip
+SIZES_MB = (1, 10, 100)
 
 
 # --- a stand-in for AWS -----------------------------------------------------------------------------
@@ -486,7 +496,7 @@ def preflight(name: str, expected: str, content: Content) -> Result:
     """The training orchestrator on one upload."""
     aws = Aws()
     aws.put("code/training.tar.gz", b"the training program")
-    small = [(HEADER + b"a,b\nc,d\n", 1)]
+    small = [(HEADER + FEW + b"warming,ham\n", 1)]
     events = [uploaded(aws, "data/train/warming.csv", small, "01"), uploaded(aws, UPLOAD, content, "02")]
     took, problem = invoke("training_orchestrator", aws, *events)
     reasons = [aws.record(key)["reason"] for key in aws.objects if key.startswith("data/rejected/")]
@@ -516,6 +526,44 @@ def show(title: str, results: Sequence[Result]) -> None:
         print(f"  {one.name:34}{one.megabytes:8.1f}{ratio:7.2f}{seconds:12.1f}  {one.outcome:.90}")
 
 
+def different_texts(megabytes: int) -> bytes:
+    """A CSV of that size in which no text is repeated."""
+    rows = (b"row %d asks what became of order %x,label %d\n" % (at, at * at, at % 20) for at in itertools.count())
+    parts, size = [HEADER], len(HEADER)
+    while size < megabytes * 1e6:
+        parts.append(next(rows))
+        size += len(parts[-1])
+    return b"".join(parts)
+
+
+def read(content: bytes, way: str) -> dict[str, Any] | None:
+    """What one way to read a CSV finds and takes, None where it is not installed."""
+    command = [sys.executable, str(READING), str(len(content)), way]
+    done = subprocess.run(command, input=content, capture_output=True, timeout=INVOCATION_SECONDS, check=False)
+    if b"No module named" in done.stderr:
+        return None
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.decode(errors="replace"))
+    return dict(json.loads(done.stdout))
+
+
+def compare_readers() -> None:
+    """Print what the check of an upload takes, beside Python's bare reader and pandas, at several sizes."""
+    print("\nTraining orchestrator: reading different texts; memory beyond that of the imports\n")
+    print(f"  {'':34}{'peak MB':>8}{'ratio':>7}{'seconds':>9}{'ratio':>7}  found")
+    for megabytes in SIZES_MB:
+        content = different_texts(megabytes)
+        check = None
+        for name, way in (("check", CHECK), ("csv.reader", "csv"), ("pandas.read_csv", "pandas")):
+            if (took := read(content, way)) is None:
+                print(f"  {f'{megabytes} MB, {name}':34}  is not installed")
+                continue
+            check = check or took
+            memory, seconds = took["bytes"] / max(check["bytes"], 1), took["seconds"] / check["seconds"]
+            shown = f"{took['bytes'] / MB:8.1f}{memory:7.2f}{took['seconds']:9.2f}{seconds:7.2f}"
+            print(f"  {f'{megabytes} MB, {name}':34}{shown}  {took['found']}")
+
+
 def main() -> int:
     small, large = (WEIGHTS,), (Member("model.safetensors", os.urandom(16 * MB), 140, level=0),)
     groups = {
@@ -525,6 +573,7 @@ def main() -> int:
     }
     for title, results in groups.items():
         show(title, results)
+    compare_readers()
     *others, uploads = groups.values()
     wrong = [line for results in others for line in problems(results)] + problems(uploads, UPLOAD_MEMORY_RATIO)
     print("\n" + ("\n".join(wrong) or "Every outcome is as it must be, memory is bounded, and no file was written."))
