@@ -132,10 +132,10 @@ EMAILS = {
     KNOWN: training_email(
         KNOWN.replace(" ", "-"),
         "Training not repeated: {model} ({file}){and_more}",
-        "No training job was started for this upload: another job has the same data already, and one is paid for once.",
+        "No training job was started for this upload: another job has the same data, which is not paid for twice.",
         "Why: {reason}.",
-        "What next: nothing to do. What became of that job, its email says, and make status. To train on the same data "
-        "again all the same, run:\n\n  make retrain JOB={known_job}\n\n"
+        "What next: nothing to do. That job's emails say what becomes of it, and so does make status. To train on the "
+        "same data once more, run:\n\n  make retrain JOB={known_job}\n\n"
         "The live model, if there is one, is not affected.\n"
         "Such uploads in the next {minutes} minutes share one email. To list them, run: make status",
     ),

@@ -26,8 +26,18 @@ from mlops import bucket, doctor, pause, retrain, rollback, status
 from mlops.deployments import deployments
 from mlops.endpoints import describe_endpoint
 from mlops.logs import log_events
-from mlops.records import DEFAULT_MODEL, JOB_NAME, UPLOAD_PREFIX, decision, decision_key, job_of_config
-from mlops.target import ENDPOINT_LOG_GROUP, TRAINING_LOG_GROUP, Target, error_code, error_message
+from mlops.records import (
+    DEFAULT_MODEL,
+    JOB_NAME,
+    SCHEMA,
+    UPLOAD_PREFIX,
+    Source,
+    decision,
+    decision_key,
+    job_of_config,
+    snapshot_key,
+)
+from mlops.target import ENDPOINT_LOG_GROUP, SWEEP, TRAINING_LOG_GROUP, Target, error_code, error_message, invoke
 from mlops.text import say
 from mlops.upload import upload
 
@@ -332,14 +342,30 @@ def s3_events(run: Run) -> None:
 
 def bad_upload(run: Run) -> None:
     """A file without labels: one email, no job."""
-    put(run, "bad/no-labels.csv", "text,class\nhello,1\n")
+    put(run, f"{UPLOAD_PREFIX}bad/no-labels.csv", "text,class\nhello,1\n")
     run.follow("bad", "Training data rejected")
 
 
 def failing_job(run: Run) -> None:
-    """A file that only the training program finds wanting: the job fails, and the email says why."""
+    """Rows of one label, in a snapshot, for an upload of them is refused: the job fails, and the email says why."""
     rows = "".join(f"this is message number {number},same\n" for number in range(20))
-    put(run, "failing/one-label.csv", f"text,label\n{rows}")
+    data, moment = f"text,label\n{rows}", bucket.now()
+    job = f"training-job-{moment:%Y%m%d-%H%M%S}-00000000"
+    record: Source = {
+        "schema": SCHEMA,
+        "job": job,
+        "model": "failing",
+        "bucket": run.target.bucket,
+        "key": f"{UPLOAD_PREFIX}failing/one-label.csv",
+        "version_id": None,
+        "etag": "",
+        "sequencer": "",
+        "size": len(data),
+        "uploaded_at": moment.isoformat(),
+    }
+    put(run, snapshot_key(job, "data.csv"), data)
+    put(run, snapshot_key(job, "source.json"), json.dumps(record))
+    invoke(run.target, run.target.functions["training"], SWEEP)
     text = run.follow("failing", "Training failed")
     run.fact("why, in the email", [line for line in text.splitlines() if line.startswith("Why")])
     run.note_job(job_in(text))
@@ -472,8 +498,8 @@ STEPS: tuple[Callable[[Run], None], ...] = (
 )
 
 
-def put(run: Run, name: str, text: str) -> None:
-    run.target.client("s3").put_object(Bucket=run.target.bucket, Key=f"{UPLOAD_PREFIX}{name}", Body=text.encode())
+def put(run: Run, key: str, text: str) -> None:
+    run.target.client("s3").put_object(Bucket=run.target.bucket, Key=key, Body=text.encode())
 
 
 def play(run: Run) -> None:

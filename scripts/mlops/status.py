@@ -35,6 +35,8 @@ from mlops.target import Target
 from mlops.text import plain, say
 
 JOBS_SHOWN = 10
+# Of uploads that are trained on (reader.FILE_ENDINGS; tests/contract/test_one_definition.py).
+DATA_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 # An upload that no function has seen. An event is late by minutes at most, and nobody waits for older ones any more.
 UNSEEN_AFTER = timedelta(minutes=10)
 UNSEEN_UNTIL = timedelta(days=7)
@@ -139,7 +141,7 @@ def show_status(target: Target) -> int:
     refused = [record.value for record in bucket.read_all(target, REJECTED_PREFIX, rejected)]
     if refused:
         say()
-        say("rejected uploads, newest first")
+        say("uploads that were not trained on, newest first")
         for record in sorted(refused, key=lambda record: record["job"], reverse=True)[:JOBS_SHOWN]:
             say(f"  {record['rejected_at'][:16]}  {record['key']}: {record['reason']}")
     for key in unseen(target, bucket.now()):
@@ -160,7 +162,7 @@ def unseen(target: Target, now: datetime) -> list[str]:
         (item["Key"], item["ETag"].strip('"')): item["LastModified"]
         for page in pages
         for item in page.get("Contents", [])
-        if UNSEEN_AFTER < now - item["LastModified"] < UNSEEN_UNTIL and item["Key"].lower().endswith(".csv")
+        if UNSEEN_AFTER < now - item["LastModified"] < UNSEEN_UNTIL and item["Key"].lower().endswith(DATA_ENDINGS)
     }
     if not uploads:
         return []

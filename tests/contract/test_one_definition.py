@@ -7,6 +7,7 @@ program runs in its own container, and the local AWS imports nothing of the proj
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import hcl2
 import pytest
 
-from mlops import records
+from mlops import records, status
 from world import ROOT
 
 TERRAFORM = ROOT / "terraform"
@@ -243,6 +244,13 @@ def test_make_upload_refuses_the_models_that_the_training_orchestrator_refuses(
 ) -> None:
     for most in (1, 2, 3):
         assert records.has_room(model, models, most, known) == training.has_room(model, models, most, known)
+
+
+def test_the_files_that_are_trained_on_are_the_same_everywhere(training: ModuleType) -> None:
+    workflow = (ROOT / ".github" / "workflows" / "upload-data.yml").read_text(encoding="utf-8")
+
+    assert training.FILE_ENDINGS == status.DATA_ENDINGS
+    assert f"endswith(({', '.join(json.dumps(ending) for ending in training.FILE_ENDINGS)}))" in workflow
 
 
 def test_the_share_of_rows_that_may_be_left_out_is_the_training_program_s(
