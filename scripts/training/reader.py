@@ -28,6 +28,7 @@ the same verdict on the same file. Nothing in it depends on the file's name or o
   any other broken quote                   refused with the line of the row, and where its quote opens
   a later row against what was decided     refused with the line
   rows above 2 Mi characters               refused with the line
+  labels above 512 characters              refused with the line
   more than 20,000 labels, or 8 Mi         refused with the line
     characters of them
   NULL, nan, N/A ... as a label            kept, told
@@ -58,6 +59,7 @@ BLOCK_BYTES = 256 * 1024
 MAX_ROW_CHARACTERS = 2 * 1024**2
 UNDECIDED_CHARACTERS = 2 * BLOCK_BYTES  # how far two ways to read quotes are followed before one is taken
 MAX_LABELS, MAX_LABELS_CHARACTERS = 20_000, 8 * 1024**2
+MAX_LABEL_CHARACTERS = 512
 MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO, RATIO_FROM_BYTES = 5 * 1024**3, 200, 16 * 1024**2
 MIN_LABELS, MIN_TEXTS_PER_LABEL = 2, 2  # of each label, one text to train on and one to hold out
 MAX_LEFT_OUT = 0.05  # share of the rows
@@ -422,6 +424,9 @@ class Reader:
     def _add_label(self, name: str, line: int) -> None:
         if name in self._texts_of:
             return
+        if len(name) > MAX_LABEL_CHARACTERS:
+            found = f"the label has {len(name):,} characters, more than {MAX_LABEL_CHARACTERS}"
+            raise Unreadable(line, found, f"shorten it; or is {clipped(self._columns[1])} not the label column?")
         self._texts_of[name] = set()
         if alike(name).strip('"') != self._header[self._label_at]:
             self._names[name] = name

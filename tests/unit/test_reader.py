@@ -233,8 +233,8 @@ def test_a_first_line_of_sentences_is_not_quoted():
 
 
 def test_a_long_label_is_not_shown_in_a_reason():
-    reason = outcome_or_verdict(f"text,label\na,{'x' * 1000}\n".encode())
-    assert reason == "all 1 rows have the label (a label of 1,000 characters); add rows with other labels"
+    reason = outcome_or_verdict(f"text,label\na,{'x' * 500}\n".encode())
+    assert reason == "all 1 rows have the label (a label of 500 characters); add rows with other labels"
 
 
 def test_a_long_name_of_a_column_is_cut_in_a_reason():
@@ -295,9 +295,19 @@ def test_seven_thousand_labels_and_more_are_read_and_a_column_of_texts_is_no_lab
 
 
 def test_labels_are_bounded_in_characters_together():
-    label = "x" * 100_000
-    with pytest.raises(reader.Unreadable, match="line 85: more than"):
-        read(("text,label\n" + "".join(f"a,{label}{n}\n" for n in range(100))).encode())
+    label = "x" * 507
+    with pytest.raises(reader.Unreadable, match=r"line 16386: more than .* 8,388,608 characters"):
+        read(("text,label\n" + "".join(f"a,{label}{n:05}\n" for n in range(17_000))).encode())
+
+
+def test_a_label_of_512_characters_is_the_longest(block):
+    longest = "x" * 512
+    assert read(f"text,label\na,{longest}\n".encode())[0] == [(2, "a", longest)]
+    with pytest.raises(reader.Unreadable) as refused:
+        read(f"text,label\na,b\nc,{longest}x\n".encode())
+    assert str(refused.value) == (
+        'line 3: the label has 513 characters, more than 512; shorten it; or is "label" not the label column?'
+    )
 
 
 @pytest.fixture(scope="module")
