@@ -39,8 +39,12 @@ JSON_MAX_BYTES = 128 * 1024
 METRICS_MAX = 1000
 GOLDEN_MAX_ROWS = 20
 # In characters.
-NAME_MAX, TEXT_MAX, NOTE_MAX = 100, 512, 1000
+NAME_MAX, TEXT_MAX, NOTE_MAX, TOLD_MAX = 100, 512, 1000, 1200
+# Rows of what the training program tells of its data.
+TOLD_MAX_ROWS = 20
 LESS_IS_BETTER = ("eval_loss",)
+# What no metric can exceed: losses 0, and shares of the rows 1. Where a figure is above 1, it is in percent, say.
+SHARES = re.compile(r"(^|[^a-z])(accuracy|auc|f1|precision|recall)($|[^a-z])")
 # What a metric is measured on: the job's hold-out, for the thresholds; and for the comparison with the live model, the
 # rows of it that the live model was not trained on either, and the live model's own hold-out.
 OWN_HOLDOUT = "hold-out"
@@ -48,6 +52,7 @@ NEW_HOLDOUT = "new hold-out"
 LIVE_HOLDOUT = "hold-out of the live model"
 # What the training program (scripts/training/champion.py) says of the comparison: it was made, or why it was not.
 COMPARED = "compared"
+RESPELT = "respelt labels"  # it was made, after mapping: the new data writes the live model's labels otherwise
 UNCOMPARED = {
     "no shared label": "the new data has none of the live model's labels",
     "cannot be read": "the live model's archive cannot be read",
@@ -100,8 +105,8 @@ EMAILS = {
         "stage": "evaluation",
         "status": "held",
         "subject": "Model held: {model} ({file})",
-        "body": "The new model reached its thresholds, but was not compared with the live model. So it is held: it "
-        "will not be deployed.\n\n{table}\n{checks}\nWhy: {reason}.\n\nThe live model is not affected.\n"
+        "body": "The new model passed every check that could be made, but it is held: it will not be deployed.\n\n"
+        "{table}\n{checks}\nWhy: {reason}.\n\nThe live model is not affected.\n"
         "What next: {next}To see the log, run: make logs JOB={job}\n",
     },
     "failed": {
@@ -139,6 +144,10 @@ WORDINGS = {
     "held": "if this is data for another task, upload it for a model of its own: make upload DATA=<file> "
     'MODEL=<another name>\nTo have it judged by its thresholds alone, add "{model}" to accept_uncompared in Terraform, '
     "deploy, then run: make retrain JOB={job}\n",
+    "keep the spelling": "write these labels as the live model does, and upload the data again. In the new spelling, "
+    'the endpoint\'s answers would change for everyone who calls it.\nTo have that all the same, add "{model}" to '
+    "accept_uncompared in Terraform, deploy, then run: make retrain JOB={job}\n",
+    "respelt": "its labels are written otherwise than the live model's: {respelt}",
     "no reason": "SageMaker gave no reason; see the job's log",
     "AWS failed": "the fault is AWS's; nothing is wrong with your data. To train again, run: make retrain JOB={job}",
     "timed out": "it reached its time limit of {hours:g} h (training_max_runtime_seconds)",
@@ -189,9 +198,10 @@ class Champion(TypedDict):
     """The comparison with the live model: metrics.json's "champion", by the training program, and two additions."""
 
     job: str  # the live model's
-    status: str  # COMPARED or one of UNCOMPARED
+    status: str  # COMPARED, RESPELT or one of UNCOMPARED
     compared: bool
     note: str  # one line for people
+    respelt: str  # the first few labels that the live model writes otherwise, for people: new for old; "": none
     kept: float | None  # share (0 to 1) of the live model's training rows in the new data; None: unknown
     sets: list[ComparedSet]
     margin: NotRequired[float]  # how much worse the new model may be, in units of each metric
@@ -211,6 +221,7 @@ class Decision:
     reason: str = ""
     artifact: dict[str, Any] | None = None  # the job's model.tar.gz: key, etag, size in bytes
     metrics: Figures = dataclasses.field(default_factory=dict)  # the finite ones
+    told: dict[str, str] = dataclasses.field(default_factory=dict)  # what the data holds, as rows for people
     checks: list[Check] = dataclasses.field(default_factory=list)
     champion: Champion | None = None  # None: there was no live model
     rivals: dict[str, Figures] = dataclasses.field(default_factory=dict)  # see read_rivals
@@ -348,6 +359,7 @@ def pass_gate(config: Settings, description: Mapping[str, Any], out_of_time: Out
     # SageMaker puts the small archive of the job's output folder beside the model.
     output_key = model_key.rsplit("/", 1)[0] + "/output.tar.gz"
     metrics = parse_metrics(read_from_archives(bucket, (output_key, model_key), METRICS_FILE, ended, out_of_time))
+    decision.told = parse_told(metrics)
     champion = parse_champion(metrics, (description.get("Environment") or {}).get("CHAMPION_JOB"))
     rivals = read_rivals(bucket, decision, champion["job"] if champion else "")
     compared: list[Check] = []
@@ -360,19 +372,29 @@ def pass_gate(config: Settings, description: Mapping[str, Any], out_of_time: Out
     figures = [(plain(name, NAME_MAX), it) for name, value in metrics.items() if (it := finite(value)) is not None]
     decision.metrics = dict(figures[:METRICS_MAX])
     decision.checks, decision.champion, decision.rivals = checks, champion, rivals
-    decision.verdict = "rejected" if failed else "approved"
-    decision.reason = plain("; ".join(failed) or "every metric is within its threshold")
-    if champion and not compared and not failed:
-        if decision.model in config.accept_uncompared.split(","):
-            decision.reason += "; accept_uncompared allows that it was not compared with the live model"
-        else:
-            nothing = "no metric that has a threshold was compared"
-            decision.verdict, decision.reason = "held", UNCOMPARED.get(champion["status"], nothing)
+    why = doubt(champion, compared) if champion else ""
+    if failed:
+        decision.verdict, reasons = "rejected", failed + ([why] if why and compared else [])
+    elif why and decision.model not in config.accept_uncompared.split(","):
+        decision.verdict, reasons = "held", [why]
+    else:
+        decision.verdict, reasons = "approved", ["every metric is within its threshold"]
+        if why:
+            allowed = why if compared else "it was not compared with the live model"
+            reasons.append(f"accept_uncompared allows that {allowed}")
+    decision.reason = plain("; ".join(reasons))
     if decision.verdict == "approved":
         try:
             decision.golden = parse_golden(read_from_archives(bucket, (output_key,), GOLDEN_FILE, ended, out_of_time))
         except ArchiveError as error:
             decision.golden_note = plain(error)
+
+
+def doubt(champion: Champion, compared: Sequence[Check]) -> str:
+    """Why a model that passed every check is not to go live by itself; "" when nothing speaks against it."""
+    if not compared:
+        return UNCOMPARED.get(champion["status"], "no metric that has a threshold was compared")
+    return fill(WORDINGS["respelt"], **champion) if champion["status"] == RESPELT else ""
 
 
 def find_artifact(bucket: str, job: str, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -493,7 +515,7 @@ def compare(
     within one standard error is excused up to NOISE_MARGINS: a few hundred rows cannot tell apart models a point apart.
     The live model's own hold-out is handed on from model to model. There small drops must not add up, so the best
     figure so far counts (best_so_far); and unless the new data extends the old, a larger drop than the margin must be
-    unlikely (CONFIDENCE), not merely unseen.
+    unlikely (CONFIDENCE), not merely unseen. No bound is beyond what the metric can reach: there, only that passes.
     below_best: by how much the live model trails the best one before it. Returns the checks, and by how much the new
     model trails the best one: the next comparison's below_best.
     """
@@ -514,15 +536,26 @@ def compare(
                 best, whose = best_so_far(metric, sign, live, before, rivals)
                 trails[metric] = max(sign * (best - value), 0.0)
                 chance = 0.0 if extends else CONFIDENCE * error
-            bound = best - sign * (allowed - chance)
+            bound, most = best - sign * (allowed - chance), reach(metric, best, value)
+            out_of_reach = most is not None and sign * bound > sign * most
+            bound = most if most is not None and out_of_reach else bound
             passed = sign * value >= sign * bound - ROUNDING
             reason = f"{metric} on the {rows} is {value:.6g}; {whose}"
             reason += f", and at most {allowed:.4g} worse than that is allowed"
             reason += " (one standard error)" if allowed > margin else ""
             if chance:
                 reason += f", with {chance:.4g} to spare to rule out chance: the new data lacks the live model's rows"
+            if out_of_reach:
+                reason += f", and no model can have that on so few of them, so only {bound:g} passes"
             checks.append(Check(metric, "min" if sign == 1 else "max", bound, value, passed, reason, rows, live))
     return checks, trails
+
+
+def reach(metric: str, *figures: float) -> float | None:
+    """The best that a model can have of a metric with such figures; None where that is not known."""
+    if metric in LESS_IS_BETTER:
+        return 0.0
+    return 1.0 if SHARES.search(metric) and max(figures) <= 1 + ROUNDING else None
 
 
 def best_so_far(metric: str, sign: int, live: float, before: float, rivals: dict[str, Figures]) -> tuple[float, str]:
@@ -542,6 +575,7 @@ def email_decision(topic_arn: str, decision: Decision) -> None:
     job, model, data, metrics = decision.job, decision.model, decision.data, decision.metrics
     rows = [("model", model), ("training job", job), ("data", f"s3://{data['bucket']}/{data['key']}")]
     rows += [(text, f"{metrics[name]:.0f}") for name, text in ROW_COUNTS.items() if name in metrics]
+    rows += [*decision.told.items()]
     if decision.artifact and decision.verdict == "approved":
         rows.append(("artifact", human_bytes(decision.artifact["size"])))
     if note := decision.golden_note:
@@ -559,9 +593,10 @@ def what_next(decision: Decision) -> Wording:
     job, reason, newer = decision.job, decision.reason, max(decision.rivals, default="")
     is_worse = any(check.live is not None and not check.passed for check in decision.checks)
     is_deleted = reason == WORDINGS["deleted"]
+    is_respelt = decision.champion is not None and decision.champion["status"] == RESPELT
     kinds = {
         "approved": ["not newest" if newer > job else "newest"],
-        "held": ["held"],
+        "held": ["keep the spelling" if is_respelt else "held"],
         "rejected": ["bad figures", *(["worse than live"] if is_worse else [])] if decision.checks else ["no model"],
         "stopped": ["too slow" if "training_max_runtime_seconds" in reason else "was stopped"],
         "failed": ["was stopped" if is_deleted else "AWS failed" if AWS_FAILED.match(reason) else "fix"],
@@ -724,11 +759,13 @@ FIGURES = (f"1 to {METRICS_MAX} finite numbers, named in at most {NAME_MAX} char
 # Without lone surrogates, which cannot be sent as UTF-8.
 GOLDEN_TEXT = (f"a text of 1 to {TEXT_MAX} characters", re.compile(f"[^\ud800-\udfff]{{1,{TEXT_MAX}}}").fullmatch)
 SHARE = ("a number from 0 to 1", lambda it: 0 <= finite(it) <= 1)  # type: ignore[operator]
+STATUSES = (COMPARED, RESPELT, *UNCOMPARED)
 CHAMPION_FIELDS: Fields = {
     "job": ("the name of a training job", lambda it: JOB_NAME.fullmatch(it)),  # type: ignore[has-type]
-    "status": (f"one of {', '.join((COMPARED, *UNCOMPARED))}", lambda it: it == COMPARED or it in UNCOMPARED),
+    "status": (f"one of {', '.join(STATUSES)}", STATUSES.__contains__),
     "compared": ("true or false", lambda it: type(it) is bool),
     "note": (f"a line of up to {NOTE_MAX} characters", lambda it: len(it) <= NOTE_MAX and it.isprintable()),
+    "respelt": (f"a line of up to {NOTE_MAX} characters", lambda it: len(it) <= NOTE_MAX and it.isprintable()),
     "kept": ("null or a number from 0 to 1", lambda it: it is None or SHARE[1](it)),
     "sets": ("at most two objects", lambda it: type(it) is list and len(it) <= 2 and {*map(type, it)} <= {dict}),
 }
@@ -764,6 +801,21 @@ def parse_metrics(data: bytes) -> dict[str, Any]:
     raise ArchiveError(f"{METRICS_FILE} is no JSON object but {type(metrics).__name__}")
 
 
+def parse_told(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What metrics.json tells of the data, as rows (name, text), plain; {} when it says nothing: programs of an earlier
+    version, or of somebody else's. Raises ArchiveError when it is malformed."""
+    told = metrics.get("told")
+    if told is None:
+        return {}
+    what = f"at most {TOLD_MAX_ROWS} texts of up to {TOLD_MAX} characters, named in 1 to {NAME_MAX}"
+    if not isinstance(told, dict) or len(told) > TOLD_MAX_ROWS:
+        raise ArchiveError(f'{METRICS_FILE}: "told" must be {what}, not {reprlib.repr(told)}')
+    for name, text in told.items():
+        if not 0 < len(name) <= NAME_MAX or not isinstance(text, str) or len(text) > TOLD_MAX:
+            raise ArchiveError(f'{METRICS_FILE}: "told" must be {what}, not {reprlib.repr({name: text})}')
+    return {plain(name, NAME_MAX): plain(text, TOLD_MAX) for name, text in told.items()}
+
+
 def parse_champion(metrics: Mapping[str, Any], live: str | None = None) -> Champion | None:
     """What metrics.json says of the live model; None when there was none. live: the one that the job was given.
     Raises ArchiveError when it is malformed."""
@@ -773,7 +825,7 @@ def parse_champion(metrics: Mapping[str, Any], live: str | None = None) -> Champ
     where = f'{METRICS_FILE}: "champion"'
     if isinstance(written, dict):
         # Programs of an earlier version say nothing but whether they compared.
-        written = {"status": COMPARED if written.get("sets") else "not said"} | written
+        written = {"status": COMPARED if written.get("sets") else "not said", "respelt": ""} | written
     champion: Champion = checked(written, CHAMPION_FIELDS, where)
     for at, one in enumerate(champion["sets"]):
         judged: ComparedSet = checked({"error": {}} | one, COMPARED_SET_FIELDS, f"{where}: set {at}")
@@ -782,15 +834,17 @@ def parse_champion(metrics: Mapping[str, Any], live: str | None = None) -> Champ
         if not judged["live"].keys() == judged["new"].keys() == judged["error"].keys():
             raise ArchiveError(f"{where}: set {at}: live, new and error have different metrics")
     names, status = [judged["name"] for judged in champion["sets"]], champion["status"]
-    if not champion["compared"] == (status == COMPARED) == bool(names) or len(names) > len(set(names)):
+    if not champion["compared"] == (status in (COMPARED, RESPELT)) == bool(names) or len(names) > len(set(names)):
         raise ArchiveError(f"{where}: compared is {champion['compared']}, status {status}, and the sets are {names}")
+    if champion["compared"] and bool(champion["respelt"]) != (status == RESPELT):
+        raise ArchiveError(f"{where}: status is {status}, and respelt is {champion['respelt']!r:.100}")
     if live and champion["job"] != live:
         return no_comparison(live, "another model", f"{METRICS_FILE} compares with {champion['job']}.")
     return champion
 
 
 def no_comparison(live: str, status: str, note: str = "") -> Champion:
-    return Champion(job=live, status=status, compared=False, note=note, kept=None, sets=[])
+    return Champion(job=live, status=status, compared=False, note=note, respelt="", kept=None, sets=[])
 
 
 def parse_golden(data: bytes) -> list[dict[str, Any]]:

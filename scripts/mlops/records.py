@@ -302,9 +302,12 @@ class Champion(TypedDict):
     """The comparison of a new model with the live one, by the training program; the evaluator adds the last two."""
 
     job: str  # the live model's
-    status: NotRequired[str]  # "compared", or why it was not compared; not in schema 1
+    status: NotRequired[str]  # "compared", "respelt labels", or why it was not compared; not in schema 1
     compared: bool
     note: str  # a line for people
+    respelt: NotRequired[
+        str
+    ]  # the labels that the live model writes otherwise, new for old; "": none. Not in older ones
     kept: float | None  # share (0 to 1) of the live model's training rows in the new data; None: unknown
     sets: list[ComparedSet]
     margin: NotRequired[float]  # how much worse the new model may be, in units of each metric
@@ -314,8 +317,9 @@ class Champion(TypedDict):
 class Metrics(TypedDict, total=False):
     """metrics.json, in the job's output archive and in model.tar.gz. Has a schema of its own.
 
-    Written by the training program, read by the model evaluator, which copies the numbers into its decision. What
-    another training program writes need not hold more than the metrics that have a threshold.
+    Written by the training program, read by the model evaluator, which copies the numbers, `told` and `champion` into
+    its decision. The labels themselves are in the model's config.json: there may be thousands. What another training
+    program writes need not hold more than the metrics that have a threshold.
     """
 
     schema: int
@@ -326,9 +330,11 @@ class Metrics(TypedDict, total=False):
     eval_loss: float
     train_examples: int
     holdout_examples: int
-    labels: list[str]
-    label_counts: dict[str, int]
-    skipped_rows: dict[str, int]  # by the reason
+    label_count: int
+    max_length: int  # tokens
+    cut_texts: int  # of both kinds of examples, how many have more tokens
+    unknown_token_share: float  # of the tokens that are left: those of what the base model does not know
+    told: dict[str, str]  # what the data holds, as rows for people: at most 20, of at most 1,200 characters
     base_model: str
     base_model_revision: str
     seed: int
@@ -361,6 +367,7 @@ class Decision(TypedDict):
     data: dict[str, Any]  # of the source: bucket, key, version_id, etag, size
     artifact: dict[str, Any] | None  # of model.tar.gz: key, etag, size; None where there is none
     metrics: Figures  # the finite ones
+    told: NotRequired[dict[str, str]]  # what the data holds, as rows for people; not in older ones
     thresholds: dict[str, Figures]  # {"accuracy": {"min": 0.85}}
     checks: list[Check]
     champion: Champion | None  # None: no model was live

@@ -7,22 +7,28 @@ were judged on; nobody trains on them, and the next model must do as well on the
 A few hundred rows cannot separate two models by half a point: which of them answers a few rows better is chance. So
 the differences come with their standard errors, and with the share of the live model's training rows that the new one
 had as well: a model with more of the same data is expected to be no worse, any other has to prove it.
+
+A label that the live model has in another spelling (Ham and ham, 1.0 and 1) is the live model's: the comparison is made
+in the live model's spelling, and the status says so, since the endpoint's answers would change.
 """
 
 import json
 import math
-import random
 import re
-import statistics
 import tarfile
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+
 import inference
-from dataset import DataError, Example, listed_names, one_label_per_text, read_channel, read_csv, spread
+import reader
+from dataset import DataError, Example, listed_names, one_label_per_text, read_channel, read_csv, shown_label, spread
 from metrics import classification_metrics
+from text import plain
 
 HOLDOUT_FILE = "holdout.csv"
 HOLDOUT_MAX_ROWS = 5000
@@ -33,6 +39,7 @@ LIVE_HOLDOUT = "hold-out of the live model"
 LEAST_PROBABILITY = 1e-7
 # What came of the comparison: the model evaluator holds a new model back unless it was compared.
 COMPARED = "compared"
+RESPELT = "respelt labels"  # it was made, after mapping
 NO_SHARED_LABEL = "no shared label"
 NOT_LOADED = "cannot be loaded"
 NOT_READ = "cannot be read"
@@ -42,7 +49,6 @@ ARCHIVE_FILE = re.compile(r"(\./)?(holdout\.csv|\w[\w.-]*\.(json|model|safetenso
 ARCHIVE_MAX_MEMBERS = 1000  # an archive of ours has about ten
 ARCHIVE_MAX_BYTES = 20 * 1024**3  # unpacked: four times the largest model that fits a serverless endpoint's disk (5 GB)
 NOTE_MAX_CHARACTERS = 1000
-LABEL_CHARACTERS = 40  # of a label in a note
 RESAMPLES = 200  # of the rows: a standard error to a twentieth of itself
 
 
@@ -61,6 +67,7 @@ class Champion:
     folder: Path  # its unpacked archive
     labels: tuple[str, ...] = ()
     holdout: tuple[Example, ...] = ()  # what it was judged on, each text once
+    respelt: Mapping[str, str] = field(default_factory=dict)  # the upload's labels that it has in another spelling: its
     trained_on: frozenset[Example] | None = None  # None when that is not known
     status: str = COMPARED  # or NOT_READ, NO_SHARED_LABEL
     problem: str = ""  # why it is not compared with; a sentence
@@ -69,6 +76,10 @@ class Champion:
     def held_out(self) -> frozenset[str]:
         """The texts that nobody trains on."""
         return frozenset(example.text for example in self.holdout)
+
+    def spelt(self, examples: Iterable[Example]) -> list[Example]:
+        """Examples of the upload, with their labels as the live model writes them."""
+        return [Example(text, self.respelt.get(label, label)) for text, label in examples]
 
 
 def read_champion(
@@ -90,11 +101,12 @@ def read_champion(
             holdout = read_csv(folder / HOLDOUT_FILE)
     except Exception as error:  # noqa: BLE001 - a dozen types for one condition, and none may stop the job
         return replace(champion, status=NOT_READ, problem=f"The live model cannot be read ({_words(error)}).")
-    if not set(known) & set(labels):
+    respelt = respelt_labels(known, labels)
+    if not set(known) & set(labels) and not respelt:
         problem = f"The live model has none of these labels, only {_listed(known)}: this is a new task."
         return replace(champion, status=NO_SHARED_LABEL, problem=problem)
 
-    champion = replace(champion, labels=known, holdout=tuple(one_label_per_text(holdout)))
+    champion = replace(champion, labels=known, holdout=tuple(one_label_per_text(holdout)), respelt=respelt)
     if data is None:
         return champion
     try:
@@ -103,6 +115,22 @@ def read_champion(
         return champion  # the columns' names are a setting, and may have been different then
     held_out = champion.held_out
     return replace(champion, trained_on=frozenset(example for example in examples if example.text not in held_out))
+
+
+def respelt_labels(live: Collection[str], new: Iterable[str]) -> dict[str, str]:
+    """Return the new labels that a live model has in another spelling, each with the live model's.
+
+    One whose spelling several of the live model's labels share is none of them: it could be either.
+    """
+    of_spelling: dict[str, set[str]] = {}
+    for label in live:
+        of_spelling.setdefault(reader.spelling(label), set()).add(label)
+    as_written, respelt = set(live), {}
+    for label in new:
+        found = of_spelling.get(reader.spelling(label), set())
+        if label not in as_written and len(found) == 1:
+            respelt[label] = next(iter(found))
+    return respelt
 
 
 def unpack(path: Path, folder: Path) -> None:
@@ -125,11 +153,15 @@ def unpack(path: Path, folder: Path) -> None:
 def carry_forward(champion: Champion | None, holdout: Sequence[Example], labels: Collection[str]) -> list[Example]:
     """Return the rows that the next model is to be judged on: the live model's and the new hold-out's, each text once.
 
-    Where both have a text, the live model's label counts: an upload must not rewrite what it is judged on.
-    Labels that the new model does not know are dropped. At most HOLDOUT_MAX_ROWS, in the labels' proportions.
+    Where both have a text, the live model's label counts, in the new model's spelling: an upload must not rewrite what
+    it is judged on. Labels that the new model does not know are dropped. At most HOLDOUT_MAX_ROWS, in the labels'
+    proportions.
     """
     rows = {example.text: example for example in one_label_per_text(holdout)}
-    rows |= {example.text: example for example in (champion.holdout if champion else ()) if example.label in labels}
+    if champion:
+        spelt = {champion.respelt[label]: label for label in sorted(champion.respelt, reverse=True)}
+        spelt |= {label: label for label in labels}  # where both spellings are left, the live model's
+        rows |= {text: Example(text, spelt[label]) for text, label in champion.holdout if label in spelt}
     return spread(rows.values(), HOLDOUT_MAX_ROWS, even=False)
 
 
@@ -144,11 +176,12 @@ def compare(
 
     labels, train and holdout: those of the challenger. Two sets of rows are compared separately: the rows of the new
     hold-out that neither model was trained on, with labels that the live one knows; and the live model's own hold-out.
+    Labels are compared in the live model's spelling.
     """
     rows_of, notes = _rows_to_compare_on(champion, labels, holdout)
     sets: list[dict[str, Any]] = []
-    status = champion.status
-    if not rows_of and status == COMPARED:
+    status = RESPELT if champion.respelt else champion.status
+    if not rows_of and status in (COMPARED, RESPELT):
         status = TOO_FEW_ROWS
     if rows_of:
         try:
@@ -159,7 +192,7 @@ def compare(
             notes.append(f"The live model cannot be loaded ({_words(error)}).")
         else:
             for name, rows in rows_of.items():
-                new = answer(challenger, rows)
+                new = answer(challenger, rows, champion.respelt)
                 judged = {"name": name, "rows": len(rows), "live": figures(rows, live[name]), "new": figures(rows, new)}
                 sets.append(judged | {"error": standard_errors(rows, live[name], new)})
     note = " ".join(notes)
@@ -170,6 +203,7 @@ def compare(
         "status": status,
         "compared": bool(sets),
         "note": note,
+        "respelt": respelt_text(champion.respelt),
         "kept": kept_share(champion, [*train, *holdout]),
         "sets": sets,
     }
@@ -182,7 +216,13 @@ def kept_share(champion: Champion, examples: Collection[Example]) -> float | Non
     """
     if not champion.trained_on:
         return None
-    return len(champion.trained_on & set(examples)) / len(champion.trained_on)
+    return len(champion.trained_on & set(champion.spelt(examples))) / len(champion.trained_on)
+
+
+def respelt_text(respelt: Mapping[str, str]) -> str:
+    """Return the first few respelt labels for people, on one line; "" when there are none."""
+    pairs = (f"{reader.shown_label(new)} for {reader.shown_label(live)}" for new, live in respelt.items())
+    return plain(reader.shown_names(pairs), NOTE_MAX_CHARACTERS)
 
 
 def _rows_to_compare_on(
@@ -192,17 +232,24 @@ def _rows_to_compare_on(
     if champion.problem:
         return {}, [champion.problem]
     notes = []
+    known = set(champion.labels)
     rows_of = {LIVE_HOLDOUT: list(champion.holdout)}
     if champion.trained_on is None:
         notes.append("The rows that the live model was trained on are gone, so only its own hold-out is compared on.")
     else:
         seen = {example.text for example in champion.trained_on}
-        unseen = [example for example in holdout if example.text not in seen]
-        rows_of = {NEW_HOLDOUT: [example for example in unseen if example.label in champion.labels], **rows_of}
-    came = [label for label in labels if label not in champion.labels]
+        unseen = champion.spelt(example for example in holdout if example.text not in seen)
+        rows_of = {NEW_HOLDOUT: [example for example in unseen if example.label in known], **rows_of}
+    if champion.respelt:
+        notes.append(
+            f"Labels written otherwise than in the live model: {respelt_text(champion.respelt)}. They are compared as "
+            "the live model's."
+        )
+    spelt = {champion.respelt.get(label, label): label for label in labels}
+    came = [label for name, label in spelt.items() if name not in known]
     if came:
         notes.append(f"New labels: {_listed(came)}. The live model does not know them, so their rows are left out.")
-    went = [label for label in champion.labels if label not in labels]
+    went = [label for label in champion.labels if label not in spelt]
     if went:
         notes.append(
             f"Labels that the new model does not know: {_listed(went)}. It has every row with one of them wrong in the "
@@ -216,23 +263,31 @@ def _rows_to_compare_on(
     return {name: rows for name, rows in rows_of.items() if len(rows) >= MIN_ROWS}, notes
 
 
-def answer(classifier: inference.Classifier, examples: Sequence[Example]) -> list[Answer]:
+def answer(
+    classifier: inference.Classifier, examples: Sequence[Example], respelt: Mapping[str, str] | None = None
+) -> list[Answer]:
     """Return a model's answers to labelled texts, as its endpoint would give them.
 
-    Raises ValueError when one of them is not a finite number.
+    respelt: the spelling in which some of its labels count; several may count as one. Raises ValueError when an answer
+    is not a finite number.
     """
     answers = [Answer("", 0.0)] * len(examples)
-    parameters = {"top_k": len(classifier.model.config.id2label)}
+    id2label = classifier.model.config.id2label
+    names = [(respelt or {}).get(id2label[index], str(id2label[index])) for index in range(len(id2label))]
+    labels = list(dict.fromkeys(names))
+    at = {label: column for column, label in enumerate(labels)}
+    columns = torch.tensor([at[name] for name in names])
     by_length = sorted(range(len(examples)), key=lambda row: len(examples[row].text))  # less padding
     for start in range(0, len(examples), inference.TEXTS_PER_PASS):
         rows = by_length[start : start + inference.TEXTS_PER_PASS]
-        request = {"inputs": [examples[row].text for row in rows], "parameters": parameters}
-        for row, ranked in zip(rows, inference.predict_fn(request, classifier), strict=True):
-            scores = {one["label"]: one["score"] for one in ranked}
-            if not all(map(math.isfinite, scores.values())):
-                raise ValueError(f"it answers {ranked[0]['score']} for a text")
-            probability = scores.get(examples[row].label, 0.0)
-            answers[row] = Answer(ranked[0]["label"], -math.log(max(probability, LEAST_PROBABILITY)))
+        [found] = inference.probabilities([examples[row].text for row in rows], classifier)
+        if not found.isfinite().all():
+            raise ValueError(f"it answers {float(found.max())} for a text")
+        scores = torch.zeros(len(rows), len(labels)).index_add(1, columns, found)
+        for row, of_labels, best in zip(rows, scores, scores.argmax(dim=-1).tolist(), strict=True):
+            column = at.get(examples[row].label)
+            probability = 0.0 if column is None else float(of_labels[column])
+            answers[row] = Answer(labels[best], -math.log(max(probability, LEAST_PROBABILITY)))
     return answers
 
 
@@ -252,19 +307,41 @@ def standard_errors(examples: Sequence[Example], live: Sequence[Answer], new: Se
     By a paired bootstrap (B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 6), with a
     fixed seed; 0 where the models answer every row alike.
     """
-    chance = random.Random(0)
-    differences: dict[str, list[float]] = {}
+    at = {label: index for index, label in enumerate(dict.fromkeys(example.label for example in examples))}
+    expected = np.array([at[example.label] for example in examples])
+    models = [
+        (np.array([at.get(answer.label, len(at)) for answer in answers]), np.array([answer.loss for answer in answers]))
+        for answers in (live, new)
+    ]
+    chance = np.random.default_rng(0)
+    differences = []
     for _ in range(RESAMPLES):
-        rows = chance.choices(range(len(examples)), k=len(examples))
-        drawn = [examples[row] for row in rows]
-        of_live, of_new = (figures(drawn, [answers[row] for row in rows]) for answers in (live, new))
-        for metric, value in of_new.items():
-            differences.setdefault(metric, []).append(value - of_live[metric])
-    return {metric: statistics.stdev(values) for metric, values in differences.items()}
+        rows = chance.integers(len(examples), size=len(examples))
+        of_live, of_new = (_figures(expected[rows], labels[rows], losses[rows]) for labels, losses in models)
+        differences.append([of_new[metric] - of_live[metric] for metric in of_new])
+    return dict(zip(of_new, np.std(differences, axis=0, ddof=1).tolist(), strict=True))
+
+
+def _figures(expected: Any, predicted: Any, losses: Any) -> dict[str, float]:
+    """Return the same as figures, of arrays of the labels' indices: fast enough for every resample."""
+    n_labels = int(expected.max()) + 1
+    right = expected == predicted
+    hits, n_expected, n_predicted = (
+        np.bincount(labels, minlength=n_labels)[:n_labels] for labels in (expected[right], expected, predicted)
+    )
+    had = n_expected > 0
+    hits, n_expected, n_predicted = hits[had], n_expected[had], n_predicted[had]
+    return {
+        "accuracy": right.mean(),
+        "macro_f1": (2 * hits / (n_expected + n_predicted)).mean(),
+        "macro_precision": (hits / n_predicted.clip(min=1)).mean(),
+        "macro_recall": (hits / n_expected).mean(),
+        "eval_loss": losses.mean(),
+    }
 
 
 def _listed(labels: Sequence[str]) -> str:
-    return listed_names(repr(label[:LABEL_CHARACTERS]) for label in labels)
+    return listed_names(map(shown_label, labels))
 
 
 def _words(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from reader import (
     BLOCK_BYTES,
     FILE_ENDINGS,
+    MAX_LEFT_OUT,
     MIN_LABELS,
     MIN_TEXTS_PER_LABEL,
     Findings,
@@ -24,9 +25,7 @@ from reader import (
 )
 
 NAMES_IN_A_REASON = 5  # labels listed in an error, so that it stays readable
-MAX_LABEL_CHARACTERS = 40  # a longer one may be somebody's text, which belongs in no email
-# The reader's reasons for leaving out a row, by their names in metrics.json.
-LEFT_OUT = {"too_many_fields": "too many fields", "empty_text": "no text", "empty_label": "no label"}
+MAX_SHOWN_LABEL_CHARACTERS = 40  # a longer one may be somebody's text, which belongs in no email
 
 
 class DataError(ValueError):
@@ -62,8 +61,13 @@ def read_channel(folder: Path, text_column: str, label_column: str) -> tuple[lis
     return examples, found
 
 
-def check_channel(examples: Sequence[Example], found: Mapping[str, Findings]) -> None:
-    """Raise DataError unless what read_channel returned can be divided and trained on."""
+def check_channel(
+    examples: Sequence[Example], found: Mapping[str, Findings], max_left_out: float = MAX_LEFT_OUT
+) -> None:
+    """Raise DataError unless what read_channel returned can be divided and trained on.
+
+    max_left_out: the share of rows, 0 to 1, that may be left out.
+    """
     name, whole = "the files", Findings()
     if len(found) == 1:
         [(name, whole)] = found.items()
@@ -77,15 +81,9 @@ def check_channel(examples: Sequence[Example], found: Mapping[str, Findings]) ->
         texts = Counter(example.label for example in one_label_per_text(examples))
         whole.texts_of_label = {label: texts[label] for label in whole.labels}
     try:
-        check_trainable(whole)
+        check_trainable(whole, max_left_out)
     except Unreadable as error:
         raise DataError(f"{name}: {error}.") from error
-
-
-def skipped_rows(found: Iterable[Findings]) -> dict[str, int]:
-    """Return the rows that were left out, by reason. A row counts once, under the first reason that applies."""
-    every = list(found)
-    return {name: sum(one.left_out.get(reason, 0) for one in every) for name, reason in LEFT_OUT.items()}
 
 
 def sorted_labels(examples: Iterable[Example]) -> list[str]:
@@ -229,7 +227,7 @@ def check_labels(examples: Sequence[Example]) -> None:
 
 def shown_label(label: str) -> str:
     """Return a label in quotes, or what stands for one that is too long to be one."""
-    return repr(label) if len(label) <= MAX_LABEL_CHARACTERS else f"(a label of {len(label)} characters)"
+    return repr(label) if len(label) <= MAX_SHOWN_LABEL_CHARACTERS else f"(a label of {len(label)} characters)"
 
 
 def listed_names(names: Iterable[str]) -> str:

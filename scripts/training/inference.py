@@ -9,7 +9,7 @@ Request:  {"inputs": "a text" | ["a text", ...], "parameters": {"top_k": 3}}    
 Response: [{"label": "spam", "score": 0.99}, ...], one per text; with top_k, a list of the k best per text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,12 +39,13 @@ def model_fn(model_dir: str | Path) -> Classifier:
     return Classifier(AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False), model.to(device).eval())
 
 
-def tokenize(texts: Sequence[str], tokenizer: Any, **options: Any) -> Any:
+def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int | None = None, **options: Any) -> Any:
     """Turn texts into tokens, each cut at the tokenizer's maximum length, the same in training and in serving.
 
-    Text far beyond that is cut before: a tokenizer reads all of it first, and needs 150 bytes per character.
+    max_length: tokens, instead of the tokenizer's. Text far beyond that is cut before: a tokenizer reads all of it
+    first, and needs 150 bytes per character.
     """
-    longest = tokenizer.model_max_length
+    longest = max_length or tokenizer.model_max_length
     return tokenizer(
         [text[: longest * CHARACTERS_PER_TOKEN] for text in texts], truncation=True, max_length=longest, **options
     )
@@ -60,16 +61,22 @@ def predict_fn(data: Any, model: Classifier) -> list[Any]:
     texts, top_k = _parse(data)
     id2label = model.model.config.id2label
     results: list[Any] = []
-    for start in range(0, len(texts), TEXTS_PER_PASS):
-        encoded = tokenize(texts[start : start + TEXTS_PER_PASS], model.tokenizer, padding=True, return_tensors="pt")
-        encoded = encoded.to(model.model.device)
-        with torch.inference_mode():
-            scores = model.model(**encoded).logits.float().softmax(dim=-1)
+    for scores in probabilities(texts, model):
         best = scores.topk(min(top_k or 1, len(id2label)), dim=-1)
         for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             ranked = [{"label": id2label[index], "score": score} for index, score in zip(indices, values, strict=True)]
             results.append(ranked[0] if top_k is None else ranked)
     return results
+
+
+def probabilities(texts: Sequence[str], model: Classifier) -> Iterator[torch.Tensor]:
+    """Yield each label's probability for each text: texts x labels, TEXTS_PER_PASS texts at a time, on the CPU."""
+    for start in range(0, len(texts), TEXTS_PER_PASS):
+        encoded = tokenize(texts[start : start + TEXTS_PER_PASS], model.tokenizer, padding=True, return_tensors="pt")
+        encoded = encoded.to(model.model.device)
+        with torch.inference_mode():
+            scores = model.model(**encoded).logits.float().softmax(dim=-1).cpu()
+        yield scores
 
 
 def _parse(data: Any) -> tuple[list[str], int | None]:

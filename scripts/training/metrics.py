@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 FILE_NAME = "metrics.json"
-SCHEMA = 1
+SCHEMA = 2
 
 Label = TypeVar("Label", int, str)
 

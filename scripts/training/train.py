@@ -8,7 +8,7 @@ arguments; the rest comes from the environment, free text included (the containe
                          wins over BASE_MODEL                                      job's FailureReason
   SM_CHANNEL_CHAMPION    the live model's model.tar.gz         SM_CHANNEL_CHAMPION_DATA  what it was trained on
   BASE_MODEL (Hub id or folder), TEXT_COLUMN, LABEL_COLUMN; optional: BASE_MODEL_REVISION, HUB_TOKEN_SECRET_ARN,
-  CHAMPION_JOB (the live model's training job)
+  CHAMPION_JOB (the live model's training job), MAX_ROWS_LEFT_OUT (share of the rows)
 A failed run exits with 1, its reason written for the person who uploaded the data.
 """
 
@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,20 +42,21 @@ from dataset import (
     check_labels,
     one_label_per_text,
     read_channel,
-    skipped_rows,
+    shown_label,
     sorted_labels,
     split,
     spread,
     write_csv,
 )
 from metrics import classification_metrics, write_json, write_metrics
-from reader import Findings, told
+from reader import MAX_LEFT_OUT, Findings, told
 from text import plain
 
 CLEAR_LEAD = 0.1  # of the best label's probability over the next one's: no other machine's rounding reverses that
 EVALUATION_BATCH_SIZE = 64  # examples; without gradients more of them fit into memory than in training
 GOLDEN_FILE = "golden.json"
-GOLDEN_MAX_CHARACTERS = 512  # of a text or label
+GOLDEN_MAX_CHARACTERS = 512  # of a text, which is cut there; no label has more
+GOLDEN_POOL = 200  # texts out of which the golden rows are chosen
 GOLDEN_ROWS = 20
 MAX_REASON_CHARACTERS = 1000  # SageMaker keeps the first 1024 of the failure file (DescribeTrainingJob, FailureReason)
 PROGRESS_LINES = 20  # about that many per run ...
@@ -64,6 +64,10 @@ PROGRESS_MAX_STEPS = 50  # ... and never further apart than this
 ROUGH_HOLDOUT = 30  # examples; with fewer, one of them moves the accuracy by more than three points
 SANITY_EXAMPLES = 2
 TEXTS_AT_ONCE = 256  # through the tokenizer, which keeps all of a text in memory, not just the part that is used
+# What metrics.json tells of the data, as the model evaluator takes it.
+TOLD_MAX_ROWS = 20
+TOLD_MAX_CHARACTERS = 1200
+FILE_NAME_MAX_CHARACTERS = 60  # in the name of such a row, beside what it is
 
 
 class TrainingError(Exception):
@@ -86,6 +90,7 @@ class Settings:
     hub_token_secret_arn: str | None
     text_column: str
     label_column: str
+    max_rows_left_out: float  # share of the rows, 0 to 1
     train_dir: Path
     test_dir: Path | None
     champion_job: str | None  # None: there is no live model
@@ -133,6 +138,7 @@ class Settings:
             hub_token_secret_arn=environment.get("HUB_TOKEN_SECRET_ARN") or None,
             text_column=environment["TEXT_COLUMN"],
             label_column=environment["LABEL_COLUMN"],
+            max_rows_left_out=_share("MAX_ROWS_LEFT_OUT", environment.get("MAX_ROWS_LEFT_OUT"), MAX_LEFT_OUT),
             train_dir=Path(environment["SM_CHANNEL_TRAIN"]),
             test_dir=Path(test_dir) if test_dir else None,
             champion_job=champion_job or None,
@@ -160,6 +166,15 @@ def _number(kind: type[int] | type[float], least: float, most: float) -> Callabl
         return number
 
     return parse
+
+
+def _share(name: str, text: str | None, default: float) -> float:
+    if not text:
+        return default
+    try:
+        return _number(float, 0, 1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise TrainingError(f"{name} {error}: it is a share of the rows. Correct it in Terraform.") from None
 
 
 class Progress(transformers.TrainerCallback):
@@ -202,7 +217,7 @@ class Data(NamedTuple):
 
     train: list[Example]
     holdout: list[Example]
-    skipped: dict[str, int]  # rows, by reason
+    told: dict[str, str]  # what the files hold, for people
     champion: Champion | None
 
 
@@ -211,7 +226,7 @@ def read_data(settings: Settings, scratch: Path) -> Data:
     examples, found = read_channel(settings.train_dir, settings.text_column, settings.label_column)
     say_found(found)
     if settings.test_dir is None:
-        check_channel(examples, found)
+        check_channel(examples, found, settings.max_rows_left_out)
     say(f"data: {len(examples)} examples with {len(sorted_labels(examples))} labels")
     champion = None
     if settings.champion_job and settings.champion_dir:
@@ -227,17 +242,17 @@ def read_data(settings: Settings, scratch: Path) -> Data:
     held_out_before = champion.held_out if champion else frozenset()
     if settings.test_dir is None:
         train, holdout = split(examples, settings.holdout_fraction, settings.seed, held_out_before)
-        skipped = skipped_rows(found.values())
     else:
         holdout, found_in_test = read_channel(settings.test_dir, settings.text_column, settings.label_column)
-        say_found({f"test/{name}": findings for name, findings in found_in_test.items()})
-        skipped = skipped_rows([*found.values(), *found_in_test.values()])
+        found_in_test = {f"test/{name}": findings for name, findings in found_in_test.items()}
+        say_found(found_in_test)
+        found |= found_in_test
         train = apply_holdout(examples, holdout, held_out_before)
         say(f"data: {len(examples) - len(train)} training rows left out: their text is one to judge models on")
     say(f"data: {len(train)} examples to train on, {len(holdout)} held out")
     if len(holdout) < ROUGH_HOLDOUT:
         say(f"data: only {len(holdout)} held out: the figures below are rough; more rows make them dependable")
-    return Data(train, holdout, skipped, champion)
+    return Data(train, holdout, told_rows(found), champion)
 
 
 def say_found(found: Mapping[str, Findings]) -> None:
@@ -245,6 +260,50 @@ def say_found(found: Mapping[str, Findings]) -> None:
     for name, findings in found.items():
         for what, text in told(findings).items():
             say(f"data: {name}: {what}: {text}")
+
+
+def told_rows(found: Mapping[str, Findings]) -> dict[str, str]:
+    """Return what the files hold, as rows (name, text) for metrics.json; of many files what there is room for."""
+    rows = {
+        what if len(found) == 1 else f"{plain(name, FILE_NAME_MAX_CHARACTERS)}: {what}": plain(
+            text, TOLD_MAX_CHARACTERS
+        )
+        for name, findings in found.items()
+        for what, text in told(findings).items()
+    }
+    room = TOLD_MAX_ROWS - 3  # two for seen_tokens, one for the rest
+    rest = {"more": f"{len(rows) - room:,} more lines, in the job's log"} if len(rows) > room else {}
+    return dict([*rows.items()][:room]) | rest
+
+
+def seen_tokens(examples: Sequence[Example], items: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, Any]:
+    """Return for metrics.json what the model does not see of the texts.
+
+    That is how many are cut at its maximum length, and the share of the remaining tokens that stand for what the base
+    model does not know. items: the examples' tokens, as encode returns them.
+    """
+    longest = tokenizer.model_max_length
+    full = [example.text for example, item in zip(examples, items, strict=True) if len(item["input_ids"]) == longest]
+    cut = 0
+    for start in range(0, len(full), TEXTS_AT_ONCE):
+        encoded = inference.tokenize(full[start : start + TEXTS_AT_ONCE], tokenizer, longest + 1)
+        cut += sum(len(tokens) > longest for tokens in encoded["input_ids"])
+    unknown_id = tokenizer.unk_token_id
+    own = [token for token in tokenizer.all_special_ids if token != unknown_id]
+    tokens = sum(len(item["input_ids"]) - sum(map(item["input_ids"].count, own)) for item in items)
+    unknown = sum(item["input_ids"].count(unknown_id) for item in items) if unknown_id is not None else 0
+    return {"max_length": longest, "cut_texts": cut, "unknown_token_share": round(unknown / max(tokens, 1), 6)}
+
+
+def told_tokens(seen: Mapping[str, Any], texts: int) -> dict[str, str]:
+    """Return what seen_tokens found, of so many texts, as rows for people."""
+    rows = {}
+    if cut := seen["cut_texts"]:
+        rows["texts cut"] = f"{cut:,} of {texts:,} ({100 * cut / texts:.1f} %), at {seen['max_length']:,} tokens"
+    if share := seen["unknown_token_share"]:
+        shown = f"{100 * share:.1f} %" if share >= 0.001 else "less than 0.1 %"
+        rows["unknown tokens"] = f"{shown} of the texts' tokens stand for words that the base model does not know"
+    return rows
 
 
 def read_hub_token(secret_arn: str) -> str:
@@ -381,6 +440,7 @@ def fine_tune(
         train_dataset=items,
         data_collator=transformers.DataCollatorWithPadding(classifier.tokenizer),
         processing_class=classifier.tokenizer,
+        preprocess_logits_for_metrics=_best_two,
         callbacks=[Progress()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -397,6 +457,12 @@ def fine_tune(
     return trainer, time.monotonic() - started
 
 
+def _best_two(logits: Any, _: Any) -> Any:
+    """The two largest probabilities of each row, and their indices: all logits of thousands of labels are gigabytes."""
+    best = (logits[0] if isinstance(logits, tuple) else logits).float().softmax(dim=-1).topk(2, dim=-1)
+    return best.values, best.indices
+
+
 def save(classifier: inference.Classifier, model_dir: Path) -> None:
     """Write the weights (safetensors), config, tokenizer and the serving code into the model folder."""
     classifier.model.save_pretrained(model_dir)
@@ -406,43 +472,50 @@ def save(classifier: inference.Classifier, model_dir: Path) -> None:
 
 
 def check_saved_model(
-    classifier: inference.Classifier, holdout: Sequence[Example], logits: Any, labels: Sequence[str]
+    classifier: inference.Classifier, holdout: Sequence[Example], best_two: Any, labels: Sequence[str]
 ) -> None:
     """Compare the answers of the saved model, loaded as the endpoint will, with the trainer's.
 
-    `logits`: float array, hold-out examples x labels. The rows compared are the clearest ones, of different
-    predicted labels where there are any: neither the precision nor the batch changes their label.
+    `best_two`: two arrays, hold-out examples x 2: the largest probabilities, and the indices of their labels. The rows
+    compared are the clearest ones, of different predicted labels where there are any: neither the precision nor the
+    batch changes their label.
     Raises TrainingError when an answer differs: no model is better than one that serves something else.
     """
-    predicted, margins = logits.argmax(-1), logits.max(-1) - logits.mean(-1)
-    by_decision = sorted(range(len(holdout)), key=lambda row: -margins[row])
-    rows = list({int(predicted[row]): row for row in reversed(by_decision)}.values())[:SANITY_EXAMPLES]
+    scores, predicted = best_two
+    clearest: dict[int, int] = {}  # row by predicted label
+    for row in sorted(range(len(holdout)), key=lambda row: scores[row][1] - scores[row][0]):
+        clearest.setdefault(int(predicted[row][0]), row)
+    rows = list(clearest.values())[:SANITY_EXAMPLES]
     answers = inference.predict_fn({"inputs": [holdout[row].text for row in rows]}, classifier)
     for row, answer in zip(rows, answers, strict=True):
-        if answer["label"] != labels[predicted[row]]:
+        best, second = (labels[index] for index in predicted[row])
+        nearly_tied = scores[row][0] - scores[row][1] < CLEAR_LEAD
+        if answer["label"] != best and not (nearly_tied and answer["label"] == second):
             raise TrainingError(
-                f"The saved model does not answer as the trained one: {answer['label']!r} instead of "
-                f"{labels[predicted[row]]!r} for a hold-out text. It was not handed over. Try another BASE_MODEL."
+                f"The saved model does not answer as the trained one: {shown_label(answer['label'])} instead of "
+                f"{shown_label(best)} for a hold-out text. It was not handed over. Try another BASE_MODEL."
             )
     say(f"saved model: loads and answers as trained ({len(rows)} hold-out texts)")
 
 
-def golden_rows(classifier: inference.Classifier, holdout: Sequence[Example], logits: Any) -> list[dict[str, Any]]:
+def golden_rows(classifier: inference.Classifier, holdout: Sequence[Example]) -> list[dict[str, Any]]:
     """Return hold-out texts with the saved model's answers, which the endpoint is checked against once it serves.
 
-    `logits`: float array, hold-out examples x labels. At most GOLDEN_ROWS, of every label while there is room; where a
-    label has clearly decided texts, those.
+    A long text is cut, and answered as cut. At most GOLDEN_ROWS, of every label while there is room; where a label has
+    clearly decided texts, those.
     """
-    best_two = torch.tensor(logits).float().softmax(-1).topk(2, dim=-1).values
-    lead = {example.text: float(best - second) for example, (best, second) in zip(holdout, best_two, strict=True)}
-    short = [example for example in one_label_per_text(holdout) if len(example.text) <= GOLDEN_MAX_CHARACTERS]
-    rows = spread(short, GOLDEN_ROWS, even=True, last=lambda example: lead[example.text] < CLEAR_LEAD)
-    answers = inference.predict_fn({"inputs": [example.text for example in rows]}, classifier)
-    return [
-        {"text": example.text, **answer}
-        for example, answer in zip(rows, answers, strict=True)
-        if len(answer["label"]) <= GOLDEN_MAX_CHARACTERS
-    ]
+    cut = one_label_per_text(Example(text[:GOLDEN_MAX_CHARACTERS].strip(), label) for text, label in holdout)
+    pool = spread(cut, GOLDEN_POOL, even=True)
+    request = {"inputs": [example.text for example in pool], "parameters": {"top_k": 2}}
+    best_two = inference.predict_fn(request, classifier)
+    answers = {example.text: ranked for example, ranked in zip(pool, best_two, strict=True)}
+
+    def unclear(example: Example) -> bool:
+        best, second = answers[example.text]
+        return bool(best["score"] - second["score"] < CLEAR_LEAD)
+
+    rows = spread(pool, GOLDEN_ROWS, even=True, last=unclear)
+    return [{"text": example.text, **answers[example.text][0]} for example in rows]
 
 
 def make_readable(folder: Path) -> None:
@@ -462,21 +535,25 @@ def run(settings: Settings) -> None:
 
 
 def _run(settings: Settings, scratch: Path) -> None:
-    train, holdout, skipped, champion = read_data(settings, scratch)
+    train, holdout, told_of_files, champion = read_data(settings, scratch)
     check_labels(train)
     labels = sorted_labels(train)
-    counts = Counter(example.label for example in [*train, *holdout])
 
     transformers.set_seed(settings.seed)  # python, numpy and torch, before the new head gets its random weights
     say(f"base model: {settings.base_model}  revision: {settings.base_model_revision or 'not set'}")
     classifier = load_base_model(settings, labels)
-    trainer, seconds = fine_tune(settings, classifier, encode(train, labels, classifier.tokenizer))
-
+    items = encode(train, labels, classifier.tokenizer)
     held_out_items: Any = encode(holdout, labels, classifier.tokenizer)  # a list is not the type that it asks for
+    seen = seen_tokens([*train, *holdout], [*items, *held_out_items], classifier.tokenizer)
+    told_of_tokens = told_tokens(seen, len(train) + len(holdout))
+    for what, text in told_of_tokens.items():
+        say(f"data: {what}: {text}")
+    trainer, seconds = fine_tune(settings, classifier, items)
+
     result: Any = trainer.predict(held_out_items, metric_key_prefix="eval")
     eval_loss = float(result.metrics["eval_loss"])
     _require_finite("loss on the hold-out", eval_loss, settings.learning_rate)
-    figures = classification_metrics(result.label_ids.tolist(), result.predictions.argmax(-1).tolist())
+    figures = classification_metrics(result.label_ids.tolist(), result.predictions[1][:, 0].tolist())
     figures["eval_loss"] = eval_loss
     comparison = None
     if champion:
@@ -495,9 +572,9 @@ def _run(settings: Settings, scratch: Path) -> None:
             **figures,
             "train_examples": len(train),
             "holdout_examples": len(holdout),
-            "labels": labels,
-            "label_counts": {label: counts[label] for label in labels},
-            "skipped_rows": skipped,
+            "label_count": len(labels),
+            **seen,
+            "told": told_of_files | told_of_tokens,
             "base_model": settings.base_model,
             "base_model_revision": settings.base_model_revision,
             "seed": settings.seed,
@@ -510,7 +587,7 @@ def _run(settings: Settings, scratch: Path) -> None:
     write_csv(settings.model_dir / HOLDOUT_FILE, carry_forward(champion, holdout, labels))
     served = inference.model_fn(settings.model_dir)
     check_saved_model(served, holdout, result.predictions, labels)
-    write_json(GOLDEN_FILE, golden_rows(served, holdout, result.predictions), *folders)
+    write_json(GOLDEN_FILE, golden_rows(served, holdout), *folders)
     make_readable(settings.model_dir)
     say(f"done: trained in {seconds:.1f} s")
 

@@ -195,10 +195,13 @@ def test_what_training_writes_the_evaluator_reads(evaluator: ModuleType) -> None
     assert train["GOLDEN_FILE"] == evaluator.GOLDEN_FILE
     assert train["GOLDEN_ROWS"] == evaluator.GOLDEN_MAX_ROWS
     assert train["GOLDEN_MAX_CHARACTERS"] == evaluator.TEXT_MAX
+    assert train["GOLDEN_MAX_CHARACTERS"] == constants(TRAINING / "reader.py")["MAX_LABEL_CHARACTERS"]
+    assert train["TOLD_MAX_ROWS"] == evaluator.TOLD_MAX_ROWS
+    assert train["TOLD_MAX_CHARACTERS"] == evaluator.TOLD_MAX
     assert champion["NOTE_MAX_CHARACTERS"] == evaluator.NOTE_MAX
     written = [champion[name] for name in ("NO_SHARED_LABEL", "NOT_READ", "NOT_LOADED", "TOO_FEW_ROWS")]
     assert {*written, "not said", "not written", "another model"} == evaluator.UNCOMPARED.keys()
-    assert champion["COMPARED"] == evaluator.COMPARED
+    assert (champion["COMPARED"], champion["RESPELT"]) == (evaluator.COMPARED, evaluator.RESPELT)
     assert (champion["NEW_HOLDOUT"], champion["LIVE_HOLDOUT"]) == (evaluator.NEW_HOLDOUT, evaluator.LIVE_HOLDOUT)
 
 

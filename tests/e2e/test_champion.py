@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -252,11 +253,56 @@ def test_a_label_that_went_counts_as_errors_of_the_new_model_and_is_named(fit):
 
 
 def test_entirely_other_labels_are_a_new_task(fit, first):
-    other = fit([(text, label.upper()) for text, label in make_rows()], live=first)
+    other = fit([(text, f"is {label}") for text, label in make_rows()], live=first)
     assert (other.champion["status"], other.champion["compared"]) == ("no shared label", False)
     assert other.champion["sets"] == []
     assert "none of these labels, only 'rainy', 'tasty': this is a new task" in other.champion["note"]
-    assert {example.label for example in other.holdout} == {"RAINY", "TASTY"}
+    assert {example.label for example in other.holdout} == {"is rainy", "is tasty"}
+
+
+@pytest.mark.parametrize(
+    ("live", "new", "respelt"),
+    [
+        (["ham", "spam"], ["Ham", "spam"], {"Ham": "ham"}),
+        (["0", "1"], ["0.0", "1,00", "+1"], {"0.0": "0", "1,00": "1", "+1": "1"}),
+        (["café"], ["cafe\u0301", "“Café”"], {"cafe\u0301": "café", "“Café”": "café"}),
+        (["ham"], ["ham", "HAM"], {"HAM": "ham"}),
+        (["ham", "Ham"], ["HAM", "Ham"], {}),
+        (["1", "1.0", "2"], ["01", "2.0"], {"2.0": "2"}),
+        (["ham"], ["spam"], {}),
+    ],
+)
+def test_a_label_in_another_spelling_is_the_live_models_where_it_can_be_only_one(live, new, respelt):
+    assert champion.respelt_labels(live, new) == respelt
+
+
+def test_no_label_above_40_characters_is_shown_in_words_about_spelling():
+    long = "a label of more than forty characters, which may be a text"
+    text = champion.respelt_text({long.upper(): long, "A": "a"} | {f"{at}.0": f"{at}" for at in range(9)})
+    assert text == (
+        '(a label of 58 characters) for (a label of 58 characters), "A" for "a", "0.0" for "0", "1.0" for "1", '
+        '"2.0" for "2" and 6 more'
+    )
+
+
+def test_the_words_about_spelling_are_no_longer_than_the_evaluator_takes():
+    text = champion.respelt_text({"\x01" * 39 + f"{at}.0": "\x01" * 39 + f"{at}" for at in range(9)})
+    assert len(text) == 1000
+
+
+def test_answers_in_several_spellings_of_a_label_count_as_one(first):
+    model = inference.model_fn(first.folder / "model")
+    rows = [Example("rain cloud storm", "weather"), Example("soup rice bread", "weather")]
+    answers = champion.answer(model, rows, {"rainy": "weather", "tasty": "weather"})
+    assert answers == [("weather", pytest.approx(0, abs=1e-6))] * 2
+
+
+def test_a_model_that_answers_with_no_number_is_said_to(first):
+    model = inference.model_fn(first.folder / "model")
+    with torch.no_grad():
+        model.model.classifier.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="it answers nan for a text"):
+        champion.answer(model, [Example("rain", "rainy")])
 
 
 # ---- a live model that is broken
@@ -408,6 +454,17 @@ def test_the_standard_error_is_that_of_paired_rows():
     assert champion.standard_errors(rows, live, new) == errors
 
 
+def test_the_standard_errors_are_those_of_the_figures():
+    chance = random.Random(4)
+    rows = [Example(str(at), chance.choice("abcd")) for at in range(50)]
+    drawn = [champion.Answer(chance.choice("abcdx"), chance.random()) for _ in rows]
+    at = {label: index for index, label in enumerate("abcdx")}
+    expected, predicted = ([at[one.label] for one in of] for of in (rows, drawn))
+    losses = [answer.loss for answer in drawn]
+    found = champion._figures(*map(np.array, (expected, predicted, losses)))
+    assert found == pytest.approx(champion.figures(rows, drawn))
+
+
 # ---- what is carried on
 
 
@@ -431,6 +488,16 @@ def test_the_label_of_the_live_models_holdout_counts_unless_the_new_model_does_n
     assert champion.carry_forward(live, new, ["a", "c"]) == [Example("x", "a"), Example("y", "c")]
 
 
+@pytest.mark.parametrize(
+    ("labels", "written"),
+    [(["A", "c"], "A"), (["a", "A", "c"], "a"), ([" a", "A", "c"], " a"), (["A", " a", "c"], " a")],
+)
+def test_a_label_of_the_live_models_holdout_is_carried_on_in_the_new_spelling(labels, written):
+    respelt = champion.respelt_labels(["a"], labels)
+    live = champion.Champion(JOB, Path(), ("a",), (Example("x", "a"),), respelt)
+    assert champion.carry_forward(live, [Example("x", "c")], labels) == [Example("x", written)]
+
+
 # ---- golden rows
 
 
@@ -447,9 +514,21 @@ def test_golden_rows_are_the_saved_models_own_answers_to_twenty_holdout_texts_of
         assert answer["score"] == pytest.approx(row["score"], abs=1e-4)
 
 
-def test_golden_rows_leave_out_long_texts_and_prefer_decided_ones(first):
-    model = inference.model_fn(first.folder / "model")
-    rows = [Example("rain " * 200, "rainy"), *(Example(f"rain {at}", "rainy") for at in range(30))]
-    logits = torch.tensor([[9.0, 0.0]] + [[5.0, 0.0] if at < 20 else [0.05, 0.0] for at in range(30)]).numpy()
-    golden = train.golden_rows(model, rows, logits)
+def test_golden_rows_are_those_that_are_clearly_decided_where_there_are_any(first, monkeypatch):
+    def predict(request, _):
+        assert request["parameters"] == {"top_k": 2}
+        clear = [text in {f"rain {at}" for at in range(20)} for text in request["inputs"]]
+        scores = [(0.9, 0.1) if one else (0.54, 0.46) for one in clear]
+        return [[{"label": label, "score": score} for label, score in zip("ab", two, strict=True)] for two in scores]
+
+    monkeypatch.setattr(inference, "predict_fn", predict)
+    golden = train.golden_rows(None, [Example(f"rain {at}", "rainy") for at in range(30)])
     assert {row["text"] for row in golden} == {f"rain {at}" for at in range(20)}
+    assert {(row["label"], row["score"]) for row in golden} == {("a", 0.9)}
+
+
+def test_texts_that_are_the_same_once_they_are_cut_are_one_golden_row(first):
+    model = inference.model_fn(first.folder / "model")
+    rows = [Example("rain " * 200 + str(at), "rainy") for at in range(30)] + [Example("soup", "tasty")]
+    golden = train.golden_rows(model, rows)
+    assert sorted(row["text"] for row in golden) == [("rain " * 200)[:512].strip(), "soup"]

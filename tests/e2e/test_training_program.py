@@ -20,6 +20,7 @@ import inference
 import tiny_model
 import train
 from dataset import Example
+from reader import Reader
 
 TRAINING = Path(__file__).resolve().parents[2] / "scripts" / "training"
 
@@ -152,17 +153,26 @@ def test_a_tokenizer_is_given_no_more_of_a_text_than_it_can_use_and_few_texts_at
 # ---- a run that succeeds
 
 
-def test_metrics_tell_the_figures_the_counts_and_the_labels_in_index_order(trained):
+def test_metrics_tell_the_figures_the_counts_and_what_the_data_holds(trained):
     metrics = metrics_of(trained[0])
     assert metrics == json.loads((Path(trained[0]["SM_MODEL_DIR"]) / "metrics.json").read_text())
     seconds, figures = metrics.pop("train_seconds"), {name: metrics.pop(name) for name in list(metrics)[1:6]}
     assert metrics == {
-        "schema": 1,
+        "schema": 2,
         "train_examples": 72,
         "holdout_examples": 18,
-        "labels": ["0", "2", "10"],
-        "label_counts": {"0": 30, "2": 30, "10": 30},
-        "skipped_rows": {"too_many_fields": 0, "empty_text": 1, "empty_label": 2},
+        "label_count": 3,
+        "max_length": 16,
+        "cut_texts": 0,
+        "unknown_token_share": pytest.approx(1 / 6, abs=1e-6),  # the number at the end of each text
+        "told": {
+            "format": "UTF-8, separated by comma",
+            "rows": "93 read, 90 used",
+            "rows left out": "no text: 1 (line 92); no label: 2 (line 93, 94)",
+            "labels": '3: "0" 30, "10" 30, "2" 30',
+            "longest text": "36 characters",
+            "unknown tokens": "16.7 % of the texts' tokens stand for words that the base model does not know",
+        },
         "base_model": trained[0]["BASE_MODEL"],
         "base_model_revision": None,
         "seed": 42,
@@ -228,6 +238,8 @@ def test_a_given_test_channel_is_the_holdout_and_its_texts_are_not_trained_on(jo
     assert train.main([*FAST, "--epochs", "1"], environment) == 0
     metrics = metrics_of(environment)
     assert (metrics["train_examples"], metrics["holdout_examples"]) == (56, 5)
+    assert metrics["told"]["data.csv: rows"] == "60 read, 60 used"
+    assert metrics["told"]["test/data.csv: rows"] == "5 read, 5 used"
     log = capsys.readouterr().out
     for name, rows in {"data.csv": 60, "test/data.csv": 5}.items():
         assert f"data: {name}: format: UTF-8, separated by comma\n" in log
@@ -248,7 +260,75 @@ def test_a_max_length_beyond_the_model_is_cut_to_it(job, capsys):
     assert inference.model_fn(environment["SM_MODEL_DIR"]).tokenizer.model_max_length == 32
 
 
+# ---- what is said of the data
+
+
+def found_in(*names):
+    found = {}
+    for name in names:
+        found_by = Reader([b"text,label\na,b\nc,d,e\n"], "text", "label")
+        list(found_by)
+        found[name] = found_by.findings
+    return found
+
+
+def test_of_many_files_as_much_is_told_as_the_evaluator_takes_and_that_there_is_more():
+    told = train.told_rows(found_in(*(f"{at}{'x' * 200}.csv" for at in range(10))))
+    assert len(told) == 18  # two more are about the tokens
+    assert [*told.items()][-1] == ("more", "33 more lines, in the job's log")
+    assert f"0{'x' * 58}…: rows left out" in told
+    assert max(map(len, told)) <= 100
+
+
+def test_a_text_is_cut_when_it_has_more_tokens_than_the_model_takes(classifier):
+    fits, cut = "snow " * 14, "snow " * 15  # beside the two special ones
+    examples = [Example(text, "0") for text in (fits, cut, "snow " * 3_000_000, "snow")]
+    items = train.encode(examples, ["0"], classifier.tokenizer)
+    seen = train.seen_tokens(examples, items, classifier.tokenizer)
+    assert seen == {"max_length": 16, "cut_texts": 2, "unknown_token_share": 0}
+    assert train.told_tokens(seen, 4) == {"texts cut": "2 of 4 (50.0 %), at 16 tokens"}
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "told"),
+    [
+        ("snow rain", 0, None),
+        ("snow 雪", 0.5, "50.0 % of the texts' tokens"),
+        ("snow " * 13 + "雪", 1 / 14, "7.1 % of"),
+    ],
+)
+def test_the_share_of_tokens_that_the_base_model_does_not_know_is_that_of_the_texts_own_tokens(
+    classifier, text, share, told
+):
+    examples = [Example(text, "0")]
+    seen = train.seen_tokens(examples, train.encode(examples, ["0"], classifier.tokenizer), classifier.tokenizer)
+    assert seen["unknown_token_share"] == pytest.approx(share, abs=1e-6)
+    assert told is None or train.told_tokens(seen, 1)["unknown tokens"].startswith(told)
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.00001, "less than 0.1 %"), (0.001, "0.1 %")])
+def test_a_small_share_of_unknown_tokens_is_not_shown_as_none(share, shown):
+    told = train.told_tokens({"max_length": 16, "cut_texts": 0, "unknown_token_share": share}, 1)
+    assert told["unknown tokens"].startswith(f"{shown} of")
+
+
 # ---- a run that fails, with its reason
+
+
+def test_the_share_of_rows_that_may_be_left_out_is_a_setting(job):
+    rows = [*make_rows(("0", "2")), *[("", "0")] * 5]
+    assert "5 of 65 rows cannot be used (no text: 5 (line 62, 63, 64, 65, 66)), more than 5 %" in failure_of(job(rows))
+    assert "more than 7 %" in failure_of(job(rows, MAX_ROWS_LEFT_OUT="0.07"))
+    assert train.main([*FAST, "--epochs", "1"], job(rows, MAX_ROWS_LEFT_OUT="0.08")) == 0
+
+
+@pytest.mark.parametrize("share", ["5", "-0.1", "nan", "five", "5 %", "1e999"])
+def test_a_share_of_rows_that_is_none_is_named(job, share):
+    reason = failure_of(job(make_rows(("0", "2")), MAX_ROWS_LEFT_OUT=share))
+    assert reason == (
+        f"MAX_ROWS_LEFT_OUT must be a number from 0 to 1, not '{share}': it is a share of the rows. Correct it in "
+        "Terraform."
+    )
 
 
 @pytest.mark.parametrize(

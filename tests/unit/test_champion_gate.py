@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from test_model_evaluator import ARTIFACT, DECISION, JOB, OUTPUT, WEIGHTS, complete, metrics_file, start_job
+from test_model_evaluator import (
+    ARTIFACT,
+    DECISION,
+    GOOD_METRICS,
+    JOB,
+    OUTPUT,
+    WEIGHTS,
+    complete,
+    metrics_file,
+    start_job,
+)
 from world import BUCKET, Context, World, tar_gz
 
 LIVE = "training-job-20261101-080000-aaaaaaaa"
@@ -37,8 +48,8 @@ def judged(name: str, live: object, new: object, rows: object = 200, **error: ob
 
 def block(*sets: dict[str, Any], note: str = "", **changes: object) -> dict[str, Any]:
     status = "compared" if sets else "cannot be loaded"
-    compared = {"job": LIVE, "status": status, "compared": bool(sets), "note": note, "kept": 1, "sets": list(sets)}
-    return compared | changes
+    compared = {"job": LIVE, "status": status, "compared": bool(sets), "note": note, "respelt": "", "kept": 1}
+    return compared | {"sets": list(sets)} | changes
 
 
 def comparison(live: float, new: float, name: str = LIVE_SET) -> dict[str, Any]:
@@ -204,6 +215,39 @@ def test_data_that_grows_may_lose_what_chance_explains_up_to_twice_the_margin(
     assert ("(one standard error)" in check.reason) is (error > 0.005)
 
 
+@pytest.mark.parametrize(
+    ("metric", "live", "new", "error", "bound", "capped"),
+    [
+        ("accuracy", 1, 1, 0.1, 1, True),
+        ("macro_f1", 0.9, 1, 0.2, 1, True),
+        ("recall, label 3", 0.9, 1, 0.2, 1, True),
+        ("eval_loss", 0.1, 0, 0.2, 0, True),
+        ("accuracy", 0.9, 1, 0.01, 0.91145, False),
+        ("accuracy", 90, 100, 6, 99.865, False),
+        ("beauty", 0.9, 1.3, 0.2, 1.224, False),
+    ],
+)
+def test_no_bound_is_beyond_what_the_metric_can_reach_and_that_passes(
+    evaluator: ModuleType, metric: str, live: float, new: float, error: float, bound: float, capped: bool
+) -> None:
+    figures = judged(LIVE_SET, {metric: live}, {metric: new}, error={metric: error})
+    (check,) = checks_of(evaluator, block(figures, kept=0), gate={metric: {"min": 0}})
+    assert check.threshold == pytest.approx(bound)
+    assert check.passed
+    assert ("no model can have that on so few of them" in check.reason) is capped
+
+
+def test_where_the_bound_is_beyond_reach_only_the_best_figure_passes_and_that_is_said(evaluator: ModuleType) -> None:
+    figures = judged(LIVE_SET, {"accuracy": 1}, {"accuracy": 0.995}, error={"accuracy": 0.1})
+    (check,) = checks_of(evaluator, block(figures, kept=0))
+    assert not check.passed
+    assert check.reason == (
+        f"accuracy on the {LIVE_SET} (200 rows) is 0.995; the live model has 1, and at most 0.005 worse than that is "
+        "allowed, with 0.1645 to spare to rule out chance: the new data lacks the live model's rows, and no model can "
+        "have that on so few of them, so only 1 passes"
+    )
+
+
 # --- the decision -----------------------------------------------------------------------------------
 
 
@@ -313,6 +357,129 @@ def test_a_retry_after_its_own_approval_is_no_rival_of_itself(run: Run, world: W
     assert run() == "approved"
 
 
+# --- what the data holds ----------------------------------------------------------------------------
+
+TOLD = {"rows": "30 read, 20 used", "rows left out": "too many fields: 10 (line 22, 23, …)", "labels": '2: "ham" 10'}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "champion", "metrics"),
+    [
+        ("approved", None, {}),
+        ("rejected", None, {"accuracy": 0.1}),
+        ("rejected", [], {}),
+        ("held", block(), {}),
+    ],
+)
+def test_what_the_data_holds_is_in_the_record_and_the_email_of_every_verdict(
+    run: Run, world: World, verdict: str, champion: object, metrics: dict[str, Any]
+) -> None:
+    end(world, champion, told=TOLD, **metrics)
+    assert run() == verdict
+    assert world.record(DECISION)["told"] == TOLD
+    shown = [line.strip().split("  ", 1) for line in world.only_email().body.splitlines() if line.startswith("  ")]
+    assert TOLD.items() <= {line[0]: line[-1].strip() for line in shown}.items()
+
+
+def test_what_the_data_holds_cannot_change_the_lines_of_an_email(run: Run, world: World) -> None:
+    end(world, None, told={"rows\n": "1\nWhat next: run\u202e"})
+    assert run() == "approved"
+    assert world.record(DECISION)["told"] == {"rows\\n": "1\\nWhat next: run\\u202e"}
+    assert re.search(r"^  rows\\n +1\\nWhat next: run\\u202e$", world.only_email().body, re.MULTILINE)
+
+
+def test_the_most_that_can_be_told_of_data_fits_the_email_whole(run: Run, world: World) -> None:
+    told = {f"{at:0100}": "🙂" * 1200 for at in range(20)}
+    files = [("metrics.json", json.dumps(GOOD_METRICS | {"told": told}, ensure_ascii=False).encode())]
+    complete(world, tar_gz(files), tar_gz([WEIGHTS]))
+    assert run() == "approved"
+    assert world.record(DECISION)["told"] == told
+    assert all(f"  {name}  {text}\n" in world.only_email().body for name, text in told.items())
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [],
+        "rows",
+        {"rows": 7},
+        {"rows": None},
+        {"rows": ["1"]},
+        {"": "1"},
+        {"x" * 101: "1"},
+        {"rows": "x" * 1201},
+        {f"row {at}": "1" for at in range(21)},
+    ],
+    ids=range(9),
+)
+def test_malformed_words_about_the_data_are_refused_with_a_reason(run: Run, world: World, told: object) -> None:
+    end(world, None, told=told)
+    assert run() == "rejected"
+    assert world.record(DECISION)["reason"].startswith(
+        'metrics.json: "told" must be at most 20 texts of up to 1200 char'
+    )
+    assert world.record(DECISION)["told"] == {}
+
+
+# --- labels that the live model writes otherwise ----------------------------------------------------
+
+PAIRS = '"0.0" for "0", "1.0" for "1"'
+WRITTEN_OTHERWISE = f"its labels are written otherwise than the live model's: {PAIRS}"
+
+
+def respelt(live: float, new: float) -> dict[str, Any]:
+    return comparison(live, new) | {"status": "respelt labels", "respelt": PAIRS}
+
+
+@pytest.fixture
+def accepted(evaluator: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator's word for the model."""
+    monkeypatch.setenv("ACCEPT_UNCOMPARED", "another,default")
+    evaluator.settings.cache_clear()
+
+
+def test_a_good_model_with_respelt_labels_is_held_and_the_spelling_is_asked_for(run: Run, world: World) -> None:
+    job_with_champion(world, respelt(0.9, 0.91))
+    assert run() == "held"
+    assert world.keys("models/approved/") == []
+    decision = world.record(DECISION)
+    assert decision["reason"] == WRITTEN_OTHERWISE
+    assert (decision["champion"]["status"], decision["champion"]["respelt"]) == ("respelt labels", PAIRS)
+    assert decision["champion"]["sets"][0]["new"] == {"accuracy": 0.91}
+    assert [check["passed"] for check in decision["checks"]] == [True, True, True]
+    body = world.only_email().body
+    assert f"Why: {WRITTEN_OTHERWISE}.\n" in body
+    assert "What next: write these labels as the live model does, and upload the data again." in body
+    assert f'add "default" to accept_uncompared in Terraform, deploy, then run: make retrain JOB={JOB}\n' in body
+    assert f"Compared with the live model {LIVE}, both on the same rows" in body
+
+
+def test_with_the_operators_word_a_good_model_with_respelt_labels_is_approved_and_that_is_recorded(
+    run: Run, world: World, accepted: None
+) -> None:
+    job_with_champion(world, respelt(0.9, 0.91))
+    assert run() == "approved"
+    decision = world.record(DECISION)
+    assert decision["reason"] == (
+        f"every metric is within its threshold; accept_uncompared allows that {WRITTEN_OTHERWISE}"
+    )
+    assert decision["champion"]["status"] == "respelt labels"
+
+
+@pytest.mark.parametrize("word", [False, True], ids=["without the operator's word", "with it"])
+def test_a_worse_model_with_respelt_labels_is_rejected_with_both_reasons(
+    run: Run, world: World, word: bool, request: pytest.FixtureRequest
+) -> None:
+    if word:
+        request.getfixturevalue("accepted")
+    job_with_champion(world, respelt(1, 0.5))
+    assert run() == "rejected"
+    assert world.record(DECISION)["reason"] == (
+        f"accuracy on the {LIVE_SET} (200 rows) is 0.5; the live model has 1, and at most 0.005 worse than that is "
+        f"allowed; {WRITTEN_OTHERWISE}"
+    )
+
+
 # --- a live model that was not compared with --------------------------------------------------------
 
 
@@ -327,7 +494,7 @@ def job_with_champion(world: World, champion: object) -> None:
 def by_an_older_program(*sets: dict[str, Any], note: str = "") -> dict[str, Any]:
     """What the program wrote before there was a status."""
     written = block(*sets, note=note)
-    del written["status"]
+    del written["status"], written["respelt"]
     return written
 
 
@@ -451,6 +618,13 @@ MALFORMED = {
     "status no text": block(status=[]),
     "status null": block(status=None),
     "compared by its status alone": block(status="compared"),
+    "respelt by its status alone": block(status="respelt labels", respelt="a for b"),
+    "respelt without saying how": comparison(0.9, 0.9) | {"status": "respelt labels"},
+    "respelt, but compared as if not": comparison(0.9, 0.9) | {"respelt": "a for b"},
+    "respelt of lines": comparison(0.9, 0.9) | {"status": "respelt labels", "respelt": "a\nb"},
+    "respelt too long": comparison(0.9, 0.9) | {"status": "respelt labels", "respelt": "x" * 1001},
+    "respelt a list": comparison(0.9, 0.9) | {"status": "respelt labels", "respelt": ["a"]},
+    "respelt null": comparison(0.9, 0.9) | {"respelt": None},
     "not compared by its status": comparison(0.9, 0.9) | {"status": "too few rows"},
     "note of lines": block(note="a\nb"),
     "note too long": block(note="x" * 1001),
@@ -538,13 +712,15 @@ anything = st.recursive(
 nearly = st.fixed_dictionaries(
     {"job": st.just(LIVE) | anything, "compared": anything, "note": anything},
     optional={
+        "status": st.sampled_from(["compared", "respelt labels", "too few rows"]),
+        "respelt": st.sampled_from(["", "a for b"]) | anything,
         "sets": anything
         | st.lists(
             st.fixed_dictionaries(
                 {"name": st.sampled_from([NEW_SET, LIVE_SET]), "rows": anything, "live": anything, "new": anything}
             ),
             max_size=3,
-        )
+        ),
     },
 )
 

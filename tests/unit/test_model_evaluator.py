@@ -330,6 +330,7 @@ def test_a_good_model_is_approved_copied_emailed_and_recorded(run: Callable[...,
         "model": "default",
         "data": {"bucket": BUCKET, "key": "data/train/support.csv", "version_id": "v1", "etag": "e1", "size": 36},
         "metrics": GOOD_METRICS,
+        "told": {},
         "thresholds": {"accuracy": {"min": 0.8}, "eval_loss": {"max": 0.5}},
         "checks": [
             {

@@ -77,11 +77,11 @@ def test_a_new_decision_has_every_field_that_an_old_one_has(evaluator: ModuleTyp
     end(world, comparison(0.95, 0.95), golden=GOLDEN[:2])
     assert outcome(evaluator, world) == "approved"
     new, before = world.record(DECISION), old("decision_approved")
-    assert new.keys() == before.keys()
+    assert new.keys() == before.keys() | {"told"}
     assert new["schema"] == 2
     for name in ("data", "artifact"):
         assert new[name].keys() == before[name].keys()
-    assert new["champion"].keys() == before["champion"].keys() | {"status"}
+    assert new["champion"].keys() == before["champion"].keys() | {"status", "respelt"}
     for name in ("checks", "golden"):
         assert new[name][0].keys() == before[name][0].keys()
     assert new["champion"]["sets"][0].keys() == before["champion"]["sets"][0].keys()

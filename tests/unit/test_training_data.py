@@ -38,11 +38,16 @@ def write(tmp_path):
 def read(path, text_column="text", label_column="label"):
     """Return the examples and the rows left out, of a channel with this one file."""
     examples, found = dataset.read_channel(path.parent, text_column, label_column)
-    return examples, dataset.skipped_rows(found.values())
+    return examples, left_out(found)
+
+
+def left_out(found):
+    """The rows that were left out of a channel's files, by reason."""
+    return sum((Counter(findings.left_out) for findings in found.values()), Counter())
 
 
 def skipped(too_many_fields=0, empty_text=0, empty_label=0):
-    return {"too_many_fields": too_many_fields, "empty_text": empty_text, "empty_label": empty_label}
+    return +Counter({"too many fields": too_many_fields, "no text": empty_text, "no label": empty_label})
 
 
 # ---- reading
@@ -60,11 +65,11 @@ def test_whatever_a_csv_writer_wrote_is_read_back(tmp_path_factory, rows, style,
         writer = csv.writer(file, lineterminator=style[0], quoting=style[1])
         writer.writerows([("label", " text ", "note"), *rows])
 
-    examples, left_out = read(path)
+    examples, skipped_rows = read(path)
 
     stripped = [(text.strip(), label.strip(), note.strip()) for label, text, note in rows]
     assert examples == [(text, label) for text, label, _ in stripped if text and label]
-    assert left_out == skipped(
+    assert skipped_rows == skipped(
         empty_text=sum(not text and bool(label or note) for text, label, note in stripped),
         empty_label=sum(bool(text) and not label for text, label, _ in stripped),
     )
@@ -76,15 +81,15 @@ def test_a_byte_order_mark_spaced_headers_crlf_and_further_columns_do_not_matter
 
 
 def test_missing_fields_are_empty_and_neither_blank_lines_nor_rows_of_empty_fields_are_rows(write):
-    examples, left_out = read(write("text,label\nonly a text\n\n,spam\n,\nhello,ham\n"))
+    examples, skipped_rows = read(write("text,label\nonly a text\n\n,spam\n,\nhello,ham\n"))
     assert examples == [("hello", "ham")]
-    assert left_out == skipped(empty_text=1, empty_label=1)
+    assert skipped_rows == skipped(empty_text=1, empty_label=1)
 
 
 def test_a_row_shifted_by_an_unquoted_comma_is_left_out_and_counted(write):
-    examples, left_out = read(write("text,label\nhello, dear,ham\nhello,ham,,\n"))
+    examples, skipped_rows = read(write("text,label\nhello, dear,ham\nhello,ham,,\n"))
     assert examples == [("hello", "ham")]
-    assert left_out == skipped(too_many_fields=1)
+    assert skipped_rows == skipped(too_many_fields=1)
 
 
 def test_a_field_beyond_the_csv_modules_default_limit_is_read(write):
@@ -153,7 +158,7 @@ def test_all_csv_files_of_a_channel_are_read_in_the_order_of_their_names(tmp_pat
     examples, found = dataset.read_channel(tmp_path, "text", "label")
     assert [example.text for example in examples] == ["first", "second", "third"]
     assert list(found) == ["a.CSV", "b.csv", "c.tsv.gz"]
-    assert dataset.skipped_rows(found.values()) == skipped(empty_text=2)
+    assert left_out(found) == skipped(empty_text=2)
 
 
 def test_a_channel_without_a_csv_file_is_an_error(tmp_path):
@@ -465,10 +470,10 @@ def test_figures_are_from_0_to_1_and_1_only_when_all_is_right(pairs):
 
 
 def test_the_metrics_file_is_strict_json_in_every_folder(tmp_path):
-    metrics.write_metrics({"accuracy": 0.5, "labels": ["é"]}, tmp_path / "a", tmp_path / "b")
+    metrics.write_metrics({"accuracy": 0.5, "told": {"labels": "é"}}, tmp_path / "a", tmp_path / "b")
     for folder in ("a", "b"):
         content = json.loads((tmp_path / folder / "metrics.json").read_bytes())
-        assert content == {"schema": 1, "accuracy": 0.5, "labels": ["é"]}
+        assert content == {"schema": 2, "accuracy": 0.5, "told": {"labels": "é"}}
     with pytest.raises(ValueError, match="JSON"):
         metrics.write_metrics({"eval_loss": float("nan")}, tmp_path / "c")
     assert not (tmp_path / "c").exists()
@@ -483,7 +488,7 @@ def test_the_sample_has_three_balanced_labels_duplicates_and_rows_to_skip():
     counts = Counter(example.label for example in examples)
     assert sorted(counts) == ["billing", "shipping", "technical"]
     assert min(counts.values()) >= 80
-    assert dataset.skipped_rows([findings]) == skipped(empty_text=2)
+    assert left_out(found) == skipped(empty_text=2)
     assert findings.duplicates == len(examples) - len({e.text for e in examples}) > 0
     assert findings.conflicts == 0
     assert any("\n" in e.text for e in examples)
