@@ -1,6 +1,6 @@
 variable "accept_uncompared" {
   type        = list(string)
-  description = "Models whose next version is judged by its thresholds alone when it cannot be compared with the live one: no shared label, a live model that does not load, too few rows. Without a name here it is held. Take the name out again afterwards."
+  description = "Models whose next version is judged by its thresholds alone when it cannot be compared with the live one: no shared label, a live model that does not load, too few rows; or which may write the live one's labels otherwise, as long as it is no worse. Without a name here it is held. Take the name out again afterwards."
   default     = []
 
   validation {

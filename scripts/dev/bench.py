@@ -143,6 +143,7 @@ def metrics(text: str) -> Member:
 HEALTHY = metrics('{"accuracy": 0.9}')
 GOLDEN = Member("golden.json", b'[{"text": "a", "label": "b", "score": 0.5}]')
 WEIGHTS = Member("model.safetensors", os.urandom(MB))
+CHAMPION = {"job": "training-job-20261123-110000-0123abcd", "status": "respelt labels", "compared": True, "note": ""}
 APPROVAL = "every metric is within its threshold"
 
 
@@ -213,6 +214,16 @@ def archives(scale: float = 1.0) -> list[Case]:
         with_metrics("an integer of 100,000 digits", "metrics.json is no JSON", f'{{"accuracy": {"9" * 100_000}}}'),
         with_metrics("duplicate keys", "metrics.json has the key 'accuracy' more than once",
                      '{"accuracy": 0.1, "accuracy": 0.9}'),
+        with_metrics("words of a data set without end", 'metrics.json: "told" must be at most 20 texts',
+                     json.dumps({"accuracy": 0.9, "told": {"rows": "x" * (full - 50)}})),
+        with_metrics("words about nothing but rows", 'metrics.json: "told" must be at most 20 texts',
+                     json.dumps({"accuracy": 0.9, "told": {f"{at:x}": "" for at in range(full // 13)}})),
+        with_metrics("lists for words about a data set", 'metrics.json: "told" must be at most 20 texts',
+                     f'{{"accuracy": 0.9, "told": [{"[]," * (full // 3 - 20)}[]]}}'),
+        with_metrics("spelling without end", 'metrics.json: "champion": respelt must be a line of up to 1000',
+                     json.dumps({"accuracy": 0.9, "champion": CHAMPION | {"respelt": "x" * (full - 300)}})),
+        with_metrics("a spelling that is nested", 'metrics.json: "champion": respelt must be a line of up to 1000',
+                     json.dumps({"accuracy": 0.9, "champion": CHAMPION | {"respelt": [{"a": "b"}] * 9}})),
         Case("2 GB model, small output archive", f"approved: {APPROVAL}", (weights,), (HEALTHY, GOLDEN)),
         Case("2 GB model, metrics first", f"approved: {APPROVAL}", (HEALTHY, weights)),
         Case("2 GB model, metrics last", f"approved: {APPROVAL}", (weights, HEALTHY)),

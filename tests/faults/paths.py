@@ -214,6 +214,21 @@ def completed_without_its_comparison(world: World, _: Handlers) -> Event:
     return world.job_event(JOB)
 
 
+def completed_in_another_spelling(accuracy: float) -> Callable[[World, Handlers], Event]:
+    """The job's labels are the live model's, written otherwise; what its data holds is told."""
+
+    def prepare(world: World, _: Handlers) -> Event:
+        figures = {"live": {"accuracy": 0.9}, "new": {"accuracy": accuracy}}
+        champion = {"job": FIRST, "status": "respelt labels", "compared": True, "note": "", "respelt": '"A" for "a"'}
+        champion["sets"] = [{"name": "hold-out of the live model", "rows": 50, **figures}]
+        told = {"rows": "30 read, 20 used", "rows left out": "too many fields: 10 (line 22, 23, 24, 25, 26, …)"}
+        complete(world, tar_gz([metrics_file(champion=champion, told=told)]), tar_gz([WEIGHTS]))
+        record_start(world)
+        return world.job_event(JOB)
+
+    return prepare
+
+
 def replaced_archive(world: World, _: Handlers) -> Event:
     """Something wrote the model's archive after the job had ended."""
     complete(world, None, tar_gz([metrics_file(), WEIGHTS]))
@@ -601,6 +616,13 @@ PATHS = {
     "sweep: hold": Path("model_evaluator", lost_event_of(completed_without_its_comparison)),
     "accept uncompared": Path(
         "model_evaluator", completed_without_its_comparison, environment={"ACCEPT_UNCOMPARED": "default"}
+    ),
+    "hold another spelling": Path("model_evaluator", completed_in_another_spelling(0.91)),
+    "accept another spelling": Path(
+        "model_evaluator", completed_in_another_spelling(0.91), environment={"ACCEPT_UNCOMPARED": "default"}
+    ),
+    "reject another spelling": Path(
+        "model_evaluator", completed_in_another_spelling(0.5), environment={"ACCEPT_UNCOMPARED": "default"}
     ),
     "reject a replaced archive": Path("model_evaluator", replaced_archive),
     "job failed": Path("model_evaluator", failed_job),
