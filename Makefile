@@ -28,7 +28,7 @@ define passed
 override $(1) := $$(value $(1))
 export $(1)
 endef
-$(foreach name,BASE_MODEL CONFIRM DATA ENDPOINT FILE JOB KEEP LIMIT MINUTES MODEL REASON STOP_JOBS TARGET TEXT TO YES,$(eval $(call passed,$(name))))
+$(foreach name,BASE_MODEL CONFIRM DATA ENDPOINT FILE JOB KEEP LABEL LIMIT MINUTES MODEL REASON STOP_JOBS TARGET TEXT TO YES,$(eval $(call passed,$(name))))
 
 .PHONY: help
 help: ## This list
@@ -67,8 +67,12 @@ local-down: .venv/.tools ## Stop the local AWS and delete its state
 
 # --- daily use, on AWS or the local AWS ---
 
+.PHONY: data-check
+data-check: .venv/.tools ## Would the pipeline train on a CSV, what is in it, what does it cost: DATA=file.csv [MODEL=name] [TEXT=column] [LABEL=column]
+	@$(MLOPS) data-check
+
 .PHONY: upload
-upload: .venv/.tools ## Upload a CSV, which starts a training: DATA=file.csv [MODEL=name]
+upload: .venv/.tools ## Check a CSV and upload it, which starts a training (asks where the check warns): DATA=file.csv [MODEL=name] [YES=1]
 	@$(MLOPS) upload
 
 .PHONY: predict

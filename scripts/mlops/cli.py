@@ -33,6 +33,12 @@ Model = Annotated[str, typer.Option("--model", envvar="MODEL", metavar="NAME", h
 Data = Annotated[
     str, typer.Option("--data", envvar="DATA", metavar="FILE", help="A CSV with a text and a label column.")
 ]
+TextColumn = Annotated[
+    str, typer.Option("--text", envvar="TEXT", metavar="COLUMN", help="The texts' column, by default the stack's.")
+]
+LabelColumn = Annotated[
+    str, typer.Option("--label", envvar="LABEL", metavar="COLUMN", help="The labels' column, by default the stack's.")
+]
 BaseModel = Annotated[
     str,
     typer.Option(
@@ -124,12 +130,22 @@ def local_down() -> int:
 
 
 @app.command(rich_help_panel=DAILY)
-def upload(data: Data = "", model: Model = "", target: Target = "") -> int:
-    """Upload a CSV, which starts a training."""
+def data_check(
+    data: Data = "", model: Model = "", text: TextColumn = "", label: LabelColumn = "", target: Target = ""
+) -> int:
+    """Say whether the pipeline would train on a CSV, what is in it, and what that takes. Sends nothing."""
+    from mlops import upload
+
+    return upload.run_check(data, model, text, label, target)
+
+
+@app.command(rich_help_panel=DAILY)
+def upload(data: Data = "", model: Model = "", yes: Yes = False, target: Target = "") -> int:
+    """Check a CSV and upload it, which starts a training. Asks where the check warns."""
     from mlops import upload
     from mlops.target import on_stack
 
-    return on_stack(target, lambda stack: upload.run(stack, data, model))
+    return on_stack(target, lambda stack: upload.run(stack, data, model, yes))
 
 
 @app.command(rich_help_panel=DAILY)

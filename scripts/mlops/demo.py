@@ -13,7 +13,6 @@ import json
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,12 +24,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from local import stack
 from mlops import bucket
+from mlops.data_check import Check, Settings, check, rows_of, show
 from mlops.logs import function_events, log_events, show_event
 from mlops.predict import predict
 from mlops.records import DECISION_PREFIX, decision
 from mlops.target import TRAINING_LOG_GROUP, Target, UsageError, connect, model_name
 from mlops.text import complain, plain, say
-from mlops.upload import check_upload, upload
+from mlops.upload import look_at, upload
 
 SAMPLE = stack.ROOT / "scripts" / "sample" / "support.csv"
 # Large data may train for hours on a laptop; the local SageMaker has a limit of its own for the model server.
@@ -77,35 +77,26 @@ class Timeline:
         return [*rows, f"  {'total':<{width}}  {time.monotonic() - self.began:7.1f} s"]
 
 
-def hold_back(data: Path, copy: Path) -> list[tuple[str, str]]:
-    """Write a copy of the CSV without one text of each label; returns those texts as (text, label).
+def hold_back(data: Path, copy: Path, found: Check) -> list[tuple[str, str]]:
+    """Write a copy of the file without one text of each label; returns those texts as (text, label).
 
-    A file that cannot be read as CSV with the two columns is copied unchanged: the pipeline is to judge it.
+    A file with rows that the pipeline leaves out is copied as it is: the emails are to say so.
     """
-    original = data.read_bytes()
     copy.parent.mkdir(parents=True, exist_ok=True)
-    csv.field_size_limit(max(len(original), csv.field_size_limit()))
-    try:
-        with data.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.reader(lines))
-        header = [name.strip() for name in rows[0]]
-        text_at, label_at = header.index("text"), header.index("label")
-    except (UnicodeDecodeError, csv.Error, IndexError, ValueError):
-        copy.write_bytes(original)
+    labels = found.findings.labels if found.findings and not found.findings.left_out else {}
+    wanted = [label for label, rows in labels.items() if rows >= HELD_BACK_MIN_ROWS][:HELD_BACK_LABELS]
+    if not wanted:
+        shutil.copyfile(data, copy)
         return []
-    width = max(text_at, label_at) + 1
-    whole = [row for row in rows[1:] if len(row) >= width and row[text_at].strip() and row[label_at].strip()]
-    counts = Counter(row[label_at].strip() for row in whole)
     held: dict[str, str] = {}
-    for row in whole:
-        label = row[label_at].strip()
-        if label not in held and len(held) < HELD_BACK_LABELS and counts[label] >= HELD_BACK_MIN_ROWS:
-            held[label] = row[text_at].strip()
+    for _, text, label in rows_of(data, found.settings):
+        if label in wanted and len(held) < len(wanted):
+            held.setdefault(label, text)
     texts = set(held.values())
     with copy.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines)
-        writer.writerow(rows[0])
-        writer.writerows(row for row in rows[1:] if len(row) < width or row[text_at].strip() not in texts)
+        writer.writerow((found.settings.text_column, found.settings.label_column))
+        writer.writerows((text, label) for _, text, label in rows_of(data, found.settings) if text not in texts)
     return [(text, label) for label, text in held.items()]
 
 
@@ -206,11 +197,12 @@ def keep_logs(target: Target, log: TrainingLog) -> None:
         (logs / f"function-{short}.log").write_text("\n".join(lines) + "\n")
 
 
-def play(timeline: Timeline, target: Target, log: TrainingLog, data: Path, model: str) -> None:
+def play(timeline: Timeline, target: Target, log: TrainingLog, found: Check, model: str) -> None:
     """Upload, follow, predict, and show the results. Raises DemoFailed or UsageError."""
     inbox = Inbox(target)
+    data = found.file
     copy = stack.state_folder() / "demo" / data.name
-    held = hold_back(data, copy)
+    held = hold_back(data, copy, found)
     if held:
         timeline.say(f"{len(held)} messages, one of each label, are held back for the predictions at the end")
     timeline.mark = time.monotonic()
@@ -236,13 +228,18 @@ def run(data: str, model: str, base_model: str, keep: bool) -> int:
     try:
         model = model_name(model)
         file = Path(data or SAMPLE)
-        check_upload(file)
+        look_at(file)
+        found = check(file, Settings(is_local=True))
+        if data or found.refused:
+            show(found)
+        if found.refused:
+            raise UsageError("the pipeline would not train on this file")
         stack.up(report=lambda stage, text: timeline.say(text) if text else timeline.done(stage), base_model=base_model)
         started = True
         target = connect("local")
         log = TrainingLog(target)
         try:
-            play(timeline, target, log, file, model)
+            play(timeline, target, log, found, model)
         except DemoFailed:
             keep_logs(target, log)
             raise

@@ -152,7 +152,10 @@ def check_functions(target: Target, function: str = "deployer") -> None:
 
     function: which of them is looked for, by its short name.
     """
-    name = target.functions[function]
+    try:
+        name = target.functions[function]
+    except KeyError:
+        raise UsageError(f"of this stack only {target.bucket} is left: make deploy takes it up again") from None
     try:
         target.client("lambda").invoke(FunctionName=name, InvocationType="DryRun", Payload=b"{}")
     except ClientError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 # Characters that Python calls printable, and nobody sees: those of Unicode's Default_Ignorable_Code_Point, a blank.
@@ -28,3 +29,24 @@ def complain(text: object) -> None:
     """Print a message to stderr that may have several lines of ours. Values from outside in it must be plain."""
     for line in str(text).split("\n"):
         say(line, sys.stderr)
+
+
+def show_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print the rows of a table: wrapped to the window at a terminal, else each on one line."""
+    if not rows:
+        return
+    widths = [max(len(plain(row[at])) for row in rows) for at in range(len(rows[0]))]
+    if not sys.stdout.isatty():
+        for row in rows:
+            say("  ".join(["", *(plain(cell).ljust(width) for cell, width in zip(row, widths, strict=True))]).rstrip())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, padding=(0, 1), pad_edge=True)
+    for at in range(len(rows[0])):
+        table.add_column(overflow="fold", no_wrap=at == 0 and widths[0] <= 50)
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    Console(file=sys.stdout, highlight=False).print(table)

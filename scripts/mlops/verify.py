@@ -30,6 +30,7 @@ import terraform
 from local import stack
 from mlops import account, deploy, destroy, scenario
 from mlops.endpoints import PAGES
+from mlops.prices import HOURLY
 from mlops.target import Target, UsageError, confirm, error_code, on_stack
 from mlops.text import complain, say
 
@@ -40,7 +41,8 @@ NAME = "mlops-verify-"
 # --- what it costs --------------------------------------------------------------------------------------
 
 # List prices of us-east-1 in US dollars, September 2026: terraform/README.md, Costs, has the sources.
-INSTANCE_TYPE, INSTANCE_HOUR = "ml.m5.xlarge", 0.23
+INSTANCE_TYPE = "ml.m5.xlarge"
+INSTANCE_HOUR = HOURLY[INSTANCE_TYPE]
 SERVERLESS_MB, SERVERLESS_SECOND = 3072, 0.00006
 # Ten alarms for some hours, requests, logs, storage.
 EVERYTHING_ELSE = 0.25
