@@ -122,7 +122,7 @@ class Lines(NamedTuple):
 
 
 class Seen:
-    """What people want to know of a file beyond what the pipeline says. max_characters: that the model reads of a text."""
+    """What people want to know of a file beyond what the pipeline says. max_characters: the model reads of a text."""
 
     def __init__(self, max_characters: int) -> None:
         self.max_characters, self.characters = max_characters, 0  # that the model reads of all texts

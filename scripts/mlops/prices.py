@@ -46,8 +46,8 @@ PARAMETERS = {
 USUAL_PARAMETERS = 85.0  # of a model that is not in the table: as BERT's base
 CORE_SECONDS = 0.15  # of a core, for 1,000 tokens trained on and a million parameters
 CHARACTERS_PER_TOKEN = 3.2  # of English; other languages have fewer, down to one
-# At least, likely, at most: until an instance has started and installed what it needs, most of which AWS bills (these are
-# guesses); and how many times longer the rest takes than is computed.
+# At least, likely, at most: until an instance has started and installed what it needs, most of which AWS bills
+# (guesses); and how many times longer the rest takes than is computed.
 START_MINUTES = (3.0, 5.0, 8.0)
 FACTORS = (1 / 2.5, 1.0, 2.5)
 

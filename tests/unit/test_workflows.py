@@ -16,9 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-import reader
 from terraform import mirror_candidates
-from world import CSV
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / ".github" / "workflows"
@@ -175,12 +173,10 @@ def test_an_upload_asks_for_the_same_by_hand_and_from_another_workflow() -> None
 
 def run_step(name: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a step in a folder as GitHub does: its text in a file, its settings in the environment."""
-    script = step(name)
-    interpreter = [sys.executable] if script.get("shell") == "python" else ["bash", "-eo", "pipefail"]
     path = folder / "step"
-    path.write_text(script["run"])
-    settings = {"PATH": os.environ["PATH"], "GITHUB_WORKSPACE": str(folder), "BUCKET": "b", "MODEL": "", **environment}
-    command = [*interpreter, str(path)]
+    path.write_text(step(name)["run"])
+    settings = {"PATH": os.environ["PATH"], "FOLDER": str(folder), "BUCKET": "b", "MODEL": "", **environment}
+    command = ["bash", "-eo", "pipefail", str(path)]
     return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -234,70 +230,133 @@ def test_a_package_that_cannot_be_built_is_not_released(checkout: Path) -> None:
     assert run_step("Build again and compare", checkout, SUMS=sums).returncode == 1
 
 
-def check_file(folder: Path, file: str, content: bytes = CSV) -> subprocess.CompletedProcess[str]:
+def check_csv(folder: Path, content: bytes, file: str = "data.csv") -> subprocess.CompletedProcess[str]:
     (folder / file).write_bytes(content)
-    return run_step("Check the file", folder, FILE=file)
+    return run_check(folder, file)
 
 
-@pytest.mark.parametrize("ending", reader.FILE_ENDINGS)
-def test_an_upload_takes_the_files_that_the_pipeline_takes(tmp_path: Path, ending: str) -> None:
-    for name in (f"data{ending}", f"DATA{ending.upper()}"):
-        answer = check_file(tmp_path, name)
-        assert (answer.returncode, answer.stdout) == (0, f"{len(CSV):,} bytes\n"), answer.stderr
+def run_check(folder: Path, file: str) -> subprocess.CompletedProcess[str]:
+    columns = {"TEXT_COLUMN": "text", "LABEL_COLUMN": "label"}
+    return run_step("Check the CSV", folder, FILE=file, PYTHONPATH=str(ROOT / "scripts"), **columns)
 
 
-@pytest.mark.parametrize("ending", [".txt", ".xlsx", ".gz", ".json", ""])
-def test_an_upload_refuses_a_file_of_another_kind(tmp_path: Path, ending: str) -> None:
-    answer = check_file(tmp_path, f"data{ending}")
-    assert answer.returncode == 1
-    [*most, last] = reader.FILE_ENDINGS
-    assert f"only files named {', '.join(most)} or {last} are trained on" in answer.stderr
+def annotations(answer: subprocess.CompletedProcess[str]) -> list[str]:
+    """The errors that GitHub shows: between stop-commands and its end it takes no line for a command."""
+    [silenced] = re.findall(r"::stop-commands::(\w+)\n.*?\n::\1::\n", answer.stdout, re.DOTALL) or [""]
+    heard = re.sub(rf"::stop-commands::{silenced}\n.*?\n::{silenced}::\n", "", answer.stdout, flags=re.DOTALL)
+    return re.findall(r"^::error::(.*)$", heard, re.MULTILINE)
 
 
-def test_an_upload_refuses_an_empty_file_or_none(tmp_path: Path) -> None:
-    (tmp_path / "folder.csv").mkdir()
-    assert "::error::'data.csv': it is empty" in check_file(tmp_path, "data.csv", b"").stderr
-    assert "::error::'folder.csv': it is empty" in run_step("Check the file", tmp_path, FILE="folder.csv").stderr
-    missing = run_step("Check the file", tmp_path, FILE="none.csv")
-    assert "::error::'none.csv': No such file or directory" in missing.stderr
+GOOD = b"text,label\na,x\nb,x\nc,y\nd,y\n"
+
+
+def test_a_file_is_checked_by_the_reader_of_the_pipeline(tmp_path: Path) -> None:
+    """test_data_check.py has the module that it runs on every shape of a file."""
+    assert '-m mlops.data_check "$FOLDER/$FILE" "$TEXT_COLUMN" "$LABEL_COLUMN"' in step("Check the CSV")["run"]
+    good = check_csv(tmp_path, "text;label\r\na;x\r\nb;x\r\nc;y\r\nd;y\r\n".encode("utf-16"), "a b;$(id).csv")
+
+    assert (good.returncode, annotations(good)) == (0, [])
+    assert "4 read, 4 used" in good.stdout
+
+    bad = check_csv(tmp_path, b"text,class\na,x\n")
+
+    assert bad.returncode == 2
+    assert annotations(bad) == [
+        f'refused: {tmp_path}/data.csv: line 1: there is no column "label"; this line must name the columns, and has: '
+        '"text", "class"'
+    ]
+
+
+def test_the_check_needs_nothing_but_python(tmp_path: Path) -> None:
+    """The runner's Python has none of the packages of requirements.txt."""
+    code = "import sys; import mlops.data_check as c; c.main([sys.argv[1]]); print(*sys.modules)"
+    (tmp_path / "data.csv").write_bytes(GOOD)
+    ended = subprocess.run(
+        [sys.executable, "-S", "-P", "-c", code, str(tmp_path / "data.csv")],
+        env={"PYTHONPATH": str(ROOT / "scripts")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert not {"boto3", "typer", "rich"} & {*ended.stdout.split()}
+
+
+def test_the_reader_is_of_the_commit_that_the_workflow_is_of() -> None:
+    first, second = (
+        item["with"] for item in jobs("upload-data.yml")["upload"]["steps"] if "checkout" in item.get("uses", "")
+    )
+
+    assert (first["path"], "repository" in first) == ("repository", False)
+    assert second == {
+        "path": "pipeline",
+        "persist-credentials": False,
+        "ref": "${{ fromJSON(toJSON(job)).workflow_sha }}",
+        "repository": "${{ fromJSON(toJSON(job)).workflow_repository }}",
+        "sparse-checkout": "scripts",
+    }
+
+
+def test_what_a_file_holds_is_no_command_to_github(tmp_path: Path) -> None:
+    label = "::error::x"
+    answer = check_csv(tmp_path, GOOD.replace(b"y", label.encode()))
+
+    assert label in answer.stdout
+    assert annotations(answer) == []
+
+
+def test_an_upload_refuses_a_file_of_another_kind_or_none(tmp_path: Path) -> None:
+    assert "only files named .csv" in annotations(check_csv(tmp_path, GOOD, "data.txt"))[0]
+    assert "there is no such file" in annotations(run_check(tmp_path, "none.csv"))[0]
 
 
 @pytest.mark.parametrize("file", ["../secret.csv", "data/../../secret.csv", "link.csv", "link/secret.csv"])
 def test_a_file_outside_the_checkout_is_refused(tmp_path: Path, file: str) -> None:
     checkout = tmp_path / "checkout"
     (checkout / "data").mkdir(parents=True)
-    (tmp_path / "secret.csv").write_bytes(CSV)
+    (tmp_path / "secret.csv").write_bytes(GOOD)
     (checkout / "link.csv").symlink_to(tmp_path / "secret.csv")
     (checkout / "link").symlink_to(tmp_path)
 
-    answer = run_step("Check the file", checkout, FILE=file)
+    answer = run_check(checkout, file)
 
-    assert (answer.returncode, answer.stderr) == (1, f"::error::'{file}': it is not in the repository\n")
+    assert (answer.returncode, answer.stdout) == (1, "::error::the file is not in the repository\n")
 
 
 def test_what_is_checked_is_what_is_uploaded_when_the_path_is_absolute(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     good = tmp_path / "good.csv"
-    good.write_bytes(CSV)
-
-    answer = run_step("Check the file", checkout, FILE=str(good))
+    good.write_bytes(GOOD)
 
     # The last step would take the file of this path below the checkout, of which there is none.
-    assert (answer.returncode, answer.stdout) == (1, "")
-    assert answer.stderr == f"::error::'{good}': No such file or directory\n"
+    assert "there is no such file" in annotations(run_check(checkout, str(good)))[0]
+
+
+def test_the_log_shows_no_cell_of_a_file_without_a_header(tmp_path: Path) -> None:
+    answer = check_csv(tmp_path, b"My name is Jane Roe and my card 4111,spam\nhello,ham\n")
+
+    assert answer.returncode == 2
+    assert "Jane" not in answer.stdout + answer.stderr
+
+
+def test_a_runner_that_does_not_say_the_commit_is_named(tmp_path: Path) -> None:
+    answer = run_step("Check the settings", tmp_path, REGION="r", ROLE="a", WORKFLOW_COMMIT="")
+
+    assert answer.returncode == 1
+    assert "::error::the runner does not say which commit" in answer.stdout
 
 
 @pytest.mark.parametrize("model", ["", "a", "spam-2", "a" * 32])
 def test_a_model_name_is_taken(tmp_path: Path, model: str) -> None:
-    answer = run_step("Check the settings", tmp_path, REGION="r", ROLE="a", MODEL=model)
+    answer = run_step("Check the settings", tmp_path, REGION="r", ROLE="a", MODEL=model, WORKFLOW_COMMIT="c")
 
     assert answer.returncode == 0, answer.stdout
 
 
 @pytest.mark.parametrize("model", ["A", "-a", "a-", "a/b", "../x", "a" * 33, "a\nb", "a$(id)"])
 def test_what_is_no_model_name_is_refused(tmp_path: Path, model: str) -> None:
-    answer = run_step("Check the settings", tmp_path, REGION="r", ROLE="a", MODEL=model)
+    answer = run_step("Check the settings", tmp_path, REGION="r", ROLE="a", MODEL=model, WORKFLOW_COMMIT="c")
 
     assert answer.returncode == 1
     assert "::error::not a model name" in answer.stdout
@@ -308,7 +367,7 @@ def test_a_variable_that_is_not_set_is_named(tmp_path: Path, missing: str) -> No
     settings = {"AWS_REGION": "REGION", "BUCKET": "BUCKET", "UPLOAD_ROLE_ARN": "ROLE"}
     given = {variable: "" if name == missing else "x" for name, variable in settings.items()}
 
-    answer = run_step("Check the settings", tmp_path, **given)
+    answer = run_step("Check the settings", tmp_path, WORKFLOW_COMMIT="c", **given)
 
     assert answer.returncode == 1
     assert f"::error::the variable {missing} is not set" in answer.stdout
