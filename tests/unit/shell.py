@@ -22,6 +22,7 @@ from world import BUCKET, ENDPOINT, REGION, TOPIC_ARN, Around, Context, World
 
 READS = ("Get", "Head", "List", "Describe")
 FUNCTIONS = {"training": "train-function", "evaluator": "judge-function", "deployer": "deploy-function"}
+RULES = {"uploads": "rule-uploads", "sweep": "rule-sweep"}
 FUNCTION_ARN = f"arn:aws:lambda:{REGION}:{DEFAULT_ACCOUNT_ID}:function"
 SWEEP = {"source": "sweep"}
 CREATED = datetime(2026, 11, 24, tzinfo=UTC)
@@ -93,6 +94,11 @@ class Lambda:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, dict[str, Any]]] = []
+        self.environment: dict[str, str] = {"TEXT_COLUMN": "text", "LABEL_COLUMN": "label"}
+
+    def get_function_configuration(self, *, FunctionName: str) -> dict[str, Any]:
+        assert FunctionName == FUNCTIONS["training"]
+        return {"FunctionName": FunctionName, "Environment": {"Variables": self.environment}}
 
     def invoke(self, *, FunctionName: str, InvocationType: str, Payload: bytes) -> dict[str, int]:
         if InvocationType == "DryRun":
@@ -102,6 +108,27 @@ class Lambda:
         return {"StatusCode": 202}
 
 
+class Events:
+    """EventBridge's rules on which an upload is seen. faults: "disabled", "gone" or "no target", by rule."""
+
+    def __init__(self) -> None:
+        self.faults: dict[str, str] = {}
+
+    def _check(self, operation: str, rule: str) -> None:
+        assert rule in RULES.values()
+        if self.faults.get(rule) == "gone":
+            raise refusal(operation, "ResourceNotFoundException", f"Rule {rule} does not exist on EventBus default.")
+
+    def describe_rule(self, *, Name: str) -> dict[str, str]:
+        self._check("DescribeRule", Name)
+        return {"Name": Name, "State": "DISABLED" if self.faults.get(Name) == "disabled" else "ENABLED"}
+
+    def list_targets_by_rule(self, *, Rule: str) -> dict[str, Any]:
+        self._check("ListTargetsByRule", Rule)
+        names = ("deployer",) if self.faults.get(Rule) == "no target" else FUNCTIONS
+        return {"Targets": [{"Id": name, "Arn": f"{FUNCTION_ARN}:{FUNCTIONS[name]}"} for name in names]}
+
+
 class Shell:
     """A person at a shell, before a stack in a fresh world."""
 
@@ -109,11 +136,13 @@ class Shell:
         self.world = world
         self.sagemaker = world.sagemaker = Account(REGION, DEFAULT_ACCOUNT_ID, world.around)
         self.functions = Lambda()
+        self.events = Events()
         self.sqs = sqs
         self.queue = self.sqs.create_queue(QueueName="failures")["QueueUrl"]
         clients = {
             "sagemaker": self.sagemaker,
             "s3": world.client("s3"),
+            "events": Watched(self.events, world.around),
             "lambda": Watched(self.functions, world.around),
             "sqs": Watched(self.sqs, world.around),
             "sts": sts,
@@ -123,7 +152,13 @@ class Shell:
             where="a test",
             bucket=BUCKET,
             functions=FUNCTIONS,
-            outputs={"topic_arn": TOPIC_ARN, "failure_queue_url": self.queue, "project_name": "mlops"},
+            environment={},
+            outputs={
+                "topic_arn": TOPIC_ARN,
+                "failure_queue_url": self.queue,
+                "project_name": "mlops",
+                "rule_names": RULES,
+            },
             endpoint_of=lambda model: ENDPOINT if model == "default" else f"{ENDPOINT}-{model}",
             client=clients.__getitem__,
         )

@@ -1,4 +1,4 @@
-"""mlops upload: what it says about what follows."""
+"""mlops upload: what it checks, and what it says about what follows."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from shell import Shell
 from test_deployment_orchestrator import FIRST
 from world import BUCKET, ENDPOINT, Interruption
 
+GOOD = "text,label\nhello there,greeting\nhi,greeting\nbye,farewell\nsee you,farewell\n"
+WARNED = f"{GOOD}hi,farewell\nhi,greeting\n"
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
     file = tmp_path / "tickets.csv"
-    file.write_text("text,label\nhello,greeting\n")
+    file.write_text(GOOD)
     return str(file)
 
 
@@ -104,3 +107,118 @@ def test_what_else_aws_refuses_is_an_error(shell: Shell, data: str, capsys: pyte
     assert shell.run("upload", "--data", data) == 1
     assert "SlowDown" in capsys.readouterr().err
     assert shell.world.keys("data/train/") == []
+
+
+# --- the check comes first ------------------------------------------------------------------------------
+
+
+def nobody(_: str) -> str:
+    raise EOFError
+
+
+def uploads(shell: Shell) -> list[str]:
+    return shell.world.keys("data/train/")
+
+
+@pytest.mark.parametrize("options", [(), ("--yes",)])
+def test_a_file_that_will_be_refused_is_not_sent(
+    shell: Shell, data: str, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    Path(data).write_text("text,label\nhello,greeting\n")
+    assert shell.run("upload", "--data", data, *options) == 2
+    said = capsys.readouterr().err
+    assert f'refused: {data}: all 1 rows have the label "greeting"; add rows with other labels\n' in said
+    assert "nothing was sent\n" in said
+    assert uploads(shell) == []
+
+
+def test_it_is_checked_as_the_stack_is_set(shell: Shell, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shell.functions.environment["TEXT_COLUMN"] = "message"
+    assert shell.run("upload", "--data", data) == 2
+    assert 'no column "message"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("answer", "sent"), [("y", True), ("YES", True), ("n", False), ("", False)])
+def test_a_file_with_warnings_is_asked_about(
+    shell: Shell, data: str, monkeypatch: pytest.MonkeyPatch, answer: str, sent: bool
+) -> None:
+    Path(data).write_text(WARNED)
+    monkeypatch.setattr("builtins.input", lambda _: answer)
+    assert shell.run("upload", "--data", data) == (0 if sent else 2)
+    assert bool(uploads(shell)) == sent
+
+
+def test_a_script_must_say_yes_to_warnings(
+    shell: Shell, data: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(data).write_text(WARNED)
+    monkeypatch.setattr("builtins.input", nobody)
+    assert shell.run("upload", "--data", data) == 2
+    said = capsys.readouterr()
+    assert "warning: 1 texts have several labels (line 6)" in said.out
+    assert "nothing was sent (YES=1 sends a file with warnings for a script)" in said.err
+    assert uploads(shell) == []
+    monkeypatch.setenv("YES", "1")
+    assert shell.run("upload", "--data", data) == 0
+    assert uploads(shell) == ["data/train/tickets.csv"]
+
+
+def test_a_good_file_is_not_asked_about(shell: Shell, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", nobody)
+    assert shell.run("upload", "--data", data) == 0
+
+
+def test_the_same_bytes_again_are_noticed(shell: Shell, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shell.run("upload", "--data", data)
+    assert "the same bytes" not in capsys.readouterr().out
+    shell.run("upload", "--data", data)
+    assert "the same bytes lie there since 20" in capsys.readouterr().out
+    Path(data).write_text(GOOD + "hello,greeting\n")
+    shell.run("upload", "--data", data)
+    assert "the same bytes" not in capsys.readouterr().out
+
+
+# --- what state the stack is in -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("disabled", "the rule rule-uploads is disabled"),
+        ("gone", "the rule rule-uploads is gone"),
+        ("no target", "the rule rule-uploads has lost its target"),
+    ],
+)
+def test_without_its_rule_an_upload_waits_for_a_sweep_and_without_both_for_ever(
+    shell: Shell, data: str, capsys: pytest.CaptureFixture[str], fault: str, said: str
+) -> None:
+    shell.events.faults = {"rule-uploads": fault}
+    assert shell.run("upload", "--data", data) == 0
+    assert f"waits for a sweep, in half an hour or so: {said}; make deploy mends that" in capsys.readouterr().out
+    shell.world.client("s3").delete_object(Bucket=BUCKET, Key="data/train/tickets.csv")
+    shell.events.faults["rule-sweep"] = fault
+    assert shell.run("upload", "--data", data) == 2
+    errors = capsys.readouterr().err
+    assert f"nothing would start a training: {said}" in errors
+    assert "This stack is being destroyed, or that was interrupted" in errors
+    assert uploads(shell) == []
+
+
+def test_a_destroy_under_way_is_not_taken_for_a_pause(
+    shell: Shell, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stops the rules first, and then leaves the note of a pause."""
+    shell.run("pause", "--yes")
+    shell.events.faults = {"rule-uploads": "disabled", "rule-sweep": "disabled"}
+    capsys.readouterr()
+    assert shell.run("upload", "--data", data) == 2
+    assert "make resume" not in capsys.readouterr().out
+
+
+def test_a_stack_of_which_only_the_bucket_is_left_is_named(
+    shell: Shell, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.target.functions = {}
+    assert shell.run("upload", "--data", data) == 2
+    assert f"of this stack only {BUCKET} is left: make deploy takes it up again" in capsys.readouterr().err
+    assert uploads(shell) == []
