@@ -36,8 +36,8 @@ SAMPLE = stack.ROOT / "scripts" / "sample" / "support.csv"
 # Large data may train for hours on a laptop; the local SageMaker has a limit of its own for the model server.
 LIMIT_SECONDS = 4 * 3600
 HELD_BACK_LABELS = 3
-# Holding back a row of a rarer label would change what is trained.
-HELD_BACK_MIN_ROWS = 20
+# Holding back a text of a rarer label would change what is trained.
+HELD_BACK_MIN_TEXTS = 20
 LAST_STATUS = {
     "successful": True,
     "rejected": False,
@@ -83,11 +83,8 @@ def hold_back(data: Path, copy: Path, found: Check) -> list[tuple[str, str]]:
     A file with rows that the pipeline leaves out is copied as it is: the emails are to say so.
     """
     copy.parent.mkdir(parents=True, exist_ok=True)
-    labels = found.findings.labels if found.findings and not found.findings.left_out else {}
-    wanted = [label for label, rows in labels.items() if rows >= HELD_BACK_MIN_ROWS][:HELD_BACK_LABELS]
-    if not wanted:
-        shutil.copyfile(data, copy)
-        return []
+    labels = found.findings.texts_of_label if found.findings else {}
+    wanted = [label for label, texts in labels.items() if texts >= HELD_BACK_MIN_TEXTS][:HELD_BACK_LABELS]
     held: dict[str, str] = {}
     for _, text, label in rows_of(data, found.settings):
         if label in wanted and len(held) < len(wanted):
@@ -97,6 +94,9 @@ def hold_back(data: Path, copy: Path, found: Check) -> list[tuple[str, str]]:
         writer = csv.writer(lines)
         writer.writerow((found.settings.text_column, found.settings.label_column))
         writer.writerows((text, label) for _, text, label in rows_of(data, found.settings) if text not in texts)
+    if not held or check(copy, found.settings).refused:
+        shutil.copyfile(data, copy)
+        return []
     return [(text, label) for label, text in held.items()]
 
 
@@ -205,6 +205,8 @@ def play(timeline: Timeline, target: Target, log: TrainingLog, found: Check, mod
     held = hold_back(data, copy, found)
     if held:
         timeline.say(f"{len(held)} messages, one of each label, are held back for the predictions at the end")
+        if found.findings and (left_out := found.findings.left_out):
+            timeline.say(f"{sum(left_out.values())} rows without a text or a label are left out")
     timeline.mark = time.monotonic()
     timeline.say(f"uploaded {data.name} to {upload(target, copy, model)}")
     follow(target, timeline, inbox, log, model)
@@ -229,9 +231,9 @@ def run(data: str, model: str, base_model: str, keep: bool) -> int:
         model = model_name(model)
         file = Path(data or SAMPLE)
         look_at(file)
-        found = check(file, Settings(is_local=True))
+        found = check(file, Settings())
         if data or found.refused:
-            show(found)
+            show(found, with_estimate=False)
         if found.refused:
             raise UsageError("the pipeline would not train on this file")
         stack.up(report=lambda stage, text: timeline.say(text) if text else timeline.done(stage), base_model=base_model)
