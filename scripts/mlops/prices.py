@@ -62,7 +62,7 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         if not self.minutes:
             return f"not known: {self.assumed}"
-        text = "about {1:,.0f} minutes ({0:,.0f} to {2:,.0f})".format(*self.minutes)
+        text = "about {1:,.0f} min ({0:,.0f} to {2:,.0f})".format(*self.minutes)
         if self.dollars:
             text += ", ${1:,.2f} (${0:,.2f} to ${2:,.2f})".format(*self.dollars)
         return f"{text}: {self.assumed}"
