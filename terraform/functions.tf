@@ -47,6 +47,7 @@ module "lambda_training_orchestrator" {
 
   environment = merge(local.common_environment, {
     BASE_MODEL                   = var.base_model
+    BASE_MODELS                  = jsonencode(var.base_models)
     BASE_MODEL_REVISION          = local.base_model_revision == null ? "" : local.base_model_revision
     HUB_TOKEN_SECRET_ARN         = var.hub_token_secret_arn == null ? "" : var.hub_token_secret_arn
     HYPERPARAMETERS              = jsonencode(local.hyperparameters)

@@ -46,6 +46,29 @@ variable "base_model_revision" {
   }
 }
 
+variable "base_models" {
+  type        = map(string)
+  description = "Further base models that a model's settings.json may choose, besides base_model: HuggingFace Hub id = commit (or tag or branch). {}: none."
+  default     = {}
+
+  # Never a path or an s3:// address: who uploads data would choose what the training job reads.
+  validation {
+    condition     = alltrue([for name in keys(var.base_models) : length(name) <= 128 && can(regex("^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", name))])
+    error_message = "base_models: each name must be a Hub id (distilbert-base-uncased, org/name) of at most 128 characters."
+  }
+
+  validation {
+    condition     = alltrue([for revision in values(var.base_models) : can(regex("^[A-Za-z0-9._/-]{1,128}$", revision))])
+    error_message = "base_models: each revision must be a commit, tag or branch: 1 to 128 letters, digits, dots, dashes, underscores and slashes."
+  }
+
+  # Beside the rest of a function's environment of 4096 bytes.
+  validation {
+    condition     = length(jsonencode(var.base_models)) <= 512
+    error_message = "base_models is too long: at most 512 characters as JSON."
+  }
+}
+
 variable "bucket_name" {
   type        = string
   description = "The stack's S3 bucket; every other name ends with it. null: atml-models-<account id>-<region>."

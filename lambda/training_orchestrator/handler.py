@@ -30,6 +30,7 @@ from __future__ import annotations
 import codecs
 import copy
 import csv
+import difflib
 import functools
 import hashlib
 import io
@@ -47,9 +48,9 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, NoReturn, NotRequired, TypedDict, TypeVar
+from typing import Any, NamedTuple, NoReturn, NotRequired, TypedDict, TypeVar, cast
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -66,6 +67,19 @@ SETTINGS_FILE = "settings.json"
 # texts beyond that are counted less exactly.
 PREFLIGHT_SECONDS, PREFLIGHT_TEXTS = 20, 2_000_000
 DAY_SECONDS = 24 * 60 * 60
+
+# Beside a model's CSVs: how it is trained, chosen by who uploads it. So no value of it reaches a shell, a path or the
+# gate: names are matched or travel by Environment, numbers are written anew.
+SETTINGS_MAX_BYTES = 4096
+COLUMN_MAX = 256  # characters
+# Its numbers, each with the least and the most that the training program takes; whole where the least is written whole.
+NUMBERS: dict[str, tuple[float, float]] = {
+    "epochs": (1, 1000),
+    "holdout_fraction": (0.01, 0.9),
+    "learning_rate": (1e-8, 1.0),
+    "max_length": (4, 100_000),
+    "seed": (0, 2**32 - 1),
+}
 # Races for the ledger lost in a row before the invocation fails and Lambda retries it.
 LEDGER_TRIES = 200
 
@@ -193,6 +207,20 @@ TRAINING_ADVICE = {
 # --- records and errors -----------------------------------------------------------------------------
 
 
+class ModelSettings(TypedDict, total=False):
+    """What a model's settings.json sets; what it does not is Terraform's (scripts/mlops/settings.schema.json)."""
+
+    text_column: str
+    label_column: str
+    base_model: str
+    epochs: int
+    holdout_fraction: float
+    learning_rate: float
+    max_length: int
+    seed: int
+    base_model_revision: str  # of base_model, as Terraform had it then
+
+
 class Source(TypedDict):
     """data/snapshots/<job>/source.json: where the data comes from. Written last, it makes the snapshot complete."""
 
@@ -206,6 +234,7 @@ class Source(TypedDict):
     sequencer: str  # S3's order of the events of one key
     size: int  # bytes
     uploaded_at: str
+    settings: NotRequired[ModelSettings]  # of the model, when this was uploaded; absent where it had none
     told: NotRequired[dict[str, str]]  # what the file holds, as the rows of a table; absent where it could not be read
     retrain_of: NotRequired[str]  # the job whose data this is (make retrain)
 
@@ -305,6 +334,7 @@ class Settings:
     max_models: int
     hyperparameters: dict[str, str]
     base_model: str
+    base_models: dict[str, str]  # further ones that a settings.json may choose, and their revisions
     text_column: str
     label_column: str
     max_rows_left_out: float  # share, 0 to 1
@@ -395,6 +425,108 @@ def kind_of(key: str, size: int) -> str:
     return "" if name.startswith("readme") or (not size and "." not in name) else OTHER
 
 
+# --- a model's own settings -------------------------------------------------------------------------
+
+
+def settings_key(upload_key: str) -> str:
+    """Where the settings of an upload's model are: in the model's folder."""
+    folder, slash, _ = upload_key.removeprefix(UPLOAD_PREFIX).partition("/")
+    return f"{UPLOAD_PREFIX}{folder}/{SETTINGS_FILE}" if slash else f"{UPLOAD_PREFIX}{SETTINGS_FILE}"
+
+
+def read_settings(config: Settings, upload_key: str) -> ModelSettings:
+    """The settings of an upload's model, {} where there are none. Raises Rejected."""
+    where = {"Bucket": config.bucket, "Key": settings_key(upload_key)}
+    try:
+        answer = client("s3").get_object(**where)
+        with answer["Body"]:
+            content = answer["Body"].read(SETTINGS_MAX_BYTES + 1)
+    except ClientError as error:
+        if is_gone(error):
+            return {}
+        if reason := why_unreadable(error, where, config):
+            raise Rejected(f"{SETTINGS_FILE}: {reason}") from error
+        raise
+    return parse_settings(content, config)
+
+
+def parse_settings(content: bytes, config: Settings) -> ModelSettings:
+    """What a settings.json says. Raises Rejected, with what it may say."""
+    if len(content) > SETTINGS_MAX_BYTES:
+        raise Rejected(f"{SETTINGS_FILE} has more than {SETTINGS_MAX_BYTES:,} bytes")
+    try:
+        pairs = json.loads(content, object_pairs_hook=Pairs, parse_constant=float)
+    except (ValueError, RecursionError) as error:
+        raise Rejected(f"{SETTINGS_FILE} is not JSON: {str(error)[:200] or 'nested too deeply'}") from error
+    if not isinstance(pairs, Pairs):
+        raise Rejected(f'{SETTINGS_FILE} must be a JSON object, such as {{"text_column": "message"}}')
+    checks: dict[str, Callable[[str, object, Settings], Any]] = dict.fromkeys(NUMBERS, number_setting)
+    checks |= dict.fromkeys(("text_column", "label_column"), column_setting)
+    checks |= {"base_model": base_model_setting, "$schema": lambda *_: None}  # the last one is for editors
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name not in checks:
+            raise Rejected(f"{SETTINGS_FILE}: {clipped(name)} is not a setting{suggestion(name, checks)}")
+        if name in found:
+            raise Rejected(f"{SETTINGS_FILE} has {clipped(name)} more than once: delete one")
+        found[name] = checks[name](name, value, config)
+    found.pop("$schema", None)
+    columns = {"text_column": config.text_column, "label_column": config.label_column} | found
+    if "base_model" in found:
+        found["base_model_revision"] = config.base_models.get(found["base_model"], config.base_model_revision)
+    if columns["text_column"] == columns["label_column"]:
+        raise Rejected(f"{SETTINGS_FILE}: text_column and label_column are both {clipped(columns['text_column'])}")
+    return cast(ModelSettings, found)
+
+
+def with_settings(config: Settings, chosen: ModelSettings) -> Settings:
+    """The settings that hold for an upload: Terraform's, but for what its model's settings.json chose."""
+    numbers = {name: str(value) for name, value in chosen.items() if name in NUMBERS}
+    names: dict[str, Any] = {name: value for name, value in chosen.items() if name not in NUMBERS}
+    return replace(config, hyperparameters=config.hyperparameters | numbers, **names)
+
+
+class Pairs(list[tuple[str, Any]]):
+    """A JSON object with its keys as they stand, more than once too."""
+
+
+def column_setting(name: str, value: object, config: Settings) -> str:
+    """A column's name, as Terraform takes it. Raises Rejected."""
+    if isinstance(value, str) and value.isprintable() and value == value.strip() and 0 < len(value) <= COLUMN_MAX:
+        return value
+    rule = f"1 to {COLUMN_MAX} printable characters, without spaces at its ends"
+    raise Rejected(f"{SETTINGS_FILE}: {name} must be the name of a column: {rule}")
+
+
+def number_setting(name: str, value: object, config: Settings) -> int | float:
+    """A number of NUMBERS. Raises Rejected."""
+    least, most = NUMBERS[name]
+    kinds = (int,) if isinstance(least, int) else (int, float)
+    if type(value) in kinds and least <= cast(float, value) <= most:
+        return cast(float, value)
+    kind = "a whole number" if isinstance(least, int) else "a number"
+    raise Rejected(
+        f"{SETTINGS_FILE}: {name} must be {kind} from {least:g} to {most:.10g}, not {clipped(json.dumps(value))}"
+    )
+
+
+def base_model_setting(name: str, value: object, config: Settings) -> str:
+    """One of the base models that Terraform allows. Raises Rejected."""
+    allowed = {config.base_model: "", **config.base_models}
+    if isinstance(value, str) and value in allowed:
+        return value
+    way_out = "others can be allowed by base_models in Terraform"
+    said = suggestion(value, allowed) if isinstance(value, str) else ""
+    raise Rejected(f"{SETTINGS_FILE}: {name} {clipped(str(value))} is not allowed{said}; {way_out}")
+
+
+def suggestion(name: str, names: Collection[str]) -> str:
+    """What somebody may have meant, and all that there is."""
+    near = difflib.get_close_matches(name, names, 1)
+    meant = f": did you mean {clipped(near[0])}?" if near else ""
+    return f"{meant} ({', '.join(sorted(name for name in names if name != '$schema'))})"
+
+
 # --- the steps: from an upload to its snapshot, from the snapshots that wait to training jobs -------
 
 
@@ -402,8 +534,6 @@ def handle_upload(upload: Source, config: Settings, request_id: str) -> str:
     """Take an upload as far as it goes now; returns the outcome in words."""
     # The order makes a crash harmless, here and below: do it, email it, write the record that says so.
     kind = kind_of(upload["key"], upload["size"])
-    if kind == SETTINGS:
-        return SETTINGS  # read when a file beside it is trained on
     if not kind:
         return "ignored"
     job = upload["job"] = claim_upload(config.bucket, upload)
@@ -411,6 +541,8 @@ def handle_upload(upload: Source, config: Settings, request_id: str) -> str:
     if "started.json" in there:
         return "already started"
     kept = "" if "source.json" in there else keep_upload(upload, config, request_id)
+    if kind == SETTINGS:
+        return kept or SETTINGS
     return kept or start_waiting(config, request_id, own=job)
 
 
@@ -578,13 +710,21 @@ def earlier_uploads(bucket: str) -> dict[tuple[str, str], str]:
 
 def take_snapshot(upload: Source, config: Settings) -> None:
     """Check the upload, copy its exact version to the job's snapshot, and write source.json. Raises Rejected."""
-    if kind_of(upload["key"], upload["size"]) == OTHER:
+    kind = kind_of(upload["key"], upload["size"])
+    if kind == OTHER:
         endings = f"{', '.join(FILE_ENDINGS[:-1])} or {FILE_ENDINGS[-1]}"
         raise Rejected(f'only files named {endings} are trained on: save it as CSV (in Excel: "CSV UTF-8")')
     if not upload["model"]:
         folder = upload["key"].removeprefix(UPLOAD_PREFIX).partition("/")[0]
         rule = 'use 1 to 32 of a-z, 0-9 and "-", beginning and ending with a letter or digit'
         raise Rejected(f'the folder "{plain(folder, 80)}" is not a model name: {rule}')
+    if kind == SETTINGS and upload["key"] != (place := settings_key(upload["key"])):
+        raise Rejected(f"the settings of this model are read from {plain(place)} alone: upload them there")
+    chosen = read_settings(config, upload["key"])
+    if kind == SETTINGS:
+        return  # each file beside it takes them
+    if chosen:
+        upload["settings"], config = chosen, with_settings(config, chosen)
     version = {"VersionId": upload["version_id"]} if upload["version_id"] else {}
     where = {"Bucket": upload["bucket"], "Key": upload["key"], **version}
     pinned = {"IfMatch": f'"{upload["etag"]}"'} if upload["etag"] and not version else {}
@@ -756,6 +896,7 @@ def send(kind: str, config: Settings, source: Source, rows: Sequence[tuple[str, 
     data = {"data": f"s3://{source['bucket']}/{source['key']}", "version": source["version_id"], "uploaded": uploaded}
     if kind not in (REJECTED, KNOWN):
         data |= {"size": human_bytes(source["size"]), "model": source["model"], "training job": source["job"]}
+    config = with_settings(config, source.get("settings", {}))
     values |= {"most_left_out": f"{100 * config.max_rows_left_out:g} %"}
     values |= {"config": config, "file": source["key"].rsplit("/", 1)[-1], "job": source["job"]}
     held = source.get("told", {}).items() if kind in (STARTED, REJECTED) else ()
@@ -866,6 +1007,8 @@ def start_in_turn(config: Settings, line: list[str], request_id: str, own: str) 
 def create_job(config: Settings, source: Source) -> str:
     """Create the training job, email it, record it; returns STARTED, REFUSED, or which quota it waits for."""
     job, instance_type = source["job"], config.training_instance_type
+    chosen = source.get("settings", {})
+    config = with_settings(config, chosen)
     try:
         client("sagemaker").create_training_job(**training_job_request(config, source, keep_program(config, job)))
     except ClientError as error:
@@ -879,7 +1022,11 @@ def create_job(config: Settings, source: Source) -> str:
             raise
     log.info("training job created", extra={"training_job": job})
     instance = f"{instance_type}, at most {config.training_max_runtime_seconds / 3600:g} h"
-    send("started", config, source, [("base model", config.base_model), ("instance", instance)])
+    rows = [("base model", config.base_model), ("instance", instance)]
+    if chosen:
+        shown = ", ".join(f"{name} {value}" for name, value in sorted(chosen.items()))
+        rows.append((SETTINGS_FILE, shown))
+    send("started", config, source, rows)
     record: Started = {"schema": SCHEMA, "job": job, "started_at": now().isoformat()}
     put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/started.json", record)
     return STARTED

@@ -80,6 +80,23 @@ class Sending(TypedDict):
     done: bool
 
 
+class ModelSettings(TypedDict, total=False):
+    """What the settings.json beside a model's CSVs chose (settings.schema.json); the rest is Terraform's.
+
+    Written by whoever uploads the data, and into source.json by the training orchestrator.
+    """
+
+    text_column: str
+    label_column: str
+    base_model: str
+    epochs: int
+    holdout_fraction: float
+    learning_rate: float
+    max_length: int
+    seed: int
+    base_model_revision: str  # not chosen: that of base_model, as Terraform had it then
+
+
 class Source(TypedDict):
     """data/snapshots/<job>/source.json: where the data of a job came from. Written once, before the job starts.
 
@@ -98,6 +115,7 @@ class Source(TypedDict):
     size: int
     uploaded_at: str
     told: NotRequired[dict[str, str]]  # what the file holds, as the rows of a table; not in older records
+    settings: NotRequired[ModelSettings]  # those that it came with, and is trained with; not in older records
     retrain_of: NotRequired[str]  # the job whose data this is
 
 
@@ -163,6 +181,7 @@ class Rejected(TypedDict):
     size: NotRequired[int]
     uploaded_at: NotRequired[str]
     told: NotRequired[dict[str, str]]  # what the file holds, as the rows of a table, where it could be read
+    settings: NotRequired[ModelSettings]  # those that it came with
     reason: str  # a sentence for people
     rejected_at: str
     known_job: NotRequired[str]  # the job that has the same data, where that is why, else ""; not in older records

@@ -133,6 +133,7 @@ run "refuses_above_the_most" {
   variables {
     accept_uncompared            = [for i in range(16) : "${join("", [for j in range(i < 2 ? 30 : 29) : "m"])}${i + 10}"] # 513 characters
     base_model                   = "/${join("", [for i in range(512) : "m"])}"
+    base_models                  = { for i in range(2) : format("%s%d", join("", [for j in range(127) : "m"]), i) => join("", [for j in range(i == 0 ? 128 : 116) : "r"]) } # 513 characters as JSON
     bucket_name                  = join("", [for i in range(64) : "b"])
     champion_margin              = 1.001
     deployment_alarm_models      = [for i in range(9) : "m${i}"]
@@ -162,6 +163,7 @@ run "refuses_above_the_most" {
   expect_failures = [
     var.accept_uncompared,
     var.base_model,
+    var.base_models,
     var.bucket_name,
     var.champion_margin,
     var.deployment_alarm_models,
@@ -195,6 +197,7 @@ run "takes_the_most" {
   variables {
     accept_uncompared            = [for i in range(16) : "${join("", [for j in range(i < 1 ? 30 : 29) : "m"])}${i + 10}"] # 512 characters
     base_model                   = "/${join("", [for i in range(511) : "m"])}"
+    base_models                  = { for i in range(2) : format("%s%d", join("", [for j in range(127) : "m"]), i) => join("", [for j in range(i == 0 ? 128 : 115) : "r"]) } # 512 characters as JSON
     bucket_name                  = join("", [for i in range(63) : "b"])
     champion_margin              = 1
     deployment_alarm_models      = [for i in range(8) : "${join("", [for j in range(31) : "m"])}${i}"]
@@ -278,6 +281,7 @@ run "refuses_malformed_text" {
   variables {
     accept_uncompared       = ["spam", "Reviews"]
     base_model              = "two words"
+    base_models             = { "s3://bucket/model" = "main" }
     bucket_name             = "Team"
     deployment_alarm_models = ["Reviews"]
     deployment_strategy     = "rolling"
@@ -301,6 +305,7 @@ run "refuses_malformed_text" {
   expect_failures = [
     var.accept_uncompared,
     var.base_model,
+    var.base_models,
     var.bucket_name,
     var.deployment_alarm_models,
     var.deployment_strategy,
@@ -326,6 +331,7 @@ run "refuses_malformed_parts" {
   variables {
     accept_uncompared       = [join("", [for i in range(33) : "m"])]
     base_model_revision     = "main branch"
+    base_models             = { "org/name" = "main branch" }
     bucket_name             = "192.168.5.4"
     endpoint_instance_count = 0
     endpoint_instance_type  = "m5.large"
@@ -343,6 +349,7 @@ run "refuses_malformed_parts" {
   expect_failures = [
     var.accept_uncompared,
     var.base_model_revision,
+    var.base_models,
     var.bucket_name,
     var.endpoint_instance_count,
     var.endpoint_instance_type,

@@ -64,6 +64,7 @@ def test_the_unit_tests_run_with_the_functions_variables(stack: Plan, name: str)
 CHOSEN: dict[str, str] = {
     "ACCEPT_UNCOMPARED": "reviews,spam",
     "BASE_MODEL": "org/name",
+    "BASE_MODELS": '{"org/other": "v1"}',
     "BASE_MODEL_REVISION": "main",
     "CHAMPION_MARGIN": "0.0125",
     "ENDPOINT_INSTANCE_COUNT": "2",

@@ -268,6 +268,40 @@ def test_what_names_a_snapshot_s_data_is_kept_as_long_as_the_snapshot(training: 
     assert f'prefix = "{training.DATA_CLAIM_PREFIX}", days = var.snapshot_retention_days' in rules
 
 
+def test_settings_json_takes_the_numbers_that_the_training_program_takes(training: ModuleType) -> None:
+    program = (TRAINING / "train.py").read_text(encoding="utf-8")
+    taken = {
+        name: (kind == "int", float(least), float(eval(most)))  # a literal, or a power of two less one
+        for name, kind, least, most in re.findall(r'"--(\w+)", type=_number\((\w+), ([^,]+), (.+?)\)', program)
+    }
+    allowed = {
+        name: (isinstance(least, int), float(least), float(most)) for name, (least, most) in training.NUMBERS.items()
+    }
+
+    assert {name: limits for name, limits in taken.items() if name != "batch_size"} == allowed
+
+
+def test_the_published_schema_of_settings_json_is_what_the_training_orchestrator_takes(training: ModuleType) -> None:
+    schema = json.loads((ROOT / "scripts" / "mlops" / "settings.schema.json").read_text(encoding="utf-8"))
+    kinds = {"integer": True, "number": False}
+    numbers = {
+        name: (kinds[it["type"]], it["minimum"], it["maximum"])
+        for name, it in schema["properties"].items()
+        if it.get("type") in kinds
+    }
+
+    assert numbers == {name: (isinstance(least, int), least, most) for name, (least, most) in training.NUMBERS.items()}
+    assert schema["$defs"]["column"]["maxLength"] == training.COLUMN_MAX
+    settings = records.ModelSettings.__annotations__.keys() - {"base_model_revision"}
+    assert settings == schema["properties"].keys() - {"$schema"}
+
+
+def test_a_column_of_settings_json_is_as_long_as_one_of_terraform(training: ModuleType) -> None:
+    [longest] = re.findall(r"\{1,(\d+)\}\$\", var\.label_column\)", VARIABLES)
+
+    assert int(longest) == training.COLUMN_MAX
+
+
 def test_terraform_takes_the_hyperparameters_that_the_training_orchestrator_takes(training: ModuleType) -> None:
     [value] = re.findall(r'regex\("\^(.*)\{1,256\}\$", value\)', VARIABLES)
     ascii_characters = [chr(code) for code in range(128)]

@@ -20,6 +20,7 @@ from mlops import records
 DECLARED = {
     "training_orchestrator": {
         "Source": "Source",
+        "ModelSettings": "ModelSettings",
         "Started": "Started",
         "Waiting": "Waiting",
         "GivenUp": "GivenUp",

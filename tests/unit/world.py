@@ -60,6 +60,7 @@ ENVIRONMENT = {
         "MODELS": "",
         "HYPERPARAMETERS": '{"epochs": "3", "learning_rate": "5e-5", "seed": "42"}',
         "BASE_MODEL": "distilbert-base-uncased",
+        "BASE_MODELS": "{}",
         "BASE_MODEL_REVISION": "",
         "TEXT_COLUMN": "text",
         "LABEL_COLUMN": "label",
