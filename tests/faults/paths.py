@@ -58,6 +58,20 @@ def upload(content: bytes) -> Callable[[World, Handlers], Event]:
     return lambda world, _: world.upload("data/train/reviews/x.csv", content)
 
 
+def upload_with(settings: dict[str, Any]) -> Callable[[World, Handlers], Event]:
+    """An upload beside a settings.json."""
+
+    def uploaded(world: World, _: Handlers) -> Event:
+        world.put("data/train/reviews/settings.json", settings)
+        return world.upload("data/train/reviews/x.csv", CSV)
+
+    return uploaded
+
+
+def bad_settings(world: World, _: Handlers) -> Event:
+    return world.upload("data/train/reviews/settings.json", b'{"epochs": 0}')
+
+
 def upload_over_quota(world: World, _: Handlers) -> Event:
     world.sagemaker.training_quota = 0
     return world.upload("data/train/x.csv")
@@ -587,6 +601,9 @@ PATHS = {
     "sweep: adopt known data": Path("training_orchestrator", known_upload_lost),
     "known data whose snapshot is gone": Path("training_orchestrator", claim_of_a_job_that_is_gone),
     "refuse a bad upload": Path("training_orchestrator", upload(b"text;label\n")),
+    "start with settings": Path("training_orchestrator", upload_with({"epochs": 5, "max_length": 64})),
+    "refuse an upload for its settings": Path("training_orchestrator", upload_with({"epoch": 5})),
+    "refuse settings": Path("training_orchestrator", bad_settings),
     "refuse one model too many": Path("training_orchestrator", one_model_too_many, environment={"MAX_MODELS": "1"}),
     "refuse an archived file": Path("training_orchestrator", stored_as(StorageClass="GLACIER")),
     "refuse a file with a foreign key": Path(
