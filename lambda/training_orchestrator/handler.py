@@ -1316,6 +1316,7 @@ BLOCK_BYTES = 256 * 1024
 MAX_ROW_CHARACTERS = 2 * 1024**2
 UNDECIDED_CHARACTERS = 2 * BLOCK_BYTES  # how far two ways to read quotes are followed before one is taken
 MAX_LABELS, MAX_LABELS_CHARACTERS = 20_000, 8 * 1024**2
+MAX_LABEL_CHARACTERS = 512
 MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO, RATIO_FROM_BYTES = 5 * 1024**3, 200, 16 * 1024**2
 MIN_LABELS, MIN_TEXTS_PER_LABEL = 2, 2  # of each label, one text to train on and one to hold out
 MAX_LEFT_OUT = 0.05  # share of the rows
@@ -1680,6 +1681,9 @@ class Reader:
     def _add_label(self, name: str, line: int) -> None:
         if name in self._texts_of:
             return
+        if len(name) > MAX_LABEL_CHARACTERS:
+            found = f"the label has {len(name):,} characters, more than {MAX_LABEL_CHARACTERS}"
+            raise Unreadable(line, found, f"shorten it; or is {clipped(self._columns[1])} not the label column?")
         self._texts_of[name] = set()
         if alike(name).strip('"') != self._header[self._label_at]:
             self._names[name] = name
