@@ -72,7 +72,7 @@ data-check: .venv/.tools ## Would the pipeline train on a CSV, what is in it, wh
 	@$(MLOPS) data-check
 
 .PHONY: upload
-upload: .venv/.tools ## Check a CSV and upload it, which starts a training (asks where the check warns): DATA=file.csv [MODEL=name] [YES=1]
+upload: .venv/.tools ## Check a CSV and upload it, which starts a training (asks where the check warns): DATA=file.csv [MODEL=name] [TEXT=column] [LABEL=column] [YES=1]
 	@$(MLOPS) upload
 
 .PHONY: predict

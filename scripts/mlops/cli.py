@@ -34,10 +34,10 @@ Data = Annotated[
     str, typer.Option("--data", envvar="DATA", metavar="FILE", help="A CSV with a text and a label column.")
 ]
 TextColumn = Annotated[
-    str, typer.Option("--text", envvar="TEXT", metavar="COLUMN", help="The texts' column, by default the stack's.")
+    str, typer.Option("--text", envvar="TEXT", metavar="COLUMN", help="The texts' column, by default the model's.")
 ]
 LabelColumn = Annotated[
-    str, typer.Option("--label", envvar="LABEL", metavar="COLUMN", help="The labels' column, by default the stack's.")
+    str, typer.Option("--label", envvar="LABEL", metavar="COLUMN", help="The labels' column, by default the model's.")
 ]
 BaseModel = Annotated[
     str,
@@ -140,12 +140,19 @@ def data_check(
 
 
 @app.command(rich_help_panel=DAILY)
-def upload(data: Data = "", model: Model = "", yes: Yes = False, target: Target = "") -> int:
+def upload(
+    data: Data = "",
+    model: Model = "",
+    text: TextColumn = "",
+    label: LabelColumn = "",
+    yes: Yes = False,
+    target: Target = "",
+) -> int:
     """Check a CSV and upload it, which starts a training. Asks where the check warns."""
     from mlops import upload
     from mlops.target import on_stack
 
-    return on_stack(target, lambda stack: upload.run(stack, data, model, yes))
+    return on_stack(target, lambda stack: upload.run(stack, data, model, text, label, yes))
 
 
 @app.command(rich_help_panel=DAILY)

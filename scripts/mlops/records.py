@@ -36,6 +36,8 @@ DECISION_PREFIX = "models/decisions/"
 DEPLOYMENT_PREFIX = "models/deployments/"
 PAUSED_KEY = "control/paused.json"
 LEDGER_KEY = "slots/training.json"
+SETTINGS_FILE = "settings.json"  # beside a model's files
+SETTINGS_MAX_BYTES = 4096
 
 
 def snapshot_key(job: str, name: str) -> str:

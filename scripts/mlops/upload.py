@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 
 import mlops.target
 from mlops import bucket
 from mlops.data_check import Check, Settings, check, check_file, show
-from mlops.records import DEFAULT_MODEL, LEDGER_KEY, PAUSED_KEY, UPLOAD_PREFIX, has_room, ledger, paused
+from mlops.records import (
+    DEFAULT_MODEL,
+    LEDGER_KEY,
+    PAUSED_KEY,
+    SETTINGS_FILE,
+    SETTINGS_MAX_BYTES,
+    UPLOAD_PREFIX,
+    ModelSettings,
+    has_room,
+    ledger,
+    paused,
+)
 from mlops.target import NothingDeployed, Target, UsageError, check_functions, error_code, is_denied, model_name
 from mlops.text import complain, plain, say
 
+SCHEMA = Path(__file__).with_name("settings.schema.json")  # of a settings.json
 # The rules on which an upload is seen: at once, or else by a later sweep.
 AT_ONCE, LATER = "uploads", "sweep"
 SENT_IN_ONE_PIECE = 8 * 1024**2  # bytes: of a larger object, the ETag is no MD5
@@ -45,13 +61,14 @@ def deployed_settings(target: Target) -> Settings:
     return Settings.read(variables, f"the settings of the stack {target.bucket}", bool(target.environment))
 
 
-def find_settings(where: str) -> Settings:
-    """The settings of the stack that commands talk to, or the defaults where there is none; that is said.
+def find_settings(where: str, model: str) -> Settings:
+    """A model's settings in the stack that commands talk to, or the defaults where there is none; that is said.
 
     Raises UsageError when a stack that was asked for is not there.
     """
     try:
-        return deployed_settings(mlops.target.connect(where))
+        target = mlops.target.connect(where)
+        return with_chosen(deployed_settings(target), read_chosen(target, model)[0])
     except NothingDeployed:
         return Settings(source="the defaults: nothing is deployed from here")
     except UsageError as error:
@@ -99,14 +116,15 @@ def run_check(data: str, model: str, text: str, label: str, where: str) -> int:
     try:
         if not data:
             raise UsageError("say which file: make data-check DATA=file.csv [TEXT=column LABEL=column]")
-        model_name(model)
+        model = model_name(model)
         look_at(Path(data))
-        settings = find_settings(where)
+        settings = find_settings(where, model)
         found = checked(Path(data), with_columns(settings, text, label))
         if not found.refused and (found.settings != settings):
             say(
                 f'note: without these options the pipeline looks for "{plain(settings.text_column)}" and '
-                f'"{plain(settings.label_column)}": rename yours, or set text_column and label_column in Terraform'
+                f'"{plain(settings.label_column)}": give them to make upload as well, which writes them into the '
+                "model's settings.json"
             )
         elif "there is no column" in found.refused:
             complain("TEXT=column LABEL=column tries other columns")
@@ -119,13 +137,71 @@ def run_check(data: str, model: str, text: str, label: str, where: str) -> int:
         return 130
 
 
+# --- a model's own settings --------------------------------------------------------------------------
+
+
+def settings_key(model: str) -> str:
+    """Where the settings of a model's files are."""
+    return f"{folder_of(model)}{SETTINGS_FILE}"
+
+
+def read_chosen(target: Target, model: str) -> tuple[ModelSettings, str]:
+    """What a model's settings.json chooses, and its ETag; ({}, "") where there is none, or one may not look.
+
+    Raises UsageError when it says what the training orchestrator would refuse.
+    """
+    key = settings_key(model)
+    try:
+        answer = target.client("s3").get_object(Bucket=target.bucket, Key=key)
+    except ClientError as error:
+        if error_code(error) != "NoSuchKey" and not is_denied(error):
+            raise
+        return {}, ""
+    with answer["Body"] as body:
+        content = body.read(SETTINGS_MAX_BYTES + 1)
+    try:
+        chosen = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"s3://{target.bucket}/{key} is not JSON: {plain(error, 200)}") from error
+    if wrong := best_match(Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).iter_errors(chosen)):
+        raise UsageError(f"s3://{target.bucket}/{key}: {plain(f'{wrong.json_path}: {wrong.message}', 300)}")
+    return cast(ModelSettings, chosen), str(answer["ETag"])
+
+
+def with_chosen(settings: Settings, chosen: ModelSettings) -> Settings:
+    """The settings, with what a model's settings.json chooses of them."""
+    known = {item.name for item in fields(Settings)} - {"source"}
+    taken: dict[str, Any] = {name: value for name, value in chosen.items() if name in known}
+    return replace(settings, **taken, source=f"the model's settings.json and {settings.source}") if taken else settings
+
+
+def choose_columns(target: Target, model: str, columns: ModelSettings) -> None:
+    """Write columns into a model's settings.json; all else in it stays. Raises UsageError when it changes meanwhile."""
+    chosen, etag = read_chosen(target, model)
+    if chosen == chosen | columns:
+        return
+    key, condition = settings_key(model), {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+    body = json.dumps(chosen | columns, indent=1).encode()
+    try:
+        target.client("s3").put_object(Bucket=target.bucket, Key=key, Body=body, **condition)
+    except ClientError as error:
+        if error_code(error) not in ("PreconditionFailed", "ConditionalRequestConflict"):
+            raise
+        raise UsageError(f"somebody else has just changed s3://{target.bucket}/{key}: run this again") from error
+    say(f"written to s3://{target.bucket}/{key}: {', '.join(f'{name} {plain(it)}' for name, it in columns.items())}")
+
+
 # --- the upload --------------------------------------------------------------------------------------
+
+
+def folder_of(model: str) -> str:
+    """Where the files of a model go in the bucket."""
+    return UPLOAD_PREFIX if model == DEFAULT_MODEL else f"{UPLOAD_PREFIX}{model}/"
 
 
 def key_of(file: Path, model: str) -> str:
     """Where a file of a model goes in the bucket."""
-    folder = "" if model == DEFAULT_MODEL else f"{model}/"
-    return f"{UPLOAD_PREFIX}{folder}{file.name}"
+    return f"{folder_of(model)}{file.name}"
 
 
 def upload(target: Target, data: Path, model: str) -> str:
@@ -191,7 +267,7 @@ def outlook(target: Target, model: str) -> str:
         at, by = pause.value["at"][:16], pause.value["by"]
         return f"waits: the pipeline is paused, since {at} by {by}; make resume starts it"
     if at_once:
-        return f"waits for a sweep, in half an hour or so: {at_once}; make deploy mends that"
+        return f"waits for a sweep, in half an hour or so: {at_once}; make deploy restores it"
     return "starts now"
 
 
@@ -224,15 +300,21 @@ def confirm_warnings(found: Check, yes: bool) -> None:
         raise UsageError("nothing was sent")
 
 
-def run(target: Target, data: str, model: str, yes: bool) -> int:
-    """Check a file, upload it and say what follows; the exit status, 2 for one that is refused. Raises UsageError."""
+def run(target: Target, data: str, model: str, text: str, label: str, yes: bool) -> int:
+    """Check a file, upload it and say what follows; the exit status, 2 for one that is refused. Raises UsageError.
+
+    text, label: the columns, which become the model's.
+    """
     if not data:
-        raise UsageError("say which file: make upload DATA=file.csv [MODEL=name]")
+        raise UsageError("say which file: make upload DATA=file.csv [MODEL=name] [TEXT=column LABEL=column]")
     model, file = model_name(model), Path(data)
     look_at(file)
     then = outlook(target, model)
-    found = checked(file, deployed_settings(target))
+    settings = with_chosen(deployed_settings(target), read_chosen(target, model)[0])
+    found = checked(file, with_columns(settings, text, label))
     if found.refused:
+        if not text and "there is no column" in found.refused:
+            complain("TEXT=column LABEL=column names other columns, for this model from now on")
         complain("nothing was sent")
         return 2
     say(f"it goes to the model {model}, for the endpoint {target.endpoint_of(model)}")
@@ -240,6 +322,12 @@ def run(target: Target, data: str, model: str, yes: bool) -> int:
         say(f"the same bytes lie there since {since}; make retrain JOB=... trains on them again")
     sys.stdout.flush()
     confirm_warnings(found, yes)
+    columns = ModelSettings()
+    if text:
+        columns["text_column"] = text
+    if label:
+        columns["label_column"] = label
+    choose_columns(target, model, columns)
     say(f"uploaded {upload(target, file, model)}")
     say(f"the training of the model {model} {then}")
     say(f"if the new model is good enough, {target.endpoint_of(model)} serves it (make status, make logs)")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from fake_sagemaker import refusal
+from mlops import records, upload
 from mlops.records import LEDGER_KEY, PAUSED_KEY
 from shell import Shell
 from test_deployment_orchestrator import FIRST
@@ -194,7 +196,7 @@ def test_without_its_rule_an_upload_waits_for_a_sweep_and_without_both_for_ever(
 ) -> None:
     shell.events.faults = {"rule-uploads": fault}
     assert shell.run("upload", "--data", data) == 0
-    assert f"waits for a sweep, in half an hour or so: {said}; make deploy mends that" in capsys.readouterr().out
+    assert f"waits for a sweep, in half an hour or so: {said}; make deploy restores it" in capsys.readouterr().out
     shell.world.client("s3").delete_object(Bucket=BUCKET, Key="data/train/tickets.csv")
     shell.events.faults["rule-sweep"] = fault
     assert shell.run("upload", "--data", data) == 2
@@ -222,3 +224,76 @@ def test_a_stack_of_which_only_the_bucket_is_left_is_named(
     assert shell.run("upload", "--data", data) == 2
     assert f"of this stack only {BUCKET} is left: make deploy takes it up again" in capsys.readouterr().err
     assert uploads(shell) == []
+
+
+# --- columns of other names ---------------------------------------------------------------------------
+
+MESSAGES = GOOD.replace("text,label", "Message;Category").replace(",", ";")
+COLUMNS = ("--text", "Message", "--label", "Category")
+
+
+@pytest.fixture
+def messages(tmp_path: Path) -> str:
+    file = tmp_path / "messages.csv"
+    file.write_text(MESSAGES)
+    return str(file)
+
+
+def settings_of(shell: Shell, model: str = "tickets") -> dict[str, Any]:
+    return shell.world.record(f"data/train/{model}/settings.json")
+
+
+def test_columns_that_are_given_become_the_models_before_its_file_is_sent(shell: Shell, messages: str) -> None:
+    assert shell.run("upload", "--data", messages, "--model", "tickets", *COLUMNS) == 0
+    assert settings_of(shell) == {"text_column": "Message", "label_column": "Category"}
+    sent = [call for call in shell.world.around.calls if call in ("PutObject", "UploadFile", "CreateMultipartUpload")]
+    assert len(sent) == 2
+    assert shell.world.keys("data/train/") == ["data/train/tickets/messages.csv", "data/train/tickets/settings.json"]
+
+
+def test_the_models_columns_need_not_be_given_again(
+    shell: Shell, messages: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run("upload", "--data", messages, "--model", "tickets", *COLUMNS)
+    capsys.readouterr()
+    assert shell.run("upload", "--data", messages, "--model", "tickets", "--yes") == 0
+    said = capsys.readouterr().out
+    assert 'columns "Message" and "Category"' in said
+    assert "the model's settings.json and" in said
+    assert "written to" not in said
+    assert shell.run("upload", "--data", messages, "--model", "others") == 2
+
+
+def test_the_models_other_settings_stay(shell: Shell, messages: str) -> None:
+    shell.world.put("data/train/tickets/settings.json", {"epochs": 7, "text_column": "old"})
+    assert shell.run("upload", "--data", messages, "--model", "tickets", *COLUMNS) == 0
+    assert settings_of(shell) == {"epochs": 7, "text_column": "Message", "label_column": "Category"}
+
+
+def test_settings_that_the_pipeline_would_refuse_are_named_and_nothing_is_sent(
+    shell: Shell, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.world.put("data/train/settings.json", {"epoch": 7})
+    assert shell.run("upload", "--data", data) == 2
+    assert f"s3://{BUCKET}/data/train/settings.json: $: Additional properties" in capsys.readouterr().err
+    assert shell.world.keys("data/train/") == ["data/train/settings.json"]
+
+
+def test_settings_that_change_meanwhile_are_not_overwritten(
+    shell: Shell, messages: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = {"epochs": 2}
+    shell.world.around.interruption = Interruption(
+        "PutObject", lambda: shell.world.put("data/train/tickets/settings.json", theirs)
+    )
+    assert shell.run("upload", "--data", messages, "--model", "tickets", *COLUMNS) == 2
+    assert "somebody else has just changed" in capsys.readouterr().err
+    assert shell.world.keys("data/train/") == ["data/train/tickets/settings.json"]
+    assert settings_of(shell) == theirs
+
+
+def test_the_settings_are_where_the_training_orchestrator_reads_them(training: ModuleType) -> None:
+    for model in ("default", "tickets"):
+        key = upload.key_of(Path("x.csv"), model)
+        assert upload.settings_key(model) == training.settings_key(key)
+    assert training.SETTINGS_MAX_BYTES == records.SETTINGS_MAX_BYTES
