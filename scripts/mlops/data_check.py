@@ -194,7 +194,8 @@ def check_file(file: Path) -> str:
     if not file.is_file():
         return "there is no such file"
     if not file.name.lower().endswith(FILE_ENDINGS):
-        return f'only files named {", ".join(FILE_ENDINGS)} are trained on: save it as one (in Excel: "CSV UTF-8")'
+        endings = f"{', '.join(FILE_ENDINGS[:-1])} or {FILE_ENDINGS[-1]}"
+        return f'only files named {endings} are trained on: save it as CSV (in Excel: "CSV UTF-8")'
     if not os.access(file, os.R_OK):
         return "you may not read this file"
     try:

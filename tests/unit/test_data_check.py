@@ -198,7 +198,7 @@ def test_a_table_is_one_line_a_row_where_there_is_no_terminal(
     [
         ("none.csv", "there is no such file"),
         (".", "this is a folder"),
-        ("data.xlsx", "only files named .csv, .tsv, .csv.gz, .tsv.gz are trained on"),
+        ("data.xlsx", "only files named .csv, .tsv, .csv.gz or .tsv.gz are trained on: save it as CSV"),
         ("data.gz", "only files named"),
     ],
 )
