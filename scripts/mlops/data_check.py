@@ -264,8 +264,11 @@ def warnings_of(found: Findings, seen: Seen, settings: Settings) -> list[str]:
             f'is "{plain(settings.text_column, 40)}" the column of the texts?'
         )
     if min(estimate_of(seen, settings).minutes, default=0) * 60 > settings.max_seconds:
-        limit = f"{settings.max_seconds / 3600:g} hours (training_max_runtime_seconds)"
-        warnings.append(f"the training may not end within {limit}, and is stopped then")
+        limit = f"{settings.max_seconds / 3600:.3g} hours (training_max_runtime_seconds)"
+        warnings.append(
+            f"the training can hardly end within {limit}, is stopped then, and leaves no model: fewer rows or epochs, a "
+            "larger instance or a higher limit helps"
+        )
     return warnings
 
 

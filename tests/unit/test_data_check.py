@@ -354,7 +354,7 @@ def test_what_is_not_known_is_said() -> None:
 
 def test_a_training_that_will_not_end_in_time_is_a_warning(write: Callable[..., Path]) -> None:
     [warning] = check(write(PLAIN), Settings(max_seconds=100)).warnings
-    assert "may not end within" in warning
+    assert "can hardly end within 0.0278 hours" in warning
 
 
 def test_every_type_with_a_speed_has_a_price() -> None:
