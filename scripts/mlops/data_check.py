@@ -266,8 +266,8 @@ def warnings_of(found: Findings, seen: Seen, settings: Settings) -> list[str]:
     if min(estimate_of(seen, settings).minutes, default=0) * 60 > settings.max_seconds:
         limit = f"{settings.max_seconds / 3600:.3g} hours (training_max_runtime_seconds)"
         warnings.append(
-            f"the training can hardly end within {limit}, is stopped then, and leaves no model: fewer rows or epochs, a "
-            "larger instance or a higher limit helps"
+            f"the training can hardly end within {limit}, is stopped then, and leaves no model: fewer rows or epochs, "
+            "a larger instance or a higher limit helps"
         )
     return warnings
 
