@@ -1719,7 +1719,7 @@ class Reader:
 def check_trainable(found: Findings, max_left_out: float = MAX_LEFT_OUT) -> None:
     """Raise Unreadable where a whole file cannot be trained on: for its labels, or for what had to be left out.
 
-    max_left_out: the share of rows, 0 to 1, that may be. Of an incomplete file nothing is said: the rest may mend it.
+    max_left_out: the share of rows, 0 to 1, that may be. Of an incomplete file nothing is said: the rest may change it.
     """
     if not found.complete:
         return

@@ -1,7 +1,8 @@
 """What a training takes and costs, roughly: the one place with prices and speeds, their dates and sources.
 
-Prices are list prices of us-east-1. Those of ml.m5.large and ml.m5.xlarge: terraform/README.md, Costs; the others:
-public copies of AWS's list that agree, November 2026. Other regions cost up to 40 % more.
+Prices are list prices of us-east-1. Those of ml.m5.large and ml.m5.xlarge: terraform/README.md, Costs. The others:
+public copies of AWS's list, November 2026, which differ by up to 40 % for ml.g5.xlarge; here stands the highest. Other
+regions have other prices: https://aws.amazon.com/sagemaker/ai/pricing/
 
 Speeds were measured in November 2026 with scripts/training/train.py on one core of an AMD EPYC (AVX2), never on AWS:
 the sample and 2,000 text messages, with a MiniLM (0.14 to 0.18 core-seconds) and with a model of DistilBERT's size

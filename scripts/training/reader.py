@@ -32,7 +32,7 @@ the same verdict on the same file. Nothing in it depends on the file's name or o
   more than 20,000 labels, or 8 Mi         refused with the line
     characters of them
   NULL, nan, N/A ... as a label            kept, told
-  incomplete (the head of a large file)    a row that is cut off is passed over; no verdict on what the rest could mend
+  incomplete (the head of a large file)    a row that is cut off is passed over; no verdict on what the rest could change
 
 No message has the text of a row; a header's cell only where it looks like a name; a label only if it has at most 40
 characters, and none where each row may have its own.
@@ -462,7 +462,7 @@ class Reader:
 def check_trainable(found: Findings, max_left_out: float = MAX_LEFT_OUT) -> None:
     """Raise Unreadable where a whole file cannot be trained on: for its labels, or for what had to be left out.
 
-    max_left_out: the share of rows, 0 to 1, that may be. Of an incomplete file nothing is said: the rest may mend it.
+    max_left_out: the share of rows, 0 to 1, that may be. Of an incomplete file nothing is said: the rest may change it.
     """
     if not found.complete:
         return

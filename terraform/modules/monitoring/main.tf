@@ -156,7 +156,7 @@ resource "aws_sqs_queue" "failures" {
 
 resource "aws_cloudwatch_metric_alarm" "failures" {
   alarm_name          = "${var.queue_name}-not-empty"
-  alarm_description   = "An event could not be processed and waits in ${var.queue_name} (14 days). Read its reason and the function's log, mend the cause, then send it again."
+  alarm_description   = "An event could not be processed and waits in ${var.queue_name} (14 days). Read its reason and the function's log, fix the cause, then send it again."
   namespace           = "AWS/SQS"
   metric_name         = "ApproximateNumberOfMessagesVisible"
   dimensions          = { QueueName = aws_sqs_queue.failures.name }
