@@ -1,8 +1,8 @@
 """A day of uploads whose events arrive late, three times, in any order, or never, ends like a quiet day.
 
 Each schedule plays ten uploads for two models: of some the training fails, of some the gate refuses the model, of
-some the model server does not come up. What happens next (an upload, the delivery of one of the events under way,
-the end of a job, the endpoint settling) is drawn at random.
+some the model server does not come up; some come twice, under two names. What happens next (an upload, the delivery of
+one of the events under way, the end of a job, the endpoint settling) is drawn at random.
 SCHEDULES=1000 plays more than the 200 of each kind; -s prints each schedule's seed.
 """
 
@@ -65,6 +65,8 @@ class Day:
         self.under_way: list[tuple[str, dict[str, Any]]] = []
         self.fates: dict[str, str] = {}
         self.models: dict[str, str] = {}
+        self.twins: list[tuple[str, str]] = []  # jobs of the same data, of which one is started
+        self.uploads = 0
         self.requests = 0
         self.sweeps = 0
 
@@ -77,14 +79,29 @@ class Day:
         self.under_way += [(handler, event)] * DELIVERIES
 
     def upload(self) -> None:
-        number = len(self.fates)
-        model = self.random.choice(MODELS)
+        number, model, fate = self.uploads, self.random.choice(MODELS), self.random.choice(FATES)
+        self.uploads += 1
+        jobs = [
+            self.upload_as(name, number, model, fate) for name in self.random.choice([("",), ("",), ("", " again")])
+        ]
+        if len(jobs) == 2:
+            self.twins.append((jobs[0], jobs[1]))
+
+    def upload_as(self, name: str, number: int, model: str, fate: str) -> str:
+        """Upload the data of that number under a name; returns the job that it would be."""
         folder = "" if model == "default" else f"{model}/"
-        event = self.world.upload(f"data/train/{folder}{number}.csv", csv_number(number))
-        event["time"] = f"2026-11-23T12:{number:02}:00Z"
-        job = self.handlers["training_orchestrator"].parse_upload(event)["job"]
-        self.fates[job], self.models[job] = self.random.choice(FATES), model
+        event = self.world.upload(f"data/train/{folder}{number}{name}.csv", csv_number(number))
+        event["time"] = f"2026-11-23T12:{number:02}:{len(name):02}Z"
+        job = str(self.handlers["training_orchestrator"].parse_upload(event)["job"])
+        self.fates[job], self.models[job] = fate, model
         self.send("training_orchestrator", event)
+        return job
+
+    def trained(self) -> dict[str, str]:
+        """The fates of the jobs that there must be: of twins, the one whose upload came first."""
+        jobs = self.world.sagemaker.jobs
+        left = {first if second in jobs else second for first, second in self.twins}
+        return {job: fate for job, fate in self.fates.items() if job not in left}
 
     def deliver(self, handler: str, event: dict[str, Any]) -> None:
         before = set(self.world.keys("models/approved/"))
@@ -184,7 +201,7 @@ class Day:
         """Ten uploads, and everything that comes of them, in random order, until nothing moves."""
         for _ in range(MAX_STEPS):
             moves = list(self.moves())
-            if len(self.fates) < UPLOADS and (not moves or self.random.random() < 0.1):
+            if self.uploads < UPLOADS and (not moves or self.random.random() < 0.1):
                 self.upload()
             elif moves:
                 self.random.choice(moves)()
@@ -208,12 +225,16 @@ class Day:
 
     def check(self) -> None:
         jobs, decisions = self.world.sagemaker.jobs, self.world.keys("models/decisions/")
-        assert sorted(jobs) == sorted(self.fates)
-        assert decisions == [f"models/decisions/{job}.json" for job in sorted(self.fates)]
+        trained = self.trained()
+        assert sorted(jobs) == sorted(trained)
+        assert decisions == [f"models/decisions/{job}.json" for job in sorted(trained)]
+        for twins in self.twins:
+            (left,) = set(twins) - trained.keys()
+            assert {self.world.record(f"data/rejected/{left}.json")["known_job"], left} == set(twins)
         # Once, but for a call that the SDK made again.
         assert {len(set(self.world.bodies(key))) for key in decisions} == {1}
         for model in set(self.models.values()):
-            working = [job for job in self.fates if self.models[job] == model and self.fates[job] == "good"]
+            working = [job for job in trained if self.models[job] == model and trained[job] == "good"]
             endpoint = self.world.sagemaker.endpoints.get(endpoint_of(model))
             if working:
                 assert endpoint is not None, model
@@ -229,7 +250,9 @@ class Day:
         if not self.faults:
             assert set(told.values()) == {1}
             assert len(about) == sum(subject in ONE_PER_JOB for subject, _ in told)
-        fates = Counter(self.fates.values())
+            known = [int(number) for _, body in told for number in re.findall(r"uploads of known data  (\d+)", body)]
+            assert sum(known) == len(self.twins)
+        fates = Counter(self.trained().values())
         assert ends["Training started"] == UPLOADS
         assert ends["Training failed"] == fates["training fails"]
         assert ends["Model rejected"] == fates["refused"]
@@ -268,5 +291,10 @@ def test_any_order_of_events_ends_with_the_newest_working_model_in_service(
     day.check()
     day.check_emails()
     kind = f"schedules, {lost:.0%} of SageMaker's events lost, {faulty:.0%} of attempts with a fault"
-    figures = {"uploads": len(day.fates), "deliveries": day.requests, "faults": day.faults}
+    figures = {
+        "uploads": len(day.fates),
+        "of known data": len(day.twins),
+        "deliveries": day.requests,
+        "faults": day.faults,
+    }
     count({kind: 1} | {f"{kind}: {what}": number for what, number in figures.items() if number})
