@@ -827,6 +827,7 @@ def parse_champion(metrics: Mapping[str, Any], live: str | None = None) -> Champ
         # Programs of an earlier version say nothing but whether they compared.
         written = {"status": COMPARED if written.get("sets") else "not said", "respelt": ""} | written
     champion: Champion = checked(written, CHAMPION_FIELDS, where)
+    champion["note"], champion["respelt"] = (plain(champion[line], NOTE_MAX) for line in ("note", "respelt"))
     for at, one in enumerate(champion["sets"]):
         judged: ComparedSet = checked({"error": {}} | one, COMPARED_SET_FIELDS, f"{where}: set {at}")
         judged["error"] = judged["error"] or dict.fromkeys(judged["live"], 0.0)

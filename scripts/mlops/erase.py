@@ -56,6 +56,7 @@ from mlops.text import plain, say
 
 MAX_FIELD_CHARACTERS = 2**31 - 1  # as the training program reads
 MAX_UNPACKED_BYTES = 5 * 1024**3  # the same
+GOLDEN_MAX_CHARACTERS = 512  # where training cuts the text of a golden row
 SEPARATORS = ",;\t|"
 GZIP_MARK, UTF16_MARKS = b"\x1f\x8b", (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 BLOCK_BYTES = 1024**2
@@ -148,10 +149,16 @@ def separator_of(lines: IO[str]) -> str:
     return max(SEPARATORS, key=first.count)
 
 
+def is_golden(row: dict[str, Any], text: str) -> bool:
+    """Whether a golden row is the text, or as much of it as training takes."""
+    forms = (text, text.replace("\n", "\r\n"))
+    return normal(row["text"]) in {text, *(normal(form[:GOLDEN_MAX_CHARACTERS]) for form in forms)}
+
+
 def golden_without(source: IO[bytes], kept: IO[bytes], text: str) -> int:
     """golden.json, a list of rows."""
     rows = json.load(source)
-    left = [row for row in rows if normal(row["text"]) != text]
+    left = [row for row in rows if not is_golden(row, text)]
     kept.write(json.dumps(left).encode())
     return len(rows) - len(left)
 
@@ -160,7 +167,7 @@ def decision_without(source: IO[bytes], kept: IO[bytes], text: str) -> int:
     """A decision, with the golden rows in it."""
     record = json.load(source)
     rows = record.get("golden") or []
-    left = [row for row in rows if normal(row["text"]) != text]
+    left = [row for row in rows if not is_golden(row, text)]
     if rows and not left:
         record["golden_note"] = "they were erased"
     kept.write(bucket.as_json(record | {"golden": left}))

@@ -17,7 +17,7 @@ from typing import Any
 import hcl2
 import pytest
 
-from mlops import records, status
+from mlops import erase, records, status
 from world import ROOT
 
 TERRAFORM = ROOT / "terraform"
@@ -194,7 +194,7 @@ def test_what_training_writes_the_evaluator_reads(evaluator: ModuleType) -> None
     assert metrics["FILE_NAME"] == evaluator.METRICS_FILE
     assert train["GOLDEN_FILE"] == evaluator.GOLDEN_FILE
     assert train["GOLDEN_ROWS"] == evaluator.GOLDEN_MAX_ROWS
-    assert train["GOLDEN_MAX_CHARACTERS"] == evaluator.TEXT_MAX
+    assert train["GOLDEN_MAX_CHARACTERS"] == evaluator.TEXT_MAX == erase.GOLDEN_MAX_CHARACTERS
     assert train["GOLDEN_MAX_CHARACTERS"] == constants(TRAINING / "reader.py")["MAX_LABEL_CHARACTERS"]
     assert train["TOLD_MAX_ROWS"] == evaluator.TOLD_MAX_ROWS
     assert train["TOLD_MAX_CHARACTERS"] == evaluator.TOLD_MAX

@@ -9,7 +9,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -333,6 +333,22 @@ def test_a_job_that_runs_may_have_read_it(planted: Shell, capsys: pytest.Capture
     assert run(planted) == 1
     assert f"LEFT: {THIRD} runs, and may have read it" in capsys.readouterr().out
     assert holding(planted) == []
+
+
+LONG = "Dear Bob,\nmy address is 12 Elm St. " * 50
+
+
+@pytest.mark.parametrize("text", [LONG.strip(), LONG.replace("\n", "\r\n").strip()], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("erasing", [erase.golden_without, erase.decision_without])
+def test_a_golden_row_that_was_cut_is_erased_with_its_text(
+    erasing: Callable[[IO[bytes], IO[bytes], str], int], text: str
+) -> None:
+    rows = [{"text": text[:512].strip()}, {"text": "Dear Bob,"}, {"text": text[:500]}]
+    record = rows if erasing is erase.golden_without else {"golden": rows}
+    kept = io.BytesIO()
+    assert erasing(io.BytesIO(json.dumps(record).encode()), kept, erase.normal(text)) == 1
+    left = json.loads(kept.getvalue())
+    assert (left if isinstance(left, list) else left["golden"]) == rows[1:]
 
 
 @pytest.mark.parametrize("body", [b"no archive", archive(1)[:200], tar_gz([("golden.json", b"[3]")])])

@@ -157,14 +157,15 @@ def test_no_value_changes_the_lines_of_what_the_training_orchestrator_sends(trai
 
 def decisions(evaluator: ModuleType, value: str) -> Iterator[Any]:
     """A decision of every kind, with a value from outside wherever one goes."""
-    champion = {"job": JOB, "note": value, "kept": None, "sets": []}
-    against = [None, champion | {"compared": False}, champion | {"compared": True}]
+    champion = {"job": JOB, "note": value, "respelt": value, "kept": None, "sets": []}
+    statuses = {"too few rows": False, "compared": True, "respelt labels": True}
+    against = [None, *(champion | {"status": name, "compared": compared} for name, compared in statuses.items())]
     checks = [
         evaluator.Check(value, "min", 0.8, None, False, value),
         evaluator.Check(value, "max", 0.5, 0.3, True, value, "new hold-out (20 rows)", 0.2),
     ]
     for verdict in evaluator.EMAILS:
-        for compared in against if verdict in ("approved", "rejected") else [None]:
+        for compared in against if verdict in ("approved", "rejected", "held") else [None]:
             yield evaluator.Decision(
                 job=JOB,
                 model="default",
@@ -175,6 +176,7 @@ def decisions(evaluator: ModuleType, value: str) -> Iterator[Any]:
                 reason=value,
                 artifact={"key": value, "etag": "e", "size": 5},
                 metrics={"train_examples": 80.0, value: 1.0},
+                told={"rows": value},
                 checks=checks if verdict in ("approved", "rejected") else [],
                 champion=compared,
                 rivals={SECOND: {}},
@@ -205,6 +207,15 @@ def test_no_value_changes_the_lines_of_what_the_deployment_orchestrator_sends(de
 
 # --- from each way in to each way out -----------------------------------------------------------------
 
+# What Python calls printable, and nobody sees.
+UNSEEN_CHAMPION = {
+    "job": JOB,
+    "status": "respelt labels",
+    "compared": True,
+    "note": "a\u3164b",
+    "respelt": "a\u3164 for a",
+    "sets": [{"name": "new hold-out", "rows": 50, "live": {"accuracy": 0.9}, "new": {"accuracy": 0.9}}],
+}
 # What is kept as it came: it identifies an upload, or is what the endpoint is asked.
 EXACT = ("key", "text", "label")
 
@@ -282,10 +293,22 @@ def test_a_failure_reason_comes_out_as_text(
         ({"accuracy": EVIL}, None),
         ({EVIL: 0.5}, None),
         ({"champion": EVIL}, None),
+        ({"champion": UNSEEN_CHAMPION}, None),
+        ({"told": {EVIL: EVIL}}, None),
+        ({"told": EVIL}, None),
         ({}, [{"text": EVIL, "label": EVIL, "score": EVIL}]),
         ({}, [{"text": EVIL, "label": EVIL, "score": 0.9}]),
     ],
-    ids=["a metric", "a metric's name", "the comparison", "a golden score", "golden rows"],
+    ids=[
+        "a metric",
+        "a metric's name",
+        "the comparison",
+        "the comparison's words",
+        "words about the data",
+        "no words about the data",
+        "a golden score",
+        "golden rows",
+    ],
 )
 def test_what_a_job_wrote_comes_out_as_text(
     evaluator: ModuleType, world: World, caplog: pytest.LogCaptureFixture, metrics: dict[str, Any], golden: Any
@@ -295,7 +318,7 @@ def test_what_a_job_wrote_comes_out_as_text(
     complete(world, tar_gz(files), tar_gz([metrics_file(**metrics), WEIGHTS]))
     evaluator.lambda_handler(world.job_event(JOB), Context("request"))
     assert_everything_is_plain(world, caplog, "models/decisions/")
-    assert bool(world.keys(APPROVED)) == (metrics in ({}, {EVIL: 0.5}))
+    assert bool(world.keys(APPROVED)) == (metrics in ({}, {EVIL: 0.5}, {"told": {EVIL: EVIL}}))
 
 
 @pytest.mark.parametrize(
