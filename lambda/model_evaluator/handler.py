@@ -546,7 +546,7 @@ def compare(
             if chance:
                 reason += f", with {chance:.4g} to spare to rule out chance: the new data lacks the live model's rows"
             if out_of_reach:
-                reason += f", and no model can have that on so few of them, so only {bound:g} passes"
+                reason += f"; that is more than any model can reach, so only {bound:g} passes"
             checks.append(Check(metric, "min" if sign == 1 else "max", bound, value, passed, reason, rows, live))
     return checks, trails
 

@@ -234,7 +234,7 @@ def test_no_bound_is_beyond_what_the_metric_can_reach_and_that_passes(
     (check,) = checks_of(evaluator, block(figures, kept=0), gate={metric: {"min": 0}})
     assert check.threshold == pytest.approx(bound)
     assert check.passed
-    assert ("no model can have that on so few of them" in check.reason) is capped
+    assert ("that is more than any model can reach" in check.reason) is capped
 
 
 def test_where_the_bound_is_beyond_reach_only_the_best_figure_passes_and_that_is_said(evaluator: ModuleType) -> None:
@@ -243,8 +243,8 @@ def test_where_the_bound_is_beyond_reach_only_the_best_figure_passes_and_that_is
     assert not check.passed
     assert check.reason == (
         f"accuracy on the {LIVE_SET} (200 rows) is 0.995; the live model has 1, and at most 0.005 worse than that is "
-        "allowed, with 0.1645 to spare to rule out chance: the new data lacks the live model's rows, and no model can "
-        "have that on so few of them, so only 1 passes"
+        "allowed, with 0.1645 to spare to rule out chance: the new data lacks the live model's rows; that is more than "
+        "any model can reach, so only 1 passes"
     )
 
 
