@@ -32,7 +32,7 @@ the same verdict on the same file. Nothing in it depends on the file's name or o
   more than 20,000 labels, or 8 Mi         refused with the line
     characters of them
   NULL, nan, N/A ... as a label            kept, told
-  incomplete (the head of a large file)    a row that is cut off is passed over; no verdict on what the rest could change
+  incomplete (the head of a large file)    a row that is cut off is passed over; no verdict on what the rest may change
 
 No message has the text of a row; a header's cell only where it looks like a name; a label only if it has at most 40
 characters, and none where each row may have its own.
