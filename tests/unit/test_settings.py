@@ -211,3 +211,18 @@ def test_good_settings_alone_start_nothing_and_send_no_email(
     assert run(world.upload("data/train/intents/settings.json", json.dumps(SETTINGS).encode())) == "settings"
     assert world.emails() == []
     assert world.keys("data/snapshots/") == []
+
+
+def test_settings_elsewhere_in_the_models_folder_are_not_passed_over_in_silence(
+    run: Callable[[dict[str, Any]], str], world: World
+) -> None:
+    assert run(world.upload("data/train/intents/2026/settings.json", json.dumps(SETTINGS).encode())) == "rejected"
+    assert "are read from data/train/intents/settings.json alone" in world.only_email().body
+
+
+def test_settings_that_s3_does_not_hand_out_are_named(run: Callable[[dict[str, Any]], str], world: World) -> None:
+    sent = world.upload("data/train/intents/x.csv", CSV)
+    body = json.dumps(SETTINGS).encode()
+    world.s3.put_object(Bucket=BUCKET, Key="data/train/intents/settings.json", Body=body, StorageClass="GLACIER")
+    assert run(sent) == "rejected"
+    assert "settings.json: the file is in an archive storage class" in world.only_email().body
