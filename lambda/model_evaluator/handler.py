@@ -52,7 +52,7 @@ NEW_HOLDOUT = "new hold-out"
 LIVE_HOLDOUT = "hold-out of the live model"
 # What the training program (scripts/training/champion.py) says of the comparison: it was made, or why it was not.
 COMPARED = "compared"
-RESPELT = "respelt labels"  # it was made, after mapping: the new data writes the live model's labels otherwise
+RESPELT = "respelt labels"  # it was made, after mapping: the new data spells the live model's labels differently
 UNCOMPARED = {
     "no shared label": "the new data has none of the live model's labels",
     "cannot be read": "the live model's archive cannot be read",
@@ -144,10 +144,10 @@ WORDINGS = {
     "held": "if this is data for another task, upload it for a model of its own: make upload DATA=<file> "
     'MODEL=<another name>\nTo have it judged by its thresholds alone, add "{model}" to accept_uncompared in Terraform, '
     "deploy, then run: make retrain JOB={job}\n",
-    "keep the spelling": "write these labels as the live model does, and upload the data again. In the new spelling, "
+    "keep the spelling": "spell these labels as the live model does, and upload the data again. In the new spelling, "
     'the endpoint\'s answers would change for everyone who calls it.\nTo have that all the same, add "{model}" to '
     "accept_uncompared in Terraform, deploy, then run: make retrain JOB={job}\n",
-    "respelt": "its labels are written otherwise than the live model's: {respelt}",
+    "respelt": "its labels are spelled differently from the live model's: {respelt}",
     "no reason": "SageMaker gave no reason; see the job's log",
     "AWS failed": "the fault is AWS's; nothing is wrong with your data. To train again, run: make retrain JOB={job}",
     "timed out": "it reached its time limit of {hours:g} h (training_max_runtime_seconds)",
@@ -201,7 +201,7 @@ class Champion(TypedDict):
     status: str  # COMPARED, RESPELT or one of UNCOMPARED
     compared: bool
     note: str  # one line for people
-    respelt: str  # the first few labels that the live model writes otherwise, for people: new for old; "": none
+    respelt: str  # the first few labels that the live model spells differently, for people: new for old; "": none
     kept: float | None  # share (0 to 1) of the live model's training rows in the new data; None: unknown
     sets: list[ComparedSet]
     margin: NotRequired[float]  # how much worse the new model may be, in units of each metric

@@ -326,9 +326,7 @@ class Champion(TypedDict):
     status: NotRequired[str]  # "compared", "respelt labels", or why it was not compared; not in schema 1
     compared: bool
     note: str  # a line for people
-    respelt: NotRequired[
-        str
-    ]  # the labels that the live model writes otherwise, new for old; "": none. Not in older ones
+    respelt: NotRequired[str]  # labels that the live model spells differently: new for old; not in older records
     kept: float | None  # share (0 to 1) of the live model's training rows in the new data; None: unknown
     sets: list[ComparedSet]
     margin: NotRequired[float]  # how much worse the new model may be, in units of each metric

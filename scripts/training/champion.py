@@ -242,8 +242,8 @@ def _rows_to_compare_on(
         rows_of = {NEW_HOLDOUT: [example for example in unseen if example.label in known], **rows_of}
     if champion.respelt:
         notes.append(
-            f"Labels written otherwise than in the live model: {respelt_text(champion.respelt)}. They are compared as "
-            "the live model's."
+            f"Labels spelled differently than in the live model: {respelt_text(champion.respelt)}. They are compared "
+            "as the live model's."
         )
     spelt = {champion.respelt.get(label, label): label for label in labels}
     came = [label for name, label in spelt.items() if name not in known]

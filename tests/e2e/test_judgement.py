@@ -60,7 +60,7 @@ def floats(fit, numbers):
     return fit(written(make_rows(), **FLOATS), live=numbers)
 
 
-# ---- labels that the live model writes otherwise
+# ---- labels that the live model spells differently
 
 
 @pytest.mark.parametrize("accepted", ["", "default"], ids=["without the operator's word", "with it"])
@@ -78,10 +78,10 @@ def test_a_good_model_in_another_spelling_is_held_though_it_compares_well(judge,
     decision, email = judge(floats, live=True)
     assert decision["verdict"] == "held"
     assert decision["reason"] == (
-        'its labels are written otherwise than the live model\'s: "0.0" for "0", "1.0" for "1"'
+        'its labels are spelled differently from the live model\'s: "0.0" for "0", "1.0" for "1"'
     )
     assert all(check["passed"] for check in decision["checks"])
-    assert "What next: write these labels as the live model does" in email
+    assert "What next: spell these labels as the live model does" in email
 
 
 def test_a_good_model_in_another_spelling_goes_live_with_the_operators_word(judge, floats):

@@ -229,7 +229,7 @@ def completed_without_its_comparison(world: World, _: Handlers) -> Event:
 
 
 def completed_in_another_spelling(accuracy: float) -> Callable[[World, Handlers], Event]:
-    """The job's labels are the live model's, written otherwise; what its data holds is told."""
+    """The job's labels are the live model's, spelled differently; what its data holds is told."""
 
     def prepare(world: World, _: Handlers) -> Event:
         figures = {"live": {"accuracy": 0.9}, "new": {"accuracy": accuracy}}

@@ -421,10 +421,10 @@ def test_malformed_words_about_the_data_are_refused_with_a_reason(run: Run, worl
     assert world.record(DECISION)["told"] == {}
 
 
-# --- labels that the live model writes otherwise ----------------------------------------------------
+# --- labels that the live model spells differently ----------------------------------------------------
 
 PAIRS = '"0.0" for "0", "1.0" for "1"'
-WRITTEN_OTHERWISE = f"its labels are written otherwise than the live model's: {PAIRS}"
+SPELLED_DIFFERENTLY = f"its labels are spelled differently from the live model's: {PAIRS}"
 
 
 def respelt(live: float, new: float) -> dict[str, Any]:
@@ -443,13 +443,13 @@ def test_a_good_model_with_respelt_labels_is_held_and_the_spelling_is_asked_for(
     assert run() == "held"
     assert world.keys("models/approved/") == []
     decision = world.record(DECISION)
-    assert decision["reason"] == WRITTEN_OTHERWISE
+    assert decision["reason"] == SPELLED_DIFFERENTLY
     assert (decision["champion"]["status"], decision["champion"]["respelt"]) == ("respelt labels", PAIRS)
     assert decision["champion"]["sets"][0]["new"] == {"accuracy": 0.91}
     assert [check["passed"] for check in decision["checks"]] == [True, True, True]
     body = world.only_email().body
-    assert f"Why: {WRITTEN_OTHERWISE}.\n" in body
-    assert "What next: write these labels as the live model does, and upload the data again." in body
+    assert f"Why: {SPELLED_DIFFERENTLY}.\n" in body
+    assert "What next: spell these labels as the live model does, and upload the data again." in body
     assert f'add "default" to accept_uncompared in Terraform, deploy, then run: make retrain JOB={JOB}\n' in body
     assert f"Compared with the live model {LIVE}, both on the same rows" in body
 
@@ -461,7 +461,7 @@ def test_with_the_operators_word_a_good_model_with_respelt_labels_is_approved_an
     assert run() == "approved"
     decision = world.record(DECISION)
     assert decision["reason"] == (
-        f"every metric is within its threshold; accept_uncompared allows that {WRITTEN_OTHERWISE}"
+        f"every metric is within its threshold; accept_uncompared allows that {SPELLED_DIFFERENTLY}"
     )
     assert decision["champion"]["status"] == "respelt labels"
 
@@ -476,7 +476,7 @@ def test_a_worse_model_with_respelt_labels_is_rejected_with_both_reasons(
     assert run() == "rejected"
     assert world.record(DECISION)["reason"] == (
         f"accuracy on the {LIVE_SET} (200 rows) is 0.5; the live model has 1, and at most 0.005 worse than that is "
-        f"allowed; {WRITTEN_OTHERWISE}"
+        f"allowed; {SPELLED_DIFFERENTLY}"
     )
 
 
