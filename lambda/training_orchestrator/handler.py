@@ -1739,7 +1739,7 @@ def check_trainable(found: Findings, max_left_out: float = MAX_LEFT_OUT) -> None
         )
     if len(found.labels) < MIN_LABELS:
         shown = shown_label(next(iter(found.labels)))
-        raise Unreadable(0, f"all {found.used:,} rows have the label {shown}", "add rows with other labels")
+        raise Unreadable(0, f"there is only one label, {shown}", "add rows with other labels")
     few = [name for name, texts in found.texts_of_label.items() if texts < MIN_TEXTS_PER_LABEL]
     if few:
         shown = shown_names(

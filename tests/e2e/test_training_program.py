@@ -334,7 +334,7 @@ def test_a_share_of_rows_that_is_none_is_named(job, share):
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        (make_rows(("0",)), '^data.csv: all 30 rows have the label "0"; add rows with other labels.$'),
+        (make_rows(("0",)), '^data.csv: there is only one label, "0"; add rows with other labels.$'),
         (
             [*make_rows(("0",)), ("bread", "2")],
             '^data.csv: 1 of 2 labels have fewer than 2 different texts, .*: "2" has 1 \\(1 rows\\); ',

@@ -50,6 +50,6 @@ def test_what_would_be_refused_is_so_before_anything_starts(
 
     assert cli.main(["demo", "--data", str(data)]) == 2
 
-    assert 'all 1 rows have the label "x"; add rows with other labels' in capsys.readouterr().err
+    assert 'there is only one label, "x"; add rows with other labels' in capsys.readouterr().err
     assert cli.main(["demo", "--data", str(tmp_path)]) == 2
     assert "this is a folder" in capsys.readouterr().err

@@ -184,8 +184,8 @@ BAD_UPLOADS = {
         "every label stands in quotes that belong to it",
     ),
     # Too few of something (case 06).
-    "one row": (b"text,label\nhello,ham\n", 'all 1 rows have the label "ham"'),
-    "one label": (lines(rows=ROWS[:6]), 'all 6 rows have the label "ham"'),
+    "one row": (b"text,label\nhello,ham\n", 'there is only one label, "ham"'),
+    "one label": (lines(rows=ROWS[:6]), 'there is only one label, "ham"'),
     "one row of a label": (lines("a text,rare"), "1 of 3 labels have fewer than 2 different texts"),
     "one text of a label": (lines("a text,rare", "a text,rare"), '"rare" has 1 (2 rows)'),
     "no labels": (lines(rows=[(text, " ") for text, _ in ROWS]), "no row has a text and a label (no label: 12"),

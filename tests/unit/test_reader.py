@@ -234,7 +234,7 @@ def test_a_first_line_of_sentences_is_not_quoted():
 
 def test_a_long_label_is_not_shown_in_a_reason():
     reason = outcome_or_verdict(f"text,label\na,{'x' * 500}\n".encode())
-    assert reason == "all 1 rows have the label (a label of 500 characters); add rows with other labels"
+    assert reason == "there is only one label, (a label of 500 characters); add rows with other labels"
 
 
 def test_a_long_name_of_a_column_is_cut_in_a_reason():

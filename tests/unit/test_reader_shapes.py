@@ -191,7 +191,7 @@ REFUSED = {
         rows(("'a'", "'x'"), ("'b'", "'x'"), ("'c'", "'y'"), ("'d'", "'y'")),
         "every label stands in quotes",
     ),
-    "one label": (rows(("a", "x"), ("b", "x")), 'all 2 rows have the label "x"'),
+    "one label": (rows(("a", "x"), ("b", "x")), 'there is only one label, "x"'),
     "a label with one text": (rows(*zip("abcc", "xxyy", strict=True)), r'1 of 2 labels .*"y" has 1 \(2 rows\)'),
     "one text": (rows(*[("a", "x"), ("a", "y")] * 5), "2 of 2 labels"),
     "no labels": (rows(("a", ""), ("b", "")), r"no row has a text and a label \(no label: 2 \(line 2, 3\)\)"),

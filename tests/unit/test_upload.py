@@ -129,7 +129,7 @@ def test_a_file_that_will_be_refused_is_not_sent(
     Path(data).write_text("text,label\nhello,greeting\n")
     assert shell.run("upload", "--data", data, *options) == 2
     said = capsys.readouterr().err
-    assert f'refused: {data}: all 1 rows have the label "greeting"; add rows with other labels\n' in said
+    assert f'refused: {data}: there is only one label, "greeting"; add rows with other labels\n' in said
     assert "nothing was sent\n" in said
     assert uploads(shell) == []
 
