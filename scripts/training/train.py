@@ -62,7 +62,9 @@ MAX_REASON_CHARACTERS = 1000  # SageMaker keeps the first 1024 of the failure fi
 PROGRESS_LINES = 20  # about that many per run ...
 PROGRESS_MAX_STEPS = 50  # ... and never further apart than this
 ROUGH_HOLDOUT = 30  # examples; with fewer, one of them moves the accuracy by more than three points
+MIN_TOKENS = 4
 SANITY_EXAMPLES = 2
+WORDS = ("a", "the", "1", "一")  # any text will do, as long as the tokenizer has it
 TEXTS_AT_ONCE = 256  # through the tokenizer, which keeps all of a text in memory, not just the part that is used
 # What metrics.json tells of the data, as the model evaluator takes it.
 TOLD_MAX_ROWS = 20
@@ -387,11 +389,64 @@ def load_base_model(settings: Settings, labels: Sequence[str]) -> inference.Clas
             raise TrainingError(f"BASE_MODEL={name} has no padding token, so it cannot train in batches. Use another.")
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", settings.max_length))
-    if settings.max_length > longest:
-        say(f"max_length {settings.max_length} is more than the base model takes: {longest} tokens are used")
-    tokenizer.model_max_length = min(settings.max_length, longest)
-    return inference.Classifier(tokenizer, model)
+    classifier = inference.Classifier(tokenizer, model)
+    tokenizer.model_max_length = usable_length(classifier, settings)
+    if settings.max_length > tokenizer.model_max_length:
+        say(
+            f"max_length {settings.max_length} is more than the base model takes: {tokenizer.model_max_length} tokens "
+            "are used"
+        )
+    return classifier
+
+
+def usable_length(classifier: inference.Classifier, settings: Settings) -> int:
+    """Return how many tokens a text may have: max_length, or what the model takes if that is less.
+
+    Two texts of that length go through the model, as in training, before any money is spent. Raises TrainingError when
+    it does not take them, or when tokenizer and model do not belong together.
+    """
+    tokenizer, model = classifier
+    known = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        raise TrainingError(
+            f"BASE_MODEL={settings.base_model}: the tokenizer has {len(tokenizer)} tokens, and the model knows "
+            f"{known}. They do not belong together. Use the tokenizer that the model was saved with."
+        )
+    positions = int(getattr(model.config, "max_position_embeddings", None) or 0)
+    longest = min(settings.max_length, int(tokenizer.model_max_length))
+    longest = min(longest, positions) if positions > 0 else longest  # XLNet says -1: no limit
+    # RoBERTa and its kind number positions from behind the padding token's, and lose as many.
+    problem: Exception | None = None
+    for length in (longest, min(longest, positions - (tokenizer.pad_token_id or 0) - 1)):
+        if length < MIN_TOKENS:
+            break
+        try:
+            shape = tuple(forward(classifier, length).shape)
+        except Exception as error:  # noqa: BLE001 - each architecture has its own
+            problem = problem or error
+            continue
+        if shape == (2, model.config.num_labels):
+            return length
+        raise TrainingError(
+            f"BASE_MODEL={settings.base_model} gives {shape} scores for 2 texts, instead of one for each of "
+            f"{model.config.num_labels} labels. Use another base model."
+        )
+    raise TrainingError(
+        f"BASE_MODEL={settings.base_model} does not take texts of {longest} tokens"
+        + (f" ({type(problem).__name__}: {_one_line(problem)[:400]})" if problem else "")
+        + ". Set a smaller max_length, or use another base model."
+    ) from problem
+
+
+def forward(classifier: inference.Classifier, length: int) -> Any:
+    """Return the scores, 2 x labels, that the model gives two texts of so many tokens and one, on the CPU."""
+    tokenizer, model = classifier
+    word = next((token for token in WORDS if tokenizer(token, add_special_tokens=False)["input_ids"]), WORDS[0])
+    encoded = tokenizer(
+        [" ".join([word] * length), word], truncation=True, max_length=length, padding=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        return model.eval()(**encoded).logits
 
 
 def encode(examples: Sequence[Example], labels: Sequence[str], tokenizer: Any) -> list[dict[str, Any]]:

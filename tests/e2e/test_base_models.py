@@ -1,0 +1,199 @@
+"""Base models of other kinds than BERT: trained, saved and served, or refused before anything is trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import inference
+import tiny_model
+import train
+
+torch.set_num_threads(1)
+
+SMALL = {"num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+KINDS = {
+    "BART": lambda words: transformers.BartConfig(
+        vocab_size=words,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=32,
+        pad_token_id=0,
+        eos_token_id=3,
+    ),
+    "T5": lambda words: transformers.T5Config(
+        vocab_size=words,
+        d_model=32,
+        d_kv=16,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        pad_token_id=0,
+        eos_token_id=3,
+        decoder_start_token_id=0,
+    ),
+    "XLNet": lambda words: transformers.XLNetConfig(vocab_size=words, d_model=32, n_layer=1, n_head=2, d_inner=32),
+    "RoBERTa": lambda words: transformers.RobertaConfig(
+        vocab_size=words, max_position_embeddings=34, pad_token_id=1, **SMALL
+    ),
+}
+CLASSES = {"BART": "BartModel", "T5": "T5Model", "XLNet": "XLNetModel", "RoBERTa": "RobertaModel"}
+
+
+def save_tokenizer(folder: Path, pad: int = 0, more: int = 0) -> int:
+    """A tokenizer of whole words, without a maximum length; returns how many tokens it has. pad: that token's id."""
+    special = ["[UNK]", "[PAD]"] if pad else ["[PAD]", "[UNK]"]
+    words = [*special, "[CLS]", "[SEP]", *(word for words in tiny_model.WORDS for word in words)]
+    words += [f"more{number}" for number in range(more)]
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        eos_token="[SEP]",
+    ).save_pretrained(folder)
+    return len(words)
+
+
+def save_model(folder: Path, kind: str, words: int) -> None:
+    torch.manual_seed(0)
+    config = KINDS[kind](words)
+    getattr(transformers, CLASSES[kind])(config).save_pretrained(folder)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[[Path], dict[str, str]]:
+    """The environment of a job on texts that are longer than any of these models takes."""
+
+    def make(base_model: Path) -> dict[str, str]:
+        chance = random.Random(3)
+        rows = [
+            (" ".join(chance.choices(words, k=60)), label)
+            for label, words in zip(("sky", "food", "ride"), tiny_model.WORDS, strict=False)
+            for _ in range(12)
+        ]
+        (tmp_path / "train").mkdir()
+        with (tmp_path / "train" / "data.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+        return {
+            "SM_CHANNEL_TRAIN": str(tmp_path / "train"),
+            "SM_MODEL_DIR": str(tmp_path / "model"),
+            "SM_OUTPUT_DATA_DIR": str(tmp_path / "output" / "data"),
+            "SM_OUTPUT_DIR": str(tmp_path / "output"),
+            "BASE_MODEL": str(base_model),
+            "TEXT_COLUMN": "text",
+            "LABEL_COLUMN": "label",
+        }
+
+    return make
+
+
+def run(environment: dict[str, str], *arguments: str) -> str:
+    """Train; returns the reason of a failure."""
+    status = train.main(["--epochs", "1", "--batch_size", "8", *arguments], environment)
+    return "" if status == 0 else (Path(environment["SM_OUTPUT_DIR"]) / "failure").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"), [("BART", 32), ("T5", 128), ("XLNet", 128), ("RoBERTa", 32)], ids=lambda it: str(it)
+)
+def test_a_base_model_of_another_kind_is_trained_on_as_many_tokens_as_it_takes(
+    tmp_path: Path, job: Callable[[Path], dict[str, str]], kind: str, length: int
+) -> None:
+    save_model(tmp_path / "base", kind, save_tokenizer(tmp_path / "base", pad=int(kind == "RoBERTa")))
+    environment = job(tmp_path / "base")
+    assert run(environment) == ""
+    metrics = json.loads((tmp_path / "output" / "data" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["max_length"] == length
+    served = inference.model_fn(environment["SM_MODEL_DIR"])
+    [answer] = inference.predict_fn({"inputs": ["rain " * 500]}, served)
+    assert answer["label"] in ("sky", "food", "ride")
+
+
+@pytest.mark.parametrize("asked", [33, 34, 128])
+def test_the_last_positions_that_a_roberta_cannot_use_are_not_used(
+    tmp_path: Path, job: Callable[[Path], dict[str, str]], asked: int
+) -> None:
+    save_model(tmp_path / "base", "RoBERTa", save_tokenizer(tmp_path / "base", pad=1))
+    environment = job(tmp_path / "base")
+    assert run(environment, "--max_length", str(asked)) == ""
+    assert inference.model_fn(environment["SM_MODEL_DIR"]).tokenizer.model_max_length == 32
+
+
+def refused(reason: str, environment: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The reason, of a job in which nothing was trained."""
+    assert "epoch" not in capsys.readouterr().out
+    assert not Path(environment["SM_MODEL_DIR"]).exists()
+    return reason
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_training(
+    tmp_path: Path, job: Callable[[Path], dict[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = save_tokenizer(tmp_path / "base", more=9)
+    save_model(tmp_path / "base", "T5", words - 9)
+    environment = job(tmp_path / "base")
+    reason = refused(run(environment), environment, capsys)
+    assert f"the tokenizer has {words} tokens, and the model knows {words - 9}" in reason
+
+
+def test_a_model_that_breaks_at_full_length_is_refused_before_training(
+    tmp_path: Path,
+    job: Callable[[Path], dict[str, str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_model(tmp_path / "base", "RoBERTa", save_tokenizer(tmp_path / "base", pad=1))
+    whole = transformers.RobertaForSequenceClassification.forward
+
+    def forward(self: Any, input_ids: Any, **options: Any) -> Any:
+        if input_ids.shape[1] > 8:
+            raise RuntimeError("shapes do not fit")
+        return whole(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(transformers.RobertaForSequenceClassification, "forward", forward)
+    environment = job(tmp_path / "base")
+    reason = refused(run(environment), environment, capsys)
+    assert "does not take texts of 34 tokens (RuntimeError: shapes do not fit). Set a smaller max_length" in reason
+
+
+def test_a_base_model_with_a_sentencepiece_vocabulary_alone_is_trained_and_served_without_it(
+    tmp_path: Path, job: Callable[[Path], dict[str, str]]
+) -> None:
+    """The serving image may lack sentencepiece: what is served has a tokenizer.json."""
+    import sentencepiece
+
+    base = tmp_path / "base"
+    base.mkdir()
+    chance = random.Random(3)
+    words = [word for words in tiny_model.WORDS for word in words]
+    sentences = [" ".join(chance.choices(words, k=12)) for _ in range(200)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_prefix=str(base / "spm"), vocab_size=60, hard_vocab_limit=False
+    )
+    (base / "spm.vocab").unlink()
+    (base / "tokenizer_config.json").write_text('{"tokenizer_class": "DebertaV2Tokenizer", "vocab_type": "spm"}')
+    config = transformers.DebertaV2Config(vocab_size=80, max_position_embeddings=64, type_vocab_size=0, **SMALL)
+    transformers.DebertaV2Model(config).save_pretrained(base)
+    environment = job(base)
+    assert run(environment) == ""
+    assert (Path(environment["SM_MODEL_DIR"]) / "tokenizer.json").is_file()
+    assert not [*Path(environment["SM_MODEL_DIR"]).glob("*.model")]
