@@ -66,6 +66,7 @@ ENVIRONMENT = {
         "MODELS": "",
         "HYPERPARAMETERS": '{"epochs": "3"}',
         "BASE_MODEL": "distilbert-base-uncased",
+        "BASE_MODELS": "{}",
         "BASE_MODEL_REVISION": "",
         "HUB_TOKEN_SECRET_ARN": "",
         "KMS_KEY_ARN": "",

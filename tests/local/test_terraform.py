@@ -35,7 +35,7 @@ RUN_SECONDS = 300
 
 # What each function is for, its memory in MB and its timeout in seconds.
 FUNCTIONS = {
-    "training_orchestrator": ("Checks uploads and starts training jobs", 256, 900),
+    "training_orchestrator": ("Checks uploads and starts training jobs", 1769, 900),
     "model_evaluator": ("Judges trained models and approves them", 1024, 300),
     "deployment_orchestrator": ("Deploys approved models and reports what became of it", 512, 300),
 }
