@@ -287,8 +287,8 @@ def test_any_order_of_events_ends_with_the_newest_working_model_in_service(
         if day.all_ended():
             break
         day.sweep()
-    # Once all have ended, two more rounds are enough (three, where a dead invocation's lease outlives the first), and one
-    # for each newer model that went back without anybody hearing of it: only then the next one has its turn.
+    # Once all have ended, two more rounds are enough (three, where a dead invocation's lease outlives the first), and
+    # one for each newer model that went back without anybody hearing of it: only then the next one has its turn.
     rounds, day.faulty = (3, 0) if faulty else (2, 0)
     before: dict[str, str] = {}
     for number in range(rounds + UPLOADS):
