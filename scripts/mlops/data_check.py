@@ -25,37 +25,9 @@ from mlops.text import complain, plain, say, show_table
 
 if TYPE_CHECKING:
     # The training program knows it by this name, and mypy allows a file only one.
-    from reader import (
-        BLOCK_BYTES,
-        FILE_ENDINGS,
-        LABELS_SHOWN,
-        LINES_SHOWN,
-        MAX_LEFT_OUT,
-        Example,
-        Findings,
-        Reader,
-        Unreadable,
-        alike,
-        check_trainable,
-        shown_label,
-        shown_names,
-        told,
-    )
+    import reader as reader
 else:
-    from training.reader import (
-        BLOCK_BYTES,
-        FILE_ENDINGS,
-        LABELS_SHOWN,
-        LINES_SHOWN,
-        MAX_LEFT_OUT,
-        Reader,
-        Unreadable,
-        alike,
-        check_trainable,
-        shown_label,
-        shown_names,
-        told,
-    )
+    from training import reader as reader
 
 BAR_CHARACTERS = 30
 LONGEST_SHOWN = 3
@@ -70,7 +42,7 @@ class Settings:
 
     text_column: str = "text"
     label_column: str = "label"
-    max_left_out: float = MAX_LEFT_OUT  # share of the rows
+    max_left_out: float = reader.MAX_LEFT_OUT  # share of the rows
     base_model: str = "distilbert-base-uncased"
     instance_type: str = "ml.m5.xlarge"
     max_seconds: float = 14_400
@@ -118,7 +90,7 @@ class Lines(NamedTuple):
         return f"line {', '.join(map(str, self.first))}{more}"
 
     def add(self, line: int) -> Lines:
-        return Lines((*self.first, line) if self.rows < LINES_SHOWN else self.first, self.rows + 1)
+        return Lines((*self.first, line) if self.rows < reader.LINES_SHOWN else self.first, self.rows + 1)
 
 
 class Seen:
@@ -135,7 +107,7 @@ class Seen:
         self._forms: set[int] = set()  # of texts, without what nobody sees
         self._names: dict[str, str] = {}  # of labels, as they are looked for
 
-    def add(self, rows: Sequence[Example]) -> None:
+    def add(self, rows: Sequence[reader.Example]) -> None:
         """Take further rows into account. Called for every block, so it does little for a row that is like most."""
         lengths = [len(text) for _, text, _ in rows]
         self.longest = heapq.nlargest(
@@ -147,7 +119,7 @@ class Seen:
             for length, (line, _, _) in zip(lengths, rows, strict=True):
                 self.cut = self.cut.add(line) if length > limit else self.cut
         for line, text, label in rows:
-            form = alike(text)
+            form = reader.alike(text)
             if " " not in form and any(map(str.isdecimal, form)):
                 self.like_numbers = self.like_numbers.add(line)
             if label not in names:
@@ -169,7 +141,7 @@ class Seen:
 
 def name_in_texts(label: str) -> str:
     """A label's name as it is looked for in its texts; "" for one that stands in many texts anyway."""
-    name = alike(label)
+    name = reader.alike(label)
     return "" if len(name) < NAME_MIN_CHARACTERS or name.isdecimal() else name
 
 
@@ -179,7 +151,7 @@ class Check(NamedTuple):
     file: Path
     settings: Settings
     refused: str
-    findings: Findings | None
+    findings: reader.Findings | None
     seen: Seen
     warnings: list[str]
 
@@ -193,8 +165,8 @@ def check_file(file: Path) -> str:
         return "this is a folder: name one file in it"
     if not file.is_file():
         return "there is no such file"
-    if not file.name.lower().endswith(FILE_ENDINGS):
-        endings = f"{', '.join(FILE_ENDINGS[:-1])} or {FILE_ENDINGS[-1]}"
+    if not file.name.lower().endswith(reader.FILE_ENDINGS):
+        endings = f"{', '.join(reader.FILE_ENDINGS[:-1])} or {reader.FILE_ENDINGS[-1]}"
         return f'only files named {endings} are trained on: save it as CSV (in Excel: "CSV UTF-8")'
     if not os.access(file, os.R_OK):
         return "you may not read this file"
@@ -205,12 +177,12 @@ def check_file(file: Path) -> str:
     return ""
 
 
-def reader_of(content: IO[bytes], settings: Settings) -> Reader:
-    chunks = iter(partial(content.read, BLOCK_BYTES), b"")
-    return Reader(chunks, settings.text_column, settings.label_column)
+def reader_of(content: IO[bytes], settings: Settings) -> reader.Reader:
+    chunks = iter(partial(content.read, reader.BLOCK_BYTES), b"")
+    return reader.Reader(chunks, settings.text_column, settings.label_column)
 
 
-def rows_of(file: Path, settings: Settings) -> Iterator[Example]:
+def rows_of(file: Path, settings: Settings) -> Iterator[reader.Example]:
     """The rows that are trained on. Raises Unreadable."""
     with file.open("rb") as content:
         yield from reader_of(content, settings)
@@ -219,24 +191,24 @@ def rows_of(file: Path, settings: Settings) -> Iterator[Example]:
 def check(file: Path, settings: Settings) -> Check:
     """Read a file as the pipeline does, once, in constant memory but for what it counts."""
     seen = Seen(int(settings.max_length * prices.CHARACTERS_PER_TOKEN))
-    findings: Findings | None = None
+    findings: reader.Findings | None = None
     if why := check_file(file):
         return Check(file, settings, why, findings, seen, [])
     try:
         with file.open("rb") as content:
-            reader = reader_of(content, settings)
-            for rows in reader.batches():
+            file_reader = reader_of(content, settings)
+            for rows in file_reader.batches():
                 seen.add(rows)
-        findings = reader.findings
-        check_trainable(findings, settings.max_left_out)
-    except Unreadable as error:
+        findings = file_reader.findings
+        reader.check_trainable(findings, settings.max_left_out)
+    except reader.Unreadable as error:
         return Check(file, settings, str(error), findings, seen, [])
     except OSError as error:
         return Check(file, settings, f"the file cannot be read: {error.strerror}", None, seen, [])
     return Check(file, settings, "", findings, seen, [*warnings_of(findings, seen, settings)])
 
 
-def warnings_of(found: Findings, seen: Seen, settings: Settings) -> list[str]:
+def warnings_of(found: reader.Findings, seen: Seen, settings: Settings) -> list[str]:
     """What a person should know before a good file is trained on."""
     warnings = []
     if found.left_out:
@@ -244,7 +216,9 @@ def warnings_of(found: Findings, seen: Seen, settings: Settings) -> list[str]:
     if found.look_alikes:
         warnings.append("labels that look alike are different labels: spell them alike if they are one")
     if found.null_like:
-        warnings.append(f"labels like empty cells are labels: {shown_names(map(shown_label, found.null_like))}")
+        warnings.append(
+            f"labels like empty cells are labels: {reader.shown_names(map(reader.shown_label, found.null_like))}"
+        )
     if found.conflicts:
         warnings.append(f"{found.conflicts:,} texts have several labels ({seen.contradicting})")
     if seen.nearly_repeated.rows >= MANY_NEARLY_REPEATED * found.used:
@@ -253,9 +227,9 @@ def warnings_of(found: Findings, seen: Seen, settings: Settings) -> list[str]:
             f"({seen.nearly_repeated}): one may be trained on and the other tested on, so the scores look too good"
         )
     if told_apart := [*labels_in_their_texts(found, seen)]:
-        shown = shown_names(
-            f"{shown_label(label)} in {seen.named[label].rows:,} of {found.labels[label]:,} ({seen.named[label]})"
-            for label in told_apart
+        shown = reader.shown_names(
+            f"{reader.shown_label(label)} in {lines.rows:,} of {found.labels[label]:,} ({lines})"
+            for label, lines in ((label, seen.named[label]) for label in told_apart)
         )
         warnings.append(f"a label's name stands in nearly every one of its texts: {shown}; the scores look too good")
     if seen.like_numbers.rows >= NEARLY_EVERY * found.used:
@@ -272,7 +246,7 @@ def warnings_of(found: Findings, seen: Seen, settings: Settings) -> list[str]:
     return warnings
 
 
-def labels_in_their_texts(found: Findings, seen: Seen) -> list[str]:
+def labels_in_their_texts(found: reader.Findings, seen: Seen) -> list[str]:
     return [
         label
         for label, lines in seen.named.items()
@@ -293,7 +267,7 @@ def show(checked: Check, with_estimate: bool = True) -> None:
     """What was found, to stdout; why a file is refused, in one line to stderr."""
     found, settings, seen = checked.findings, checked.settings, checked.seen
     if found is not None:
-        show_table([*told(found).items()])
+        show_table([*reader.told(found).items()])
         if len(found.labels) > 1:
             say()
             show_labels(found)
@@ -312,14 +286,14 @@ def show(checked: Check, with_estimate: bool = True) -> None:
     say(f"good{but}: the pipeline trains on {plain(checked.file)}")
 
 
-def show_labels(found: Findings) -> None:
+def show_labels(found: reader.Findings) -> None:
     """How many rows the most frequent labels have."""
     most = max(found.labels.values())
-    shown = [*found.labels.items()][:LABELS_SHOWN]
+    shown = [*found.labels.items()][: reader.LABELS_SHOWN]
     bars = ["▇" * max(1, round(BAR_CHARACTERS * rows / most)) for _, rows in shown]
     show_table(
         [
-            (shown_label(name), f"{rows:,}", f"{100 * rows / found.used:.1f} %", bar)
+            (reader.shown_label(name), f"{rows:,}", f"{100 * rows / found.used:.1f} %", bar)
             for (name, rows), bar in zip(shown, bars, strict=True)
         ]
     )

@@ -36,6 +36,7 @@ from typing import IO, Any
 from botocore.exceptions import ClientError
 
 from mlops import bucket
+from mlops.data_check import reader
 from mlops.deployments import move
 from mlops.endpoints import running_jobs
 from mlops.records import (
@@ -55,11 +56,8 @@ from mlops.target import Target, UsageError, confirm, error_code, who
 from mlops.text import plain, say
 
 MAX_FIELD_CHARACTERS = 2**31 - 1  # as the training program reads
-MAX_UNPACKED_BYTES = 5 * 1024**3  # the same
 GOLDEN_MAX_CHARACTERS = 512  # where training cuts the text of a golden row
-SEPARATORS = ",;\t|"
 GZIP_MARK, UTF16_MARKS = b"\x1f\x8b", (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-BLOCK_BYTES = 1024**2
 # Of an archive, unpacked, as the training program reads a live model's.
 ARCHIVE_MAX_MEMBERS, ARCHIVE_MAX_BYTES = 1000, 20 * 1024**3
 UNREADABLE = (
@@ -107,10 +105,10 @@ def unpacked(source: IO[bytes]) -> Iterator[IO[bytes]]:
         yield source
         return
     with gzip.GzipFile(fileobj=source) as packed, TemporaryFile() as inside:
-        while block := packed.read(BLOCK_BYTES):
+        while block := packed.read(reader.BLOCK_BYTES):
             inside.write(block)
-            if inside.tell() > MAX_UNPACKED_BYTES:
-                raise ValueError(f"it unpacks to more than {MAX_UNPACKED_BYTES} bytes")
+            if inside.tell() > reader.MAX_UNPACKED_BYTES:
+                raise ValueError(f"it unpacks to more than {reader.MAX_UNPACKED_BYTES} bytes")
         inside.seek(0)
         yield inside
 
@@ -146,7 +144,7 @@ def separator_of(lines: IO[str]) -> str:
     """What separates the columns: what the first line has most of."""
     first = lines.readline()
     lines.seek(0)
-    return max(SEPARATORS, key=first.count)
+    return max(reader.SEPARATORS, key=first.count)
 
 
 def is_golden(row: dict[str, Any], text: str) -> bool:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlops import bucket
+from mlops.data_check import reader
 from mlops.endpoints import describe_endpoint
 from mlops.records import (
     DEFAULT_MODEL,
@@ -35,8 +36,7 @@ from mlops.target import Target
 from mlops.text import plain, say
 
 JOBS_SHOWN = 10
-# Of uploads that are trained on (reader.FILE_ENDINGS; tests/contract/test_one_definition.py).
-DATA_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+DATA_ENDINGS = reader.FILE_ENDINGS
 # An upload that no function has seen. An event is late by minutes at most, and nobody waits for older ones any more.
 UNSEEN_AFTER = timedelta(minutes=10)
 UNSEEN_UNTIL = timedelta(days=7)
