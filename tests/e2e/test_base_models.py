@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import inference
 import tiny_model
@@ -55,22 +54,9 @@ CLASSES = {"BART": "BartModel", "T5": "T5Model", "XLNet": "XLNetModel", "RoBERTa
 
 
 def save_tokenizer(folder: Path, pad: int = 0, more: int = 0) -> int:
-    """A tokenizer of whole words, without a maximum length; returns how many tokens it has. pad: that token's id."""
-    special = ["[UNK]", "[PAD]"] if pad else ["[PAD]", "[UNK]"]
-    words = [*special, "[CLS]", "[SEP]", *(word for words in tiny_model.WORDS for word in words)]
-    words += [f"more{number}" for number in range(more)]
-    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        eos_token="[SEP]",
-    ).save_pretrained(folder)
-    return len(words)
+    """The tiny model's tokenizer, with an end token; returns how many tokens it has. pad: the padding token's id."""
+    begin = ("[UNK]", "[PAD]") if pad else ("[PAD]", "[UNK]")
+    return tiny_model.save_tokenizer(folder, begin, more, eos_token="[SEP]")
 
 
 def save_model(folder: Path, kind: str, words: int) -> None:
