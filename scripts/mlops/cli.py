@@ -135,8 +135,9 @@ def data_check(
 ) -> int:
     """Say whether the pipeline would train on a CSV, what is in it, and what that takes. Sends nothing."""
     from mlops import upload
+    from mlops.target import reported
 
-    return upload.run_check(data, model, text, label, target)
+    return reported(lambda: upload.run_check(data, model, text, label, target))
 
 
 @app.command(rich_help_panel=DAILY)
@@ -254,8 +255,9 @@ def package() -> int:
 def doctor(target: Target = "") -> int:
     """Say what is wrong or missing, before and after a deployment: tools, account, quotas, images, stack, emails."""
     from mlops import doctor
+    from mlops.target import reported
 
-    return doctor.run(target)
+    return reported(lambda: doctor.run(target))
 
 
 @app.command(rich_help_panel=AWS)

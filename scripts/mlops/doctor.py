@@ -25,8 +25,8 @@ import terraform
 from local import stack
 from mlops import account, deploy
 from mlops.account import Line, Settings, ask
-from mlops.target import NothingDeployed, Target, UsageError, error_code
-from mlops.text import complain, say
+from mlops.target import NothingDeployed, Target, error_code
+from mlops.text import say
 
 MINIMUM_PYTHON = (3, 11)
 MINIMUM_MAKE = (3, 81)
@@ -319,17 +319,10 @@ def diagnose(where: str) -> Iterator[Line]:
 
 
 def run(where: str) -> int:
-    """Print every line as it is found; the exit status."""
+    """Print every line as it is found; the exit status. Raises UsageError."""
     failed = False
-    try:
-        for line in diagnose(where):
-            failed = failed or line.level == "FAIL"
-            for text in str(line).split("\n"):
-                say(text, sys.stdout)
-    except UsageError as error:
-        complain(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        complain("\ninterrupted")
-        return 130
+    for line in diagnose(where):
+        failed = failed or line.level == "FAIL"
+        for text in str(line).split("\n"):
+            say(text, sys.stdout)
     return 1 if failed else 0

@@ -182,32 +182,41 @@ def confirm(target: Target, yes: bool, beforehand: str = "YES=1") -> None:
         raise UsageError(f"{typed.strip()!r} is not {target.bucket}: nothing was changed")
 
 
-def on_stack(where: str, command: Callable[[Target], int], find: Callable[[str], Target] | None = None) -> int:
-    """Run a command on the stack; returns its exit status, or that of an error which a person can read.
-
-    `find` looks for the stack in another way than `connect`.
-    """
-    name = "AWS"
+def reported(command: Callable[[], int]) -> int:
+    """Run a command; returns its exit status, or that of a UsageError, of Ctrl-C or of a closed pipe."""
     try:
-        target = (find or connect)(where)
-        name = target.where
-        say(f"({name})", sys.stderr)
-        status = command(target)
+        status = command()
         sys.stdout.flush()
     except UsageError as error:
         complain(f"error: {error}")
         return 2
-    except (Boto3Error, BotoCoreError, ClientError) as error:
-        say(f"error: {name} refused: {error}", sys.stderr)
-        if isinstance(error, ClientError) and error_code(error) in GONE:
-            complain("after a make destroy, make deploy takes the stack's bucket up again")
-        return 1
     except KeyboardInterrupt:
         complain("\ninterrupted")
         return 130
     except BrokenPipeError:
         # The reader, a pager or head, has seen enough. What is still buffered must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    else:
-        return status
-    return 0
+        return 0
+    return status
+
+
+def on_stack(where: str, command: Callable[[Target], int], find: Callable[[str], Target] | None = None) -> int:
+    """Run a command on the stack, as `reported` does; 1 when AWS refuses something.
+
+    `find` looks for the stack in another way than `connect`.
+    """
+
+    def run() -> int:
+        name = "AWS"
+        try:
+            target = (find or connect)(where)
+            name = target.where
+            say(f"({name})", sys.stderr)
+            return command(target)
+        except (Boto3Error, BotoCoreError, ClientError) as error:
+            say(f"error: {name} refused: {error}", sys.stderr)
+            if isinstance(error, ClientError) and error_code(error) in GONE:
+                complain("after a make destroy, make deploy takes the stack's bucket up again")
+            return 1
+
+    return reported(run)

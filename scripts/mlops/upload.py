@@ -112,29 +112,25 @@ def checked(file: Path, settings: Settings) -> Check:
 
 
 def run_check(data: str, model: str, text: str, label: str, where: str) -> int:
-    """Check a file without sending it; the exit status: 0 the pipeline would train on it, 2 it would not."""
-    try:
-        if not data:
-            raise UsageError("say which file: make data-check DATA=file.csv [TEXT=column LABEL=column]")
-        model = model_name(model)
-        look_at(Path(data))
-        settings = find_settings(where, model)
-        found = checked(Path(data), with_columns(settings, text, label))
-        if not found.refused and (found.settings != settings):
-            say(
-                f'note: without these options the pipeline looks for "{plain(settings.text_column)}" and '
-                f'"{plain(settings.label_column)}": give them to make upload as well, which writes them into the '
-                "model's settings.json"
-            )
-        elif "there is no column" in found.refused:
-            complain("TEXT=column LABEL=column tries other columns")
-        return 2 if found.refused else 0
-    except UsageError as error:
-        complain(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        complain("\ninterrupted")
-        return 130
+    """Check a file without sending it; the exit status: 0 the pipeline would train on it, 2 it would not.
+
+    Raises UsageError.
+    """
+    if not data:
+        raise UsageError("say which file: make data-check DATA=file.csv [TEXT=column LABEL=column]")
+    model = model_name(model)
+    look_at(Path(data))
+    settings = find_settings(where, model)
+    found = checked(Path(data), with_columns(settings, text, label))
+    if not found.refused and (found.settings != settings):
+        say(
+            f'note: without these options the pipeline looks for "{plain(settings.text_column)}" and '
+            f'"{plain(settings.label_column)}": give them to make upload as well, which writes them into the '
+            "model's settings.json"
+        )
+    elif "there is no column" in found.refused:
+        complain("TEXT=column LABEL=column tries other columns")
+    return 2 if found.refused else 0
 
 
 # --- a model's own settings --------------------------------------------------------------------------
@@ -175,9 +171,11 @@ def with_chosen(settings: Settings, chosen: ModelSettings) -> Settings:
     return replace(settings, **taken, source=f"the model's settings.json and {settings.source}") if taken else settings
 
 
-def choose_columns(target: Target, model: str, columns: ModelSettings) -> None:
-    """Write columns into a model's settings.json; all else in it stays. Raises UsageError when it changes meanwhile."""
-    chosen, etag = read_chosen(target, model)
+def choose_columns(target: Target, model: str, columns: ModelSettings, chosen: ModelSettings, etag: str) -> None:
+    """Write columns into a model's settings.json; all else in it stays. Raises UsageError when it changed meanwhile.
+
+    chosen, etag: what the file was checked by (read_chosen).
+    """
     if chosen == chosen | columns:
         return
     key, condition = settings_key(model), {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
@@ -310,7 +308,8 @@ def run(target: Target, data: str, model: str, text: str, label: str, yes: bool)
     model, file = model_name(model), Path(data)
     look_at(file)
     then = outlook(target, model)
-    settings = with_chosen(deployed_settings(target), read_chosen(target, model)[0])
+    chosen, etag = read_chosen(target, model)
+    settings = with_chosen(deployed_settings(target), chosen)
     found = checked(file, with_columns(settings, text, label))
     if found.refused:
         if not text and "there is no column" in found.refused:
@@ -327,7 +326,7 @@ def run(target: Target, data: str, model: str, text: str, label: str, yes: bool)
         columns["text_column"] = text
     if label:
         columns["label_column"] = label
-    choose_columns(target, model, columns)
+    choose_columns(target, model, columns, chosen, etag)
     say(f"uploaded {upload(target, file, model)}")
     say(f"the training of the model {model} {then}")
     say(f"if the new model is good enough, {target.endpoint_of(model)} serves it (make status, make logs)")
