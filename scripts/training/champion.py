@@ -12,7 +12,6 @@ A label that the live model has in another spelling (Ham and ham, 1.0 and 1) is 
 in the live model's spelling, and the status says so, since the endpoint's answers would change.
 """
 
-import json
 import math
 import re
 import tarfile
@@ -94,8 +93,7 @@ def read_champion(
     champion = Champion(job, folder)
     try:
         unpack(channel / "model.tar.gz", folder)
-        config = json.loads((folder / "config.json").read_bytes())
-        known = tuple(str(label) for label in config["id2label"].values())
+        known = inference.read_labels(folder)
         holdout: list[Example] = []
         if (folder / HOLDOUT_FILE).is_file():
             holdout = read_csv(folder / HOLDOUT_FILE)
@@ -272,15 +270,14 @@ def answer(
     is not a finite number.
     """
     answers = [Answer("", 0.0)] * len(examples)
-    id2label = classifier.model.config.id2label
-    names = [(respelt or {}).get(id2label[index], str(id2label[index])) for index in range(len(id2label))]
+    names = [(respelt or {}).get(label, label) for label in classifier.labels]
     labels = list(dict.fromkeys(names))
     at = {label: column for column, label in enumerate(labels)}
     columns = torch.tensor([at[name] for name in names])
     by_length = sorted(range(len(examples)), key=lambda row: len(examples[row].text))  # less padding
     for start in range(0, len(examples), inference.TEXTS_PER_PASS):
         rows = by_length[start : start + inference.TEXTS_PER_PASS]
-        [found] = inference.probabilities([examples[row].text for row in rows], classifier)
+        found = classifier.probabilities([examples[row].text for row in rows])
         if not found.isfinite().all():
             raise ValueError(f"it answers {float(found.max())} for a text")
         scores = torch.zeros(len(rows), len(labels)).index_add(1, columns, found)
