@@ -91,6 +91,7 @@ class ModelSettings(TypedDict, total=False):
     text_column: str
     label_column: str
     base_model: str
+    candidates: str
     epochs: int
     holdout_fraction: float
     learning_rate: float
@@ -211,11 +212,11 @@ class LedgerQuota(TypedDict):
     """SageMaker's refusals because of a quota, since a job last ended."""
 
     name: str  # the quota's, as in Service Quotas
-    instance_type: str
+    instance_type: str  # what a job runs on, in words: with their number and "(spot)"
     tries: int
     at: str  # of the last one
     reason: str  # what AWS said
-    is_0: bool  # no instance of this type will ever be free
+    is_0: bool  # it is less than one job takes: waiting does not help
 
 
 class Crowd(Sending):
