@@ -85,8 +85,8 @@ CANDIDATES = re.compile(r"auto|(words|frozen|fine-tuned|blend)(,(words|frozen|fi
 CANDIDATES_RULE = '"auto", or some of words, frozen, fine-tuned and blend, with commas between'
 # A base model that the training program chooses by the texts: an English or a multilingual encoder.
 AUTO = "auto"
-# Where a spot job keeps what it needs to go on after an interruption, in S3 and in its container: SageMaker copies it back
-# and forth (developer guide, "Checkpoints").
+# Where a spot job keeps what it needs to go on after an interruption: in S3, and in its container. SageMaker copies it
+# back and forth (developer guide, "Checkpoints").
 CHECKPOINT_PREFIX = "models/checkpoints/"
 CHECKPOINT_DIR = "/opt/ml/checkpoints"
 # Races for the ledger lost in a row before the invocation fails and Lambda retries it.
