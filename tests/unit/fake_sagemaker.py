@@ -140,6 +140,8 @@ class FakeSageMaker:
         job = self.jobs[name]
         job |= {"TrainingJobStatus": status, "SecondaryStatus": secondary or status}
         job |= {"LastModifiedTime": self._tick(), "TrainingEndTime": self.s3_clock()}
+        billed = 180 if job.get("EnableManagedSpotTraining") else 600
+        job |= {"TrainingTimeInSeconds": 600, "BillableTimeInSeconds": billed}
         if reason:
             job["FailureReason"] = reason
         if artifact:
