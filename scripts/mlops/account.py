@@ -263,8 +263,11 @@ def check_base_model(s3: Callable[[], Any], asked: Settings, local: bool) -> Ite
         else:
             yield Line("FAIL", "base model", f"{model} has no config.json: choose another base_model")
     elif model == "auto":
-        for name, _, revision in (pinned.partition("@") for pinned in asked.auto_base_models):
-            yield check_hub(name, revision, has_token=False)
+        split = (pinned.partition("@") for pinned in asked.auto_base_models)
+        found = [check_hub(name, revision, has_token=False) for name, _, revision in split]
+        levels = {line.level for line in found}
+        level: Level = "FAIL" if "FAIL" in levels else "warn" if "warn" in levels else "ok"
+        yield Line(level, "base model", "auto: " + "; ".join(line.text for line in found))
     else:
         yield check_hub(model, asked.base_model_revision, bool(asked.hub_token_secret_arn))
 

@@ -575,10 +575,15 @@ def test_a_model_of_the_hub_and_its_revision_are_looked_for(hub: dict[str, int])
 
 
 def test_both_models_that_training_chooses_from_are_looked_for(hub: dict[str, int]) -> None:
-    hub |= {"/api/models/org/english/revision/0a1b": 200, "/api/models/org/multilingual/revision/2c3d": 404}
-    good, bad = account.check_base_model(dict, replace(SETTINGS, base_model="auto"), local=False)
-    assert good == Line("ok", "base model", "org/english at 0a1b")
+    english, multilingual = "/api/models/org/english/revision/0a1b", "/api/models/org/multilingual/revision/2c3d"
+    hub |= {english: 200, multilingual: 200}
+    good = base_model(base_model="auto")
+    assert good == Line("ok", "base model", "auto: org/english at 0a1b; org/multilingual at 2c3d")
+    hub[multilingual] = 404
+    bad = base_model(base_model="auto")
     assert (bad.level, "the Hub has no org/multilingual at 2c3d" in bad.text) == ("FAIL", True)
+    hub[multilingual] = 503
+    assert base_model(base_model="auto").level == "warn"
 
 
 def test_a_model_that_the_hub_does_not_show_may_be_private(hub: dict[str, int]) -> None:
