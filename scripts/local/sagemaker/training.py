@@ -133,6 +133,7 @@ class Training:
         self._logs = logs
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._runs: dict[str, _Run] = {}
+        self._waiting: dict[str, threading.Timer] = {}
         self._shutdown = threading.Event()
         self._workers = [
             threading.Thread(target=self._work, name=f"training-{number}", daemon=True)
@@ -243,11 +244,12 @@ class Training:
             timer = threading.Timer(max(0.0, until - time.time()), self._end_waiting, [job["TrainingJobName"]])
             timer.daemon = True
             timer.start()
+            self._waiting[job["TrainingJobName"]] = timer
 
     def _end_waiting(self, name: str) -> None:
         with self._store.lock:
             job = self._existing(name)
-            if job["TrainingJobStatus"] == "InProgress" and name not in self._runs and not self._shutdown.is_set():
+            if self._waiting.pop(name, None) and job["TrainingJobStatus"] == "InProgress":
                 self._move(job, "Stopped", "MaxWaitTimeExceeded")
 
     # ---- Life of the service ---------------------------------------------------------------------------
@@ -276,6 +278,8 @@ class Training:
     def shutdown(self) -> None:
         """Kill what runs; the jobs stay as they are, and the next start decides about them."""
         self._shutdown.set()
+        with self._store.lock:
+            self._waiting.clear()
         for _ in self._workers:
             self._queue.put("")
         for worker in self._workers:
@@ -289,6 +293,8 @@ class Training:
                 return
             run = _Run()
             with self._store.lock:
+                if timer := self._waiting.pop(name, None):
+                    timer.cancel()
                 job = self._store.get(TRAINING_JOBS, name)
                 if job is None or job["TrainingJobStatus"] != "InProgress":
                     continue
