@@ -1055,7 +1055,8 @@ def create_job(config: Settings, source: Source) -> str:
     limit = f"at most {config.training_max_runtime_seconds / 3600:g} h"
     if config.training_max_wait_seconds:
         limit += f", and {int(config.training_max_wait_seconds) / 3600:g} h with waiting for spot capacity"
-    model = " or ".join([config.base_model, *encoders(config).values()]).replace(" or ", ": ", 1)
+    choice = " or ".join(encoders(config).values())
+    model = f"{config.base_model}: {choice}" if choice else config.base_model
     rows = [("base model", model), ("instance", f"{instances(config)}, {limit}")]
     if chosen:
         shown = ", ".join(f"{name} {value}" for name, value in sorted(chosen.items()))

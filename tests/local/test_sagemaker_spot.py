@@ -80,9 +80,9 @@ def spot_job(server: LocalSageMaker, name: str, program: str, **changes: Any) ->
 def begin(server: LocalSageMaker, tmp_path: Path) -> Callable[..., Path]:  # noqa: F811
     """Start PROGRAM as a spot job, and wait until it runs; its file `0` is there then, `1` in its second container."""
 
-    def begin(name: str, on: LocalSageMaker = server, **changes: Any) -> Path:
+    def begin(name: str, on: LocalSageMaker = server, program: str = PROGRAM, **changes: Any) -> Path:
         ready = tmp_path / f"{name}."
-        spot_job(on, name, PROGRAM.replace("READY", repr(str(ready))), **changes)
+        spot_job(on, name, program.replace("READY", repr(str(ready))), **changes)
         wait_for("the program runs", Path(f"{ready}0").exists)
         return ready
 
@@ -330,6 +330,31 @@ def test_after_a_kill_a_retried_job_has_its_checkpoints(start: Start, begin: Cal
     server.start()
     server.wait_job("again", "Completed")
     assert Path(f"{ready}1").exists()
+
+
+def test_after_a_kill_a_job_that_waited_for_capacity_goes_on(start: Start, begin: Callable[..., Path]) -> None:  # noqa: F811
+    server = start("--stop-grace-seconds", "0")  # noqa: F811
+    ready = begin("patient", on=server)
+    interrupt(server.url, "patient", seconds=1000)
+    wait_for("it waits", lambda: server.job("patient")["SecondaryStatus"] == "Interrupted")
+    server.kill()
+    server.start()
+    server.wait_job("patient", "Completed")
+    assert Path(f"{ready}1").exists()
+
+
+def test_an_interruption_is_no_attempt_of_the_retry_strategy(start: Start, begin: Callable[..., Path]) -> None:  # noqa: F811
+    server = start("--stop-grace-seconds", "0")  # noqa: F811
+    # Its second container waits, too.
+    program = PROGRAM.replace("while not found", "while len(found) < 2")
+    ready = begin("counted", on=server, program=program, RetryStrategy={"MaximumRetryAttempts": 1})
+    interrupt(server.url, "counted")
+    wait_for("the second container", Path(f"{ready}1").exists)
+    wait_for("it is copied", lambda: "rounds/1" in checkpoints(server, "counted"))
+    server.kill()
+    server.start()
+    job = server.wait_job("counted", "Completed")
+    assert steps(job).count("Interrupted") == steps(job).count("Restarting") == 1
 
 
 # ---- several hosts

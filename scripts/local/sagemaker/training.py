@@ -262,11 +262,12 @@ class Training:
                 if job["TrainingJobStatus"] in _TERMINAL:
                     continue
                 retries = job.get("RetryStrategy", {}).get("MaximumRetryAttempts", 0)
+                interruptions = [step["Status"] for step in job["SecondaryStatusTransitions"]].count("Interrupted")
                 if job["TrainingJobStatus"] == "Stopping":
                     self._move(job, "Stopped", "Stopped")
-                elif "TrainingStartTime" not in job:
+                elif "ContainerStartTime" not in job:  # not yet, or not again
                     self._enqueue(job)
-                elif job["Attempts"] <= retries:
+                elif job["Attempts"] - interruptions <= retries:
                     self._leave_container(job, job["LastModifiedTime"])  # what is known of it
                     self._move(job, "InProgress", "Restarting")
                     self._enqueue(job)
