@@ -48,7 +48,10 @@ module "lambda_training_orchestrator" {
   environment = merge(local.common_environment, {
     BASE_MODEL                   = var.base_model
     BASE_MODELS                  = jsonencode(var.base_models)
-    BASE_MODEL_REVISION          = local.base_model_revision == null ? "" : local.base_model_revision
+    BASE_MODEL_ENGLISH           = local.auto_base_models.english
+    BASE_MODEL_MULTILINGUAL      = local.auto_base_models.multilingual
+    BASE_MODEL_REVISION          = var.base_model_revision == null ? "" : var.base_model_revision
+    CANDIDATES                   = var.candidates
     HUB_TOKEN_SECRET_ARN         = var.hub_token_secret_arn == null ? "" : var.hub_token_secret_arn
     HYPERPARAMETERS              = jsonencode(local.hyperparameters)
     KMS_KEY_ARN                  = var.kms_key_arn == null ? "" : var.kms_key_arn
@@ -60,8 +63,10 @@ module "lambda_training_orchestrator" {
     MODELS                       = join(" ", var.models)
     TEXT_COLUMN                  = var.text_column
     TRAINING_IMAGE               = local.training_image
+    TRAINING_INSTANCE_COUNT      = var.training_instance_count
     TRAINING_INSTANCE_TYPE       = var.training_instance_type
     TRAINING_MAX_RUNTIME_SECONDS = var.training_max_runtime_seconds
+    TRAINING_MAX_WAIT_SECONDS    = var.training_use_spot ? local.training_max_wait_seconds : ""
     TRAINING_ROLE_ARN            = module.iam.training_role_arn
     TRAINING_SOURCE_URI          = module.s3.training_source_uri
     TRAINING_VOLUME_GB           = var.training_volume_gb

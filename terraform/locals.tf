@@ -71,10 +71,16 @@ locals {
     },
   ))
 
-  # Without a revision, a job would train whatever the Hub has on that day. The commit is the default model's alone.
-  default_model       = { name = "distilbert-base-uncased", revision = "12040accade4e8a0f71eabdb258fecc2e7e948be" }
-  default_revision    = var.base_model == local.default_model.name ? local.default_model.revision : null
-  base_model_revision = var.base_model_revision == null ? local.default_revision : var.base_model_revision
+  # What base_model = "auto" means: the training program measures which of them fits the texts. At a commit, since a job
+  # would otherwise train whatever the Hub has on that day. Model cards of others name these commits; `make doctor` and
+  # `make verify-aws` ask the Hub whether it has them.
+  auto_base_models = {
+    english      = "sentence-transformers/all-MiniLM-L6-v2@c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+    multilingual = "intfloat/multilingual-e5-small@c007d7ef6fd86656326059b28395a7a03a7c5846"
+  }
+
+  # SageMaker stops what runs longer than 28 days.
+  training_max_wait_seconds = coalesce(var.training_max_wait_seconds, min(2 * var.training_max_runtime_seconds, 2419200))
 
   # Merged, so that overriding one hyperparameter keeps the others.
   hyperparameters = merge({

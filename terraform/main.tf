@@ -1,7 +1,9 @@
 module "s3" {
   source = "./modules/s3"
 
-  bucket_name                       = local.bucket_name
+  bucket_name = local.bucket_name
+  # A job may still be waiting to go on.
+  checkpoint_retention_days         = max(7, ceil(local.training_max_wait_seconds / 86400) + 1)
   create_bucket                     = var.create_bucket
   data_retention_days               = var.data_retention_days
   force_destroy                     = var.force_destroy
@@ -39,6 +41,7 @@ module "iam" {
   topic_arn            = local.topic_arn
   training_image       = local.training_image
   training_role_name   = local.names.training_role
+  training_use_spot    = var.training_use_spot
 }
 
 module "monitoring" {

@@ -17,8 +17,8 @@ variable "accept_uncompared" {
 
 variable "base_model" {
   type        = string
-  description = "Base model that training fine-tunes: a HuggingFace Hub id, an absolute path in the training image, or s3://bucket/prefix in the stack's region."
-  default     = "distilbert-base-uncased"
+  description = "Base model of training: auto (an English or a multilingual sentence encoder, chosen by the texts, each at a fixed commit), a HuggingFace Hub id, an absolute path in the training image, or s3://bucket/prefix in the stack's region."
+  default     = "auto"
 
   validation {
     condition = length(var.base_model) <= 512 && anytrue([
@@ -26,13 +26,13 @@ variable "base_model" {
       can(regex("^/[^[:cntrl:]]+$", var.base_model)),
       can(regex("^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[A-Za-z0-9._/=-]+$", var.base_model)),
     ])
-    error_message = "base_model must be a Hub id (distilbert-base-uncased, org/name), an absolute path or s3://bucket/prefix, with at most 512 characters."
+    error_message = "base_model must be auto, a Hub id (distilbert-base-uncased, org/name), an absolute path or s3://bucket/prefix, with at most 512 characters."
   }
 }
 
 variable "base_model_revision" {
   type        = string
-  description = "Branch, tag or commit of the Hub model; a commit makes training reproducible. null: a fixed commit of the default model, the latest of any other. Only for Hub ids."
+  description = "Branch, tag or commit of the Hub model; a commit makes training reproducible. null: the latest. Only for Hub ids."
   default     = null
 
   validation {
@@ -41,8 +41,8 @@ variable "base_model_revision" {
   }
 
   validation {
-    condition     = var.base_model_revision == null || !can(regex("^(/|s3://)", var.base_model))
-    error_message = "base_model_revision is only for Hub ids: leave it unset when base_model is a path or an S3 prefix."
+    condition     = var.base_model_revision == null || !can(regex("^(auto$|/|s3://)", var.base_model))
+    error_message = "base_model_revision is only for Hub ids: leave it unset when base_model is auto, a path or an S3 prefix."
   }
 }
 
@@ -53,8 +53,8 @@ variable "base_models" {
 
   # Never a path or an s3:// address: who uploads data would choose what the training job reads.
   validation {
-    condition     = alltrue([for name in keys(var.base_models) : length(name) <= 128 && can(regex("^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", name))])
-    error_message = "base_models: each name must be a Hub id (distilbert-base-uncased, org/name) of at most 128 characters."
+    condition     = alltrue([for name in keys(var.base_models) : name != "auto" && length(name) <= 128 && can(regex("^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", name))])
+    error_message = "base_models: each name must be a Hub id (distilbert-base-uncased, org/name) of at most 128 characters. A settings.json may say auto without that."
   }
 
   validation {
@@ -84,6 +84,17 @@ variable "bucket_name" {
       !can(regex("(-s3alias|--ol-s3|\\.mrap|--x-s3|--table-s3)$", var.bucket_name)),
     ])
     error_message = "bucket_name must follow S3's naming rules: 3 to 63 lowercase letters, digits, dots and dashes, starting and ending with a letter or digit; no '..', no IP address, none of S3's reserved prefixes and suffixes."
+  }
+}
+
+variable "candidates" {
+  type        = string
+  description = "What training tries, with commas between: words (TF-IDF with logistic regression), frozen (the base model's embeddings with logistic regression), fine-tuned (the base model), blend (their average). auto: whatever pays, cheapest first."
+  default     = "auto"
+
+  validation {
+    condition     = can(regex("^(auto|(words|frozen|fine-tuned|blend)(,(words|frozen|fine-tuned|blend))*)$", var.candidates))
+    error_message = "candidates must be auto, or some of words, frozen, fine-tuned and blend, with commas between and no spaces."
   }
 }
 
@@ -659,6 +670,17 @@ variable "training_image" {
   }
 }
 
+variable "training_instance_count" {
+  type        = number
+  description = "How many instances a training job takes. Above 1, they share the work (data-parallel), and each is billed."
+  default     = 1
+
+  validation {
+    condition     = floor(var.training_instance_count) == var.training_instance_count && var.training_instance_count >= 1 && var.training_instance_count <= 8
+    error_message = "training_instance_count must be a whole number from 1 to 8."
+  }
+}
+
 variable "training_instance_type" {
   type        = string
   description = "Instance type of the training jobs. It also selects the training image (CPU or GPU). New accounts have a GPU quota of 0."
@@ -689,6 +711,28 @@ variable "training_max_runtime_seconds" {
     condition     = floor(var.training_max_runtime_seconds) == var.training_max_runtime_seconds && var.training_max_runtime_seconds >= 60 && var.training_max_runtime_seconds <= 2419200
     error_message = "training_max_runtime_seconds must be a whole number from 60 to 2419200 (28 days)."
   }
+}
+
+variable "training_max_wait_seconds" {
+  type        = number
+  description = "With training_use_spot: SageMaker stops a job that is not done after this many seconds, with all waiting for spot capacity. null: twice training_max_runtime_seconds, and at most 28 days."
+  default     = null
+
+  validation {
+    condition     = var.training_max_wait_seconds == null ? true : floor(var.training_max_wait_seconds) == var.training_max_wait_seconds && var.training_max_wait_seconds <= 2419200
+    error_message = "training_max_wait_seconds must be a whole number of at most 2419200 (28 days)."
+  }
+
+  validation {
+    condition     = var.training_max_wait_seconds == null ? true : var.training_max_wait_seconds >= var.training_max_runtime_seconds
+    error_message = "training_max_wait_seconds must be at least training_max_runtime_seconds: it counts the running and the waiting."
+  }
+}
+
+variable "training_use_spot" {
+  type        = bool
+  description = "true: training jobs run on spot instances, which cost less (AWS says up to 90 %) and may be interrupted; a job then goes on where it was. They have a quota of their own."
+  default     = false
 }
 
 variable "training_volume_gb" {

@@ -135,6 +135,8 @@ WORDINGS = {
     "no model": "this is not about the rows of your CSV: the job left nothing that can be judged. Look at the log, fix "
     "the cause, then run: make retrain JOB={job}\n",
     "fix": "fix the cause given above, then upload the CSV again.",
+    "no capacity": "raise training_max_wait_seconds or set training_use_spot to false in Terraform, deploy, then run: "
+    "make retrain JOB={job}",
     "too slow": "raise training_max_runtime_seconds or choose a faster training_instance_type in Terraform, deploy, "
     "then run: make retrain JOB={job}",
     "was stopped": "if that was a mistake, run: make retrain JOB={job}",
@@ -151,11 +153,14 @@ WORDINGS = {
     "no reason": "SageMaker gave no reason; see the job's log",
     "AWS failed": "the fault is AWS's; nothing is wrong with your data. To train again, run: make retrain JOB={job}",
     "timed out": "it reached its time limit of {hours:g} h (training_max_runtime_seconds)",
+    "waited too long": "it was not done after {hours:g} h, with waiting for spot instances (training_max_wait_seconds)",
     "stopped": "somebody stopped it",
     "deleted": "the training job is gone: somebody deleted it in SageMaker",
     "given up": "its evaluation failed {tries} times, most recently with: {error}. The model evaluator's log has the "
     "details (make logs). Once that is fixed, make retrain trains again on the same data",
 }
+# What to do about a job that a limit has stopped, by the limit in its reason.
+LIMITS = {"training_max_runtime_seconds": "too slow", "training_max_wait_seconds": "no capacity"}
 # The reasons of failed jobs that are AWS's own.
 AWS_FAILED = re.compile(r"(CapacityError|InternalServerError)\b|ClientError\b.*[Pp]lease (retry|try again)", re.DOTALL)
 AT = {"min": "at least", "max": "at most"}
@@ -208,6 +213,15 @@ class Champion(TypedDict):
     below_best: NotRequired[Figures]  # by how much the new model trails the best one so far, on LIVE_HOLDOUT
 
 
+class Cost(TypedDict):
+    """What SageMaker says that a job took, and bills."""
+
+    training_seconds: int
+    billable_seconds: int  # of each instance; of spot ones, as many as they would be at the usual price
+    instances: int
+    saving_percent: float | None  # of spot instances; None: they were on demand
+
+
 @dataclasses.dataclass
 class Decision:
     """models/decisions/<job>.json: the verdict on a finished job. The deployer and the commands read it, too."""
@@ -227,6 +241,7 @@ class Decision:
     rivals: dict[str, Figures] = dataclasses.field(default_factory=dict)  # see read_rivals
     golden: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # rows: text, label, score (0 to 1)
     golden_note: str = ""  # why an approved model has no golden rows
+    cost: Cost | None = None  # None: SageMaker does not say
     approved_key: str | None = None
     decided_at: str = ""  # ISO 8601, UTC
 
@@ -336,19 +351,34 @@ def evaluate(
         thresholds=config.model_thresholds.get(source["model"], config.thresholds),
         verdict=description["TrainingJobStatus"].lower(),
         schema=SCHEMA,
+        cost=cost_of(description),
     )
     if decision.verdict == "failed":
         decision.reason = plain(description.get("FailureReason") or WORDINGS["no reason"])
     elif decision.verdict == "stopped":
-        timed_out = description.get("SecondaryStatus") in ("MaxRuntimeExceeded", "MaxWaitTimeExceeded")
-        limit = description.get("StoppingCondition", {}).get("MaxRuntimeInSeconds", 0)
-        decision.reason = WORDINGS["timed out" if timed_out else "stopped"].format(hours=limit / 3600)
+        limits = {
+            "MaxRuntimeExceeded": ("timed out", "MaxRuntimeInSeconds"),
+            "MaxWaitTimeExceeded": ("waited too long", "MaxWaitTimeInSeconds"),
+        }
+        why, limit = limits.get(str(description.get("SecondaryStatus")), ("stopped", ""))
+        seconds = (description.get("StoppingCondition") or {}).get(limit, 0)
+        decision.reason = WORDINGS[why].format(hours=seconds / 3600)
     else:
         try:
             pass_gate(config, description, out_of_time, decision)
         except ArchiveError as error:
             decision.verdict, decision.reason = "rejected", plain(error)
     return decision
+
+
+def cost_of(description: Mapping[str, Any]) -> Cost | None:
+    """What a job took and is billed, and what spot instances saved (DescribeTrainingJob, BillableTimeInSeconds)."""
+    took, billed = description.get("TrainingTimeInSeconds"), description.get("BillableTimeInSeconds")
+    if not took or billed is None:
+        return None
+    instances = (description.get("ResourceConfig") or {}).get("InstanceCount") or 1
+    saved = round(100 * (1 - billed / took), 1) if description.get("EnableManagedSpotTraining") else None
+    return Cost(training_seconds=took, billable_seconds=billed, instances=instances, saving_percent=saved)
 
 
 def pass_gate(config: Settings, description: Mapping[str, Any], out_of_time: OutOfTime, decision: Decision) -> None:
@@ -575,7 +605,7 @@ def email_decision(topic_arn: str, decision: Decision) -> None:
     job, model, data, metrics = decision.job, decision.model, decision.data, decision.metrics
     rows = [("model", model), ("training job", job), ("data", f"s3://{data['bucket']}/{data['key']}")]
     rows += [(text, f"{metrics[name]:.0f}") for name, text in ROW_COUNTS.items() if name in metrics]
-    rows += [*decision.told.items()]
+    rows += [*decision.told.items(), *cost_rows(decision.cost)]
     if decision.artifact and decision.verdict == "approved":
         rows.append(("artifact", human_bytes(decision.artifact["size"])))
     if note := decision.golden_note:
@@ -588,6 +618,17 @@ def email_decision(topic_arn: str, decision: Decision) -> None:
     notify(topic_arn, EMAILS[decision.verdict], model, rows, **texts)
 
 
+def cost_rows(cost: Cost | None) -> list[tuple[str, str]]:
+    """What a job took and is billed, as rows for people."""
+    if cost is None:
+        return []
+    billed = f"{cost['billable_seconds']:,} s"
+    billed += f" for each of {cost['instances']} instances" if cost["instances"] > 1 else ""
+    saved = cost["saving_percent"]
+    billed += "" if saved is None else f"; spot instances saved {saved:g} %"
+    return [("training time", f"{cost['training_seconds']:,} s"), ("billed time", billed)]
+
+
 def what_next(decision: Decision) -> Wording:
     """What people should do about a decision."""
     job, reason, newer = decision.job, decision.reason, max(decision.rivals, default="")
@@ -598,7 +639,7 @@ def what_next(decision: Decision) -> Wording:
         "approved": ["not newest" if newer > job else "newest"],
         "held": ["keep the spelling" if is_respelt else "held"],
         "rejected": ["bad figures", *(["worse than live"] if is_worse else [])] if decision.checks else ["no model"],
-        "stopped": ["too slow" if "training_max_runtime_seconds" in reason else "was stopped"],
+        "stopped": [next((kind for name, kind in LIMITS.items() if name in reason), "was stopped")],
         "failed": ["was stopped" if is_deleted else "AWS failed" if AWS_FAILED.match(reason) else "fix"],
     }
     wording = "".join(WORDINGS[kind] for kind in kinds[decision.verdict])

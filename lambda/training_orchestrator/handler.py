@@ -80,6 +80,15 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "max_length": (4, 100_000),
     "seed": (0, 2**32 - 1),
 }
+# What the training program tries, cheapest first; "auto" leaves the choice to it.
+CANDIDATES = re.compile(r"auto|(words|frozen|fine-tuned|blend)(,(words|frozen|fine-tuned|blend))*")
+CANDIDATES_RULE = '"auto", or some of words, frozen, fine-tuned and blend, with commas between'
+# A base model that the training program chooses by the texts: an English or a multilingual encoder.
+AUTO = "auto"
+# Where a spot job keeps what it needs to go on after an interruption: in S3, and in its container. SageMaker copies it
+# back and forth (developer guide, "Checkpoints").
+CHECKPOINT_PREFIX = "models/checkpoints/"
+CHECKPOINT_DIR = "/opt/ml/checkpoints"
 # Races for the ledger lost in a row before the invocation fails and Lambda retries it.
 LEDGER_TRIES = 200
 
@@ -186,11 +195,11 @@ EMAILS = {
         'increase of "{quota[name]}" in the AWS console under Service Quotas, Amazon SageMaker.',
     ),
     QUOTA_ABOVE_0: waiting(
-        'the account\'s quota "{quota[name]}" is 0. It stays 0 until you request an increase.\n'
+        'the account\'s quota "{quota[name]}" is {too_small}. It stays so until you request an increase.\n'
         "SageMaker said: {quota[reason]}",
         'request an increase of "{quota[name]}" in the AWS console under Service Quotas, Amazon SageMaker; or set '
-        "training_instance_type to a type whose quota is above 0, and deploy. The upload is retried every hour.",
-        "Training not started: {model}: instance quota is 0",
+        "training_instance_type to a type whose quota is large enough, and deploy. The upload is retried every hour.",
+        "Training not started: {model}: instance quota is {too_small}",
     ),
 }
 
@@ -213,6 +222,7 @@ class ModelSettings(TypedDict, total=False):
     text_column: str
     label_column: str
     base_model: str
+    candidates: str
     epochs: int
     holdout_fraction: float
     learning_rate: float
@@ -254,8 +264,9 @@ GivenUp = TypedDict("GivenUp", {"schema": int, "job": str, "tries": int, "at": s
 # data/snapshots/<job>/waiting.json: the upload joined the line; for: what that waited for then (A_SLOT, ...).
 Waiting = TypedDict("Waiting", {"schema": int, "job": str, "model": str, "for": str, "at": str})
 
-# Parts of the ledger: SageMaker's refusals for want of quota since a job last ended; the jobs that count against the
-# daily limit (of a date in UTC); and the last email that the line waits, which is leased until done.
+# Parts of the ledger: SageMaker's refusals for want of quota since a job last ended (instance_type: what a job runs on,
+# in words; is_0: the quota is less than one job takes); the jobs that count against the daily limit (of a date in UTC);
+# and the last email that the line waits, which is leased until done.
 Quota = TypedDict("Quota", {"name": str, "instance_type": str, "tries": int, "at": str, "reason": str, "is_0": bool})
 Starts = TypedDict("Starts", {"date": str, "jobs": list[str]})
 LineEmail = TypedDict("LineEmail", {"by": str, "at": str, "done": bool})
@@ -327,6 +338,7 @@ class Settings:
     training_image: str
     training_source_uri: str
     training_instance_type: str
+    training_instance_count: int
     training_volume_gb: int
     training_max_runtime_seconds: int
     max_concurrent_training_jobs: int
@@ -334,10 +346,14 @@ class Settings:
     max_models: int
     hyperparameters: dict[str, str]
     base_model: str
+    base_model_english: str  # what AUTO chooses from: <Hub id>@<commit>
+    base_model_multilingual: str
     base_models: dict[str, str]  # further ones that a settings.json may choose, and their revisions
+    candidates: str
     text_column: str
     label_column: str
     max_rows_left_out: float  # share, 0 to 1
+    training_max_wait_seconds: str = ""  # of spot jobs, in all; "": jobs run on demand
     base_model_revision: str = ""
     hub_token_secret_arn: str = ""
     kms_key_arn: str = ""
@@ -355,6 +371,12 @@ class Settings:
         for name, value in values["hyperparameters"].items():
             if not isinstance(value, str) or not SHELL_SAFE.fullmatch(value) or not SHELL_SAFE.fullmatch(name):
                 raise ConfigError(f"HYPERPARAMETERS: {name!r}: {value!r}: both must be of letters, digits and . _ + -")
+        if not CANDIDATES.fullmatch(values["candidates"]):
+            raise ConfigError(f"CANDIDATES must be {CANDIDATES_RULE}, not {values['candidates']!r}")
+        if (wait := values["training_max_wait_seconds"]) and (
+            positive_int(env, "TRAINING_MAX_WAIT_SECONDS") < values["training_max_runtime_seconds"]
+        ):
+            raise ConfigError(f"TRAINING_MAX_WAIT_SECONDS is less than TRAINING_MAX_RUNTIME_SECONDS: {wait}")
         return cls(**values)
 
 
@@ -462,7 +484,8 @@ def parse_settings(content: bytes, config: Settings) -> ModelSettings:
         raise Rejected(f'{SETTINGS_FILE} must be a JSON object, such as {{"text_column": "message"}}')
     checks: dict[str, Callable[[str, object, Settings], Any]] = dict.fromkeys(NUMBERS, number_setting)
     checks |= dict.fromkeys(("text_column", "label_column"), column_setting)
-    checks |= {"base_model": base_model_setting, "$schema": lambda *_: None}  # the last one is for editors
+    checks |= {"base_model": base_model_setting, "candidates": candidates_setting}
+    checks |= {"$schema": lambda *_: None}  # for editors
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name not in checks:
@@ -473,7 +496,8 @@ def parse_settings(content: bytes, config: Settings) -> ModelSettings:
     found.pop("$schema", None)
     columns = {"text_column": config.text_column, "label_column": config.label_column} | found
     if "base_model" in found:
-        found["base_model_revision"] = config.base_models.get(found["base_model"], config.base_model_revision)
+        revisions = {config.base_model: config.base_model_revision, AUTO: "", **config.base_models}
+        found["base_model_revision"] = revisions[found["base_model"]]
     if columns["text_column"] == columns["label_column"]:
         raise Rejected(f"{SETTINGS_FILE}: text_column and label_column are both {clipped(columns['text_column'])}")
     return cast(ModelSettings, found)
@@ -512,12 +536,19 @@ def number_setting(name: str, value: object, config: Settings) -> int | float:
 
 def base_model_setting(name: str, value: object, config: Settings) -> str:
     """One of the base models that Terraform allows. Raises Rejected."""
-    allowed = {config.base_model: "", **config.base_models}
+    allowed = {config.base_model: "", AUTO: "", **config.base_models}
     if isinstance(value, str) and value in allowed:
         return value
     way_out = "others can be allowed by base_models in Terraform"
     said = suggestion(value, allowed) if isinstance(value, str) else ""
     raise Rejected(f"{SETTINGS_FILE}: {name} {clipped(str(value))} is not allowed{said}; {way_out}")
+
+
+def candidates_setting(name: str, value: object, config: Settings) -> str:
+    """Candidates, as Terraform takes them. Raises Rejected."""
+    if isinstance(value, str) and CANDIDATES.fullmatch(value):
+        return value
+    raise Rejected(f"{SETTINGS_FILE}: {name} must be {CANDIDATES_RULE}, not {clipped(json.dumps(value))}")
 
 
 def suggestion(name: str, names: Collection[str]) -> str:
@@ -794,6 +825,7 @@ def claim_data(config: Settings, upload: Source, checked: Checked) -> None:
     program = client("s3").head_object(Bucket=config.bucket, Key=code)["ETag"]
     names = ("hyperparameters", "base_model", "base_model_revision", "text_column", "label_column", "training_image")
     same = [checked.identity, upload["model"], program, *(getattr(config, name) for name in names)]
+    same += [config.candidates, encoders(config)]
     claim = f"{DATA_CLAIM_PREFIX}{hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32]}.json"
     mine: DataClaim = {"schema": SCHEMA, "job": upload["job"], "at": now().isoformat()}
     condition = {"IfNoneMatch": "*"}
@@ -1006,8 +1038,7 @@ def start_in_turn(config: Settings, line: list[str], request_id: str, own: str) 
 
 def create_job(config: Settings, source: Source) -> str:
     """Create the training job, email it, record it; returns STARTED, REFUSED, or which quota it waits for."""
-    job, instance_type = source["job"], config.training_instance_type
-    chosen = source.get("settings", {})
+    job, chosen = source["job"], source.get("settings", {})
     config = with_settings(config, chosen)
     try:
         client("sagemaker").create_training_job(**training_job_request(config, source, keep_program(config, job)))
@@ -1016,13 +1047,17 @@ def create_job(config: Settings, source: Source) -> str:
         if error_code(error) != "ResourceInUse":
             if is_refused(error):
                 email_refusal(config, source, error_message(error))
-            note = functools.partial(note_failure, job=job, error=error, instance_type=instance_type)
+            note = functools.partial(note_failure, job=job, error=error, config=config)
             if outcome := update_ledger(config.bucket, note):
                 return outcome
             raise
     log.info("training job created", extra={"training_job": job})
-    instance = f"{instance_type}, at most {config.training_max_runtime_seconds / 3600:g} h"
-    rows = [("base model", config.base_model), ("instance", instance)]
+    limit = f"at most {config.training_max_runtime_seconds / 3600:g} h"
+    if config.training_max_wait_seconds:
+        limit += f", and {int(config.training_max_wait_seconds) / 3600:g} h with waiting for spot capacity"
+    choice = " or ".join(encoders(config).values())
+    model = f"{config.base_model}: {choice}" if choice else config.base_model
+    rows = [("base model", model), ("instance", f"{instances(config)}, {limit}")]
     if chosen:
         shown = ", ".join(f"{name} {value}" for name, value in sorted(chosen.items()))
         rows.append((SETTINGS_FILE, shown))
@@ -1075,9 +1110,21 @@ def training_job_request(config: Settings, source: Source, program_uri: str) -> 
         "sagemaker_job_name": job,
         "sagemaker_container_log_level": "20",
     }
-    names = ("base_model", "base_model_revision", "text_column", "label_column", "hub_token_secret_arn")
-    environment = {name.upper(): getattr(config, name) for name in names} | {"CHAMPION_JOB": live.get("job", "")}
-    environment["MAX_ROWS_LEFT_OUT"] = str(config.max_rows_left_out)
+    if config.training_instance_count > 1:
+        # For the toolkit, which then starts the program with torchrun; its older versions need the type, too.
+        program["sagemaker_torch_distributed_enabled"] = "true"
+        program["sagemaker_instance_type"] = config.training_instance_type
+    names = ("base_model", "base_model_revision", "candidates", "text_column", "label_column", "hub_token_secret_arn")
+    environment = {name.upper(): getattr(config, name) for name in names} | encoders(config)
+    environment |= {"CHAMPION_JOB": live.get("job", ""), "MAX_ROWS_LEFT_OUT": str(config.max_rows_left_out)}
+    stopping = {"MaxRuntimeInSeconds": config.training_max_runtime_seconds}
+    environment["MAX_RUNTIME_SECONDS"] = str(config.training_max_runtime_seconds)
+    spot: dict[str, Any] = {}
+    if config.training_max_wait_seconds:
+        checkpoints = {"S3Uri": f"s3://{config.bucket}/{CHECKPOINT_PREFIX}{job}/", "LocalPath": CHECKPOINT_DIR}
+        spot = {"EnableManagedSpotTraining": True, "CheckpointConfig": checkpoints}
+        stopping["MaxWaitTimeInSeconds"] = int(config.training_max_wait_seconds)
+        environment["CHECKPOINT_DIR"] = CHECKPOINT_DIR
     tags = {"Project": config.project, "Stack": config.bucket, "Model": source["model"], "TrainingJob": job}
     # Without a key, SageMaker takes the account's default key of S3, not the bucket's.
     key = {"KmsKeyId": config.kms_key_arn} if config.kms_key_arn else {}
@@ -1094,15 +1141,28 @@ def training_job_request(config: Settings, source: Source, program_uri: str) -> 
         "OutputDataConfig": {"S3OutputPath": f"s3://{config.bucket}/{RAW_MODEL_PREFIX.rstrip('/')}", **key},
         "ResourceConfig": {
             "InstanceType": config.training_instance_type,
-            "InstanceCount": 1,
+            "InstanceCount": config.training_instance_count,
             "VolumeSizeInGB": config.training_volume_gb,
         },
-        "StoppingCondition": {"MaxRuntimeInSeconds": config.training_max_runtime_seconds},
-        # SageMaker's own failures (InternalServerError) only; the runtime limit holds for all attempts together.
+        "StoppingCondition": stopping,
+        **spot,
+        # SageMaker's own failures (InternalServerError) only; the limits hold for all attempts together.
         "RetryStrategy": {"MaximumRetryAttempts": 2},
         "Environment": {name: value for name, value in environment.items() if value},
         "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
     }
+
+
+def encoders(config: Settings) -> dict[str, str]:
+    """The base models that the training program chooses from, as its environment; {} where the base model is set."""
+    names = ("base_model_english", "base_model_multilingual") if config.base_model == AUTO else ()
+    return {name.upper(): getattr(config, name) for name in names}
+
+
+def instances(config: Settings) -> str:
+    """What a job runs on, in words."""
+    count = f"{config.training_instance_count} x " if config.training_instance_count > 1 else ""
+    return f"{count}{config.training_instance_type}{' (spot)' if config.training_max_wait_seconds else ''}"
 
 
 def live_model(config: Settings, model: str) -> dict[str, str]:
@@ -1145,7 +1205,9 @@ def wait_in_line(
     if due:
         source = sources[0] if sources else read_source(config.bucket, waiting[0])
         more, rows = f" and {len(waiting) - 1} more" if len(waiting) > 1 else "", [("uploads waiting", len(waiting))]
-        send(waits_for, config, source, rows, and_more=more, minutes=LEASE_SECONDS // 60, quota=quota)
+        too_small = "0" if config.training_instance_count == 1 else f"below {config.training_instance_count}"
+        words = {"and_more": more, "minutes": LEASE_SECONDS // 60, "quota": quota, "too_small": too_small}
+        send(waits_for, config, source, rows, **words)
         update_ledger(config.bucket, lambda ledger: ledger["emails"][waits_for].update({"done": True}))
     for source in sources:
         job, model, at = source["job"], source["model"], now().isoformat()
@@ -1225,7 +1287,7 @@ def take_slot(ledger: Ledger, line: Sequence[str], config: Settings, request_id:
 def what_is_full(ledger: Ledger, job: str, config: Settings) -> str:
     """What a job without a slot must wait for; "": there is room for it."""
     started_today, quota = ledger["day"]["jobs"], ledger["quota"]
-    if quota and quota["instance_type"] == config.training_instance_type and not due_again(quota["tries"], quota["at"]):
+    if quota and quota["instance_type"] == instances(config) and not due_again(quota["tries"], quota["at"]):
         return QUOTA_ABOVE_0 if quota["is_0"] else QUOTA
     if job not in started_today and len(started_today) >= config.max_training_jobs_per_day:
         return THE_NEXT_DAY
@@ -1233,7 +1295,7 @@ def what_is_full(ledger: Ledger, job: str, config: Settings) -> str:
     return A_SLOT if held >= config.max_concurrent_training_jobs else ""
 
 
-def note_failure(ledger: Ledger, job: str, error: ClientError, instance_type: str) -> str:
+def note_failure(ledger: Ledger, job: str, error: ClientError, config: Settings) -> str:
     """Note that SageMaker did not create a job; returns the quota that it waits for, REFUSED, or "" when AWS failed.
 
     After a failure of AWS or a throttled call (an earlier try of the SDK), the job may exist, and keeps its slot.
@@ -1241,10 +1303,12 @@ def note_failure(ledger: Ledger, job: str, error: ClientError, instance_type: st
     entry, before, at, reason = ledger["jobs"][job], ledger["quota"], now().isoformat(), error_message(error)
     if over_quota(error):
         give_slot_back(ledger, job)
-        tries = before["tries"] + 1 if before and before["instance_type"] == instance_type else 1
+        what, use = instances(config), "spot training" if config.training_max_wait_seconds else "training"
+        tries = before["tries"] + 1 if before and before["instance_type"] == what else 1
         said = re.search(r"service limit '(.+?)' is (\d+)", reason)
-        name, is_0 = (said[1], said[2] == "0") if said else (f"{instance_type} for training job usage", False)
-        ledger["quota"] = Quota(name=name, instance_type=instance_type, tries=tries, at=at, reason=reason, is_0=is_0)
+        usual = f"{config.training_instance_type} for {use} job usage"
+        name, is_0 = (said[1], int(said[2]) < config.training_instance_count) if said else (usual, False)
+        ledger["quota"] = Quota(name=name, instance_type=what, tries=tries, at=at, reason=reason, is_0=is_0)
         return QUOTA_ABOVE_0 if is_0 else QUOTA
     ledger["jobs"][job] = entry | {"reason": reason}
     if not is_refused(error):

@@ -73,6 +73,8 @@ class Settings:
     inference_image: str | None
     default_inference_image: str
     training_instance_type: str
+    training_instance_count: int
+    training_use_spot: bool
     max_concurrent_training_jobs: int
     endpoint_type: str
     endpoint_instance_type: str
@@ -80,6 +82,7 @@ class Settings:
     serverless_max_concurrency: int
     base_model: str
     base_model_revision: str | None
+    auto_base_models: tuple[str, ...]  # <Hub id>@<commit>
     hub_token_secret_arn: str | None
     notification_emails: tuple[str, ...]
 
@@ -92,6 +95,8 @@ ASKED = """{
   inference_image = var.inference_image,
   default_inference_image = local.inference_images[local.inference_gpu ? "gpu" : "cpu"],
   training_instance_type = var.training_instance_type,
+  training_instance_count = var.training_instance_count,
+  training_use_spot = var.training_use_spot,
   max_concurrent_training_jobs = var.max_concurrent_training_jobs,
   endpoint_type = var.endpoint_type,
   endpoint_instance_type = var.endpoint_instance_type,
@@ -99,6 +104,7 @@ ASKED = """{
   serverless_max_concurrency = var.serverless_max_concurrency,
   base_model = var.base_model,
   base_model_revision = var.base_model_revision,
+  auto_base_models = values(local.auto_base_models),
   hub_token_secret_arn = var.hub_token_secret_arn,
   notification_emails = var.notification_emails
 }""".replace("\n", " ")
@@ -106,7 +112,8 @@ ASKED = """{
 
 def settings(answer: Mapping[str, Any]) -> Settings:
     """What Terraform answers to ASKED."""
-    return Settings(**{**answer, "notification_emails": tuple(answer["notification_emails"])})
+    lists = {name: tuple(answer[name]) for name in ("auto_base_models", "notification_emails")}
+    return Settings(**{**answer, **lists})
 
 
 def ask(subject: str, check: Callable[[], Iterator[Line]]) -> Iterator[Line]:
@@ -185,7 +192,9 @@ class Need:
 
 def needs(asked: Settings) -> list[Need]:
     jobs, count = asked.max_concurrent_training_jobs, asked.endpoint_instance_count
-    training = Need(f"{asked.training_instance_type} for training job usage", 1, jobs, "further trainings wait")
+    of_a_job, use = asked.training_instance_count, "spot training" if asked.training_use_spot else "training"
+    quota = f"{asked.training_instance_type} for {use} job usage"
+    training = Need(quota, of_a_job, jobs * of_a_job, "further trainings wait")
     if asked.endpoint_type == "serverless":
         concurrency = asked.serverless_max_concurrency
         text = "it takes one model, and an update or a second one may wait"
@@ -253,6 +262,12 @@ def check_base_model(s3: Callable[[], Any], asked: Settings, local: bool) -> Ite
             yield Line("ok", "base model", model)
         else:
             yield Line("FAIL", "base model", f"{model} has no config.json: choose another base_model")
+    elif model == "auto":
+        split = (pinned.partition("@") for pinned in asked.auto_base_models)
+        found = [check_hub(name, revision, has_token=False) for name, _, revision in split]
+        levels = {line.level for line in found}
+        level: Level = "FAIL" if "FAIL" in levels else "warn" if "warn" in levels else "ok"
+        yield Line(level, "base model", "auto: " + "; ".join(line.text for line in found))
     else:
         yield check_hub(model, asked.base_model_revision, bool(asked.hub_token_secret_arn))
 

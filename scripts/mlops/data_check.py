@@ -43,8 +43,10 @@ class Settings:
     text_column: str = "text"
     label_column: str = "label"
     max_left_out: float = reader.MAX_LEFT_OUT  # share of the rows
-    base_model: str = "distilbert-base-uncased"
+    base_model: str = "auto"
     instance_type: str = "ml.m5.xlarge"
+    instances: int = 1  # of a job
+    is_spot: bool = False
     max_seconds: float = 14_400
     epochs: float = 3
     max_length: float = 128  # tokens
@@ -62,6 +64,8 @@ class Settings:
             max_left_out=number(environment.get("MAX_ROWS_LEFT_OUT"), cls.max_left_out),
             base_model=environment.get("BASE_MODEL", cls.base_model),
             instance_type=environment.get("TRAINING_INSTANCE_TYPE", cls.instance_type),
+            instances=int(number(environment.get("TRAINING_INSTANCE_COUNT"), cls.instances)),
+            is_spot=bool(environment.get("TRAINING_MAX_WAIT_SECONDS")),
             max_seconds=number(environment.get("TRAINING_MAX_RUNTIME_SECONDS"), cls.max_seconds),
             epochs=number(known.get("epochs"), cls.epochs),
             max_length=number(known.get("max_length"), cls.max_length),
@@ -256,8 +260,9 @@ def labels_in_their_texts(found: reader.Findings, seen: Seen) -> list[str]:
 
 def estimate_of(seen: Seen, settings: Settings) -> prices.Estimate:
     cores = (os.cpu_count() or 1) if settings.is_local else 0
+    instances = 1 if settings.is_local else settings.instances
     known = (settings.epochs, settings.holdout_fraction, settings.base_model, settings.instance_type, cores)
-    return prices.estimate(seen.characters, *known)
+    return prices.estimate(seen.characters, *known, instances, settings.is_spot)
 
 
 # --- what is shown -----------------------------------------------------------------------------------

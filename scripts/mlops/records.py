@@ -91,6 +91,7 @@ class ModelSettings(TypedDict, total=False):
     text_column: str
     label_column: str
     base_model: str
+    candidates: str
     epochs: int
     holdout_fraction: float
     learning_rate: float
@@ -211,11 +212,11 @@ class LedgerQuota(TypedDict):
     """SageMaker's refusals because of a quota, since a job last ended."""
 
     name: str  # the quota's, as in Service Quotas
-    instance_type: str
+    instance_type: str  # what a job runs on, in words: with their number and "(spot)"
     tries: int
     at: str  # of the last one
     reason: str  # what AWS said
-    is_0: bool  # no instance of this type will ever be free
+    is_0: bool  # it is less than one job takes: waiting does not help
 
 
 class Crowd(Sending):
@@ -374,6 +375,15 @@ class Check(TypedDict):
     live: float | None  # the live model's value; None where the bound is a threshold
 
 
+class Cost(TypedDict):
+    """What SageMaker says that a training job took, and bills."""
+
+    training_seconds: int
+    billable_seconds: int  # of each instance; of spot ones, as many as they would be at the usual price
+    instances: int
+    saving_percent: float | None  # of spot instances; None: they were on demand
+
+
 class Decision(TypedDict):
     """models/decisions/<job>.json: the verdict on a training job that has ended, whatever it was.
 
@@ -393,6 +403,7 @@ class Decision(TypedDict):
     rivals: dict[str, Figures]  # by job: models that were approved since the training began, on the same rows
     golden: list[dict[str, Any]]  # hold-out rows (text, label, score) with the answers that the endpoint must give
     golden_note: str  # why there are none
+    cost: NotRequired[Cost | None]  # None: SageMaker does not say; not in older ones
     approved_key: str | None  # where the archive was copied to
     verdict: Literal["approved", "rejected", "held", "failed", "stopped"]  # held: not compared with the live model
     reason: str  # a sentence for people

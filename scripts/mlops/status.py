@@ -102,7 +102,7 @@ def training_line(guards: Ledger | None) -> str:
     today = guards is not None and guards["day"]["date"] == f"{datetime.now(UTC):%Y-%m-%d}"
     started = len(guards["day"]["jobs"]) if guards and today else 0
     quota = guards["quota"] if guards else None
-    none = f"; the quota of {quota['instance_type']} is 0" if quota and quota["is_0"] else ""
+    none = f"; the quota is too small for {quota['instance_type']}" if quota and quota["is_0"] else ""
     return f"training   {held} running, {started} started today (UTC){none}"
 
 

@@ -44,6 +44,7 @@ run "refuses_below_the_least" {
     snapshot_retention_days           = 29
     sweep_schedule                    = "rate(0 minutes)"
     thresholds                        = {}
+    training_instance_count           = 0
     training_max_runtime_seconds      = 59
     training_volume_gb                = 0
   }
@@ -74,6 +75,7 @@ run "refuses_below_the_least" {
     var.snapshot_retention_days,
     var.sweep_schedule,
     var.thresholds,
+    var.training_instance_count,
     var.training_max_runtime_seconds,
     var.training_volume_gb,
   ]
@@ -86,6 +88,7 @@ run "takes_the_least" {
     accept_uncompared                 = ["m"]
     base_model                        = "a"
     bucket_name                       = "abc"
+    candidates                        = "words"
     champion_margin                   = 0
     data_retention_days               = { approved_models = 30, decisions = 30, rejected_uploads = 30, uploads = null }
     deployment_alarm_models           = []
@@ -117,7 +120,10 @@ run "takes_the_least" {
     tags                              = {}
     text_column                       = "t"
     thresholds                        = { f = { min = 0.5, max = 0.5 } }
+    training_instance_count           = 1
     training_max_runtime_seconds      = 60
+    training_max_wait_seconds         = 60
+    training_use_spot                 = true
     training_volume_gb                = 1
   }
 
@@ -156,6 +162,7 @@ run "refuses_above_the_most" {
     serverless_memory_mb         = 7168
     sweep_schedule               = "rate(100000 days)"
     tags                         = { for i in range(41) : "t${i}" => "v" }
+    training_instance_count      = 9
     training_max_runtime_seconds = 2419201
     training_volume_gb           = 16385
   }
@@ -186,6 +193,7 @@ run "refuses_above_the_most" {
     var.serverless_memory_mb,
     var.sweep_schedule,
     var.tags,
+    var.training_instance_count,
     var.training_max_runtime_seconds,
     var.training_volume_gb,
   ]
@@ -199,6 +207,7 @@ run "takes_the_most" {
     base_model                   = "/${join("", [for i in range(511) : "m"])}"
     base_models                  = { for i in range(2) : format("%s%d", join("", [for j in range(127) : "m"]), i) => join("", [for j in range(i == 0 ? 128 : 115) : "r"]) } # 512 characters as JSON
     bucket_name                  = join("", [for i in range(63) : "b"])
+    candidates                   = "words,frozen,fine-tuned,blend"
     champion_margin              = 1
     deployment_alarm_models      = [for i in range(8) : "${join("", [for j in range(31) : "m"])}${i}"]
     deployment_step_percent      = 50
@@ -225,7 +234,9 @@ run "takes_the_most" {
     sweep_schedule               = "rate(99999 days)"
     tags                         = { for i in range(40) : format("%s%02d", join("", [for j in range(126) : "k"]), i) => join("", [for j in range(256) : "v"]) }
     text_column                  = join("", [for i in range(256) : "t"])
+    training_instance_count      = 8
     training_max_runtime_seconds = 2419200
+    training_max_wait_seconds    = 2419200
     training_volume_gb           = 16384
   }
 
@@ -252,6 +263,7 @@ run "refuses_what_is_not_whole" {
     serverless_max_concurrency        = 1.5
     serverless_memory_mb              = 1536
     snapshot_retention_days           = 30.5
+    training_instance_count           = 1.5
     training_max_runtime_seconds      = 60.5
     training_volume_gb                = 1.5
   }
@@ -270,6 +282,7 @@ run "refuses_what_is_not_whole" {
     var.serverless_max_concurrency,
     var.serverless_memory_mb,
     var.snapshot_retention_days,
+    var.training_instance_count,
     var.training_max_runtime_seconds,
     var.training_volume_gb,
   ]
@@ -279,27 +292,29 @@ run "refuses_malformed_text" {
   command = plan
 
   variables {
-    accept_uncompared       = ["spam", "Reviews"]
-    base_model              = "two words"
-    base_models             = { "s3://bucket/model" = "main" }
-    bucket_name             = "Team"
-    deployment_alarm_models = ["Reviews"]
-    deployment_strategy     = "rolling"
-    endpoint_instance_count = 2
-    endpoint_name           = "Reviews"
-    endpoint_type           = "instance"
-    hub_token_secret_arn    = "arn:aws:secretsmanager:eu-west-1:1:secret:token"
-    hyperparameters         = { epochs = "3; rm -rf /" }
-    inference_image         = "ubuntu:latest"
-    kms_key_arn             = "arn:aws:kms:eu-west-1:111122223333:alias/ours"
-    label_column            = " label"
-    log_level               = "info"
-    model_thresholds        = { Reviews = { accuracy = { min = 0.9 } } }
-    notification_emails     = ["ml-team"]
-    project                 = "aws:ours"
-    sweep_schedule          = "15 minutes"
-    tags                    = { "aws:ours" = "v" }
-    training_image          = "ubuntu:latest"
+    accept_uncompared         = ["spam", "Reviews"]
+    base_model                = "two words"
+    base_models               = { "s3://bucket/model" = "main" }
+    bucket_name               = "Team"
+    candidates                = "words, frozen"
+    deployment_alarm_models   = ["Reviews"]
+    deployment_strategy       = "rolling"
+    endpoint_instance_count   = 2
+    endpoint_name             = "Reviews"
+    endpoint_type             = "instance"
+    hub_token_secret_arn      = "arn:aws:secretsmanager:eu-west-1:1:secret:token"
+    hyperparameters           = { epochs = "3; rm -rf /" }
+    inference_image           = "ubuntu:latest"
+    kms_key_arn               = "arn:aws:kms:eu-west-1:111122223333:alias/ours"
+    label_column              = " label"
+    log_level                 = "info"
+    model_thresholds          = { Reviews = { accuracy = { min = 0.9 } } }
+    notification_emails       = ["ml-team"]
+    project                   = "aws:ours"
+    sweep_schedule            = "15 minutes"
+    tags                      = { "aws:ours" = "v" }
+    training_image            = "ubuntu:latest"
+    training_max_wait_seconds = 20000.5
   }
 
   expect_failures = [
@@ -307,6 +322,7 @@ run "refuses_malformed_text" {
     var.base_model,
     var.base_models,
     var.bucket_name,
+    var.candidates,
     var.deployment_alarm_models,
     var.deployment_strategy,
     var.endpoint_name,
@@ -322,6 +338,7 @@ run "refuses_malformed_text" {
     var.sweep_schedule,
     var.tags,
     var.training_image,
+    var.training_max_wait_seconds,
   ]
 }
 
@@ -329,21 +346,23 @@ run "refuses_malformed_parts" {
   command = plan
 
   variables {
-    accept_uncompared       = [join("", [for i in range(33) : "m"])]
-    base_model_revision     = "main branch"
-    base_models             = { "org/name" = "main branch" }
-    bucket_name             = "192.168.5.4"
-    endpoint_instance_count = 0
-    endpoint_instance_type  = "m5.large"
-    endpoint_name           = "reviews-"
-    endpoint_type           = "async"
-    hyperparameters         = { Epochs = "3" }
-    model_thresholds        = { reviews = {} }
-    project                 = "two words"
-    sweep_schedule          = "rate(1 minutes)"
-    tags                    = { (join("", [for i in range(129) : "k"])) = "v" }
-    text_column             = "text\n"
-    training_instance_type  = "m5.xlarge"
+    accept_uncompared         = [join("", [for i in range(33) : "m"])]
+    base_model_revision       = "main branch"
+    base_models               = { "org/name" = "main branch" }
+    bucket_name               = "192.168.5.4"
+    candidates                = "words,auto"
+    endpoint_instance_count   = 0
+    endpoint_instance_type    = "m5.large"
+    endpoint_name             = "reviews-"
+    endpoint_type             = "async"
+    hyperparameters           = { Epochs = "3" }
+    model_thresholds          = { reviews = {} }
+    project                   = "two words"
+    sweep_schedule            = "rate(1 minutes)"
+    tags                      = { (join("", [for i in range(129) : "k"])) = "v" }
+    text_column               = "text\n"
+    training_instance_type    = "m5.xlarge"
+    training_max_wait_seconds = 2419201
   }
 
   expect_failures = [
@@ -351,6 +370,7 @@ run "refuses_malformed_parts" {
     var.base_model_revision,
     var.base_models,
     var.bucket_name,
+    var.candidates,
     var.endpoint_instance_count,
     var.endpoint_instance_type,
     var.endpoint_name,
@@ -362,6 +382,7 @@ run "refuses_malformed_parts" {
     var.tags,
     var.text_column,
     var.training_instance_type,
+    var.training_max_wait_seconds,
   ]
 }
 
@@ -369,7 +390,10 @@ run "refuses_what_is_reserved_or_contradicts_itself" {
   command = plan
 
   variables {
+    base_model_revision     = "main" # of auto
+    base_models             = { auto = "main" }
     bucket_name             = "ours-s3alias"
+    candidates              = ""
     endpoint_instance_count = 101
     hyperparameters         = { sagemaker_program = "x.py" }
     model_thresholds        = { reviews = { accuracy = {} } }
@@ -378,7 +402,10 @@ run "refuses_what_is_reserved_or_contradicts_itself" {
   }
 
   expect_failures = [
+    var.base_model_revision,
+    var.base_models,
     var.bucket_name,
+    var.candidates,
     var.endpoint_instance_count,
     var.hyperparameters,
     var.model_thresholds,
@@ -415,14 +442,15 @@ run "refuses_what_does_not_go_together" {
   command = plan
 
   variables {
-    base_model              = "s3://weights/minilm/"
-    base_model_revision     = "main"
-    create_bucket           = false
-    deployment_strategy     = "canary" # on serverless
-    endpoint_instance_count = 2
-    endpoint_instance_type  = "ml.m6g.large"
-    text_column             = "label"
-    training_instance_type  = "ml.trn1.2xlarge"
+    base_model                = "s3://weights/minilm/"
+    base_model_revision       = "main"
+    create_bucket             = false
+    deployment_strategy       = "canary" # on serverless
+    endpoint_instance_count   = 2
+    endpoint_instance_type    = "ml.m6g.large"
+    text_column               = "label"
+    training_instance_type    = "ml.trn1.2xlarge"
+    training_max_wait_seconds = 14399
   }
 
   expect_failures = [
@@ -432,6 +460,7 @@ run "refuses_what_does_not_go_together" {
     var.endpoint_instance_type,
     var.text_column,
     var.training_instance_type,
+    var.training_max_wait_seconds,
   ]
 }
 

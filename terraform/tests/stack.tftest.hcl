@@ -94,38 +94,40 @@ run "defaults" {
   }
 }
 
-run "the_default_model_is_pinned" {
+run "the_default_models_are_pinned" {
   command = plan
 
   assert {
-    condition     = can(regex("^[0-9a-f]{40}$", local.base_model_revision))
-    error_message = "Without a setting, every job must train the same commit of the default model."
+    condition     = var.base_model == "auto" && alltrue([for model in values(local.auto_base_models) : can(regex("^[a-z-]+/[A-Za-z0-9-]+@[0-9a-f]{40}$", model))])
+    error_message = "Without a setting, every job must train the same commit of the default models."
   }
 }
 
-run "a_revision_of_your_own_wins" {
+run "a_spot_job_may_wait_as_long_as_it_runs" {
   command = plan
 
   variables {
-    base_model_revision = "main"
+    training_max_runtime_seconds = 3600
+    training_use_spot            = true
   }
 
   assert {
-    condition     = local.base_model_revision == "main"
-    error_message = "The default model must be trained at the revision that was set."
+    condition     = local.training_max_wait_seconds == 7200
+    error_message = "Without a setting, a spot job must have twice its running time."
   }
 }
 
-run "another_model_does_not_get_the_default_models_revision" {
+run "a_spot_job_waits_no_longer_than_sagemaker_does" {
   command = plan
 
   variables {
-    base_model = "org/name"
+    training_max_runtime_seconds = 2419200
+    training_use_spot            = true
   }
 
   assert {
-    condition     = local.base_model_revision == null
-    error_message = "The default model's commit does not exist in another model's repository."
+    condition     = local.training_max_wait_seconds == 2419200
+    error_message = "28 days is the most."
   }
 }
 

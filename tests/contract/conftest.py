@@ -20,7 +20,8 @@ table = pytest.StashKey[list[str]]()
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """A stack with every option that adds a permission: its own key, a base model in S3, a token, rollback alarms."""
+    """A stack with every option that adds a permission: its own key, a base model in S3, a token, rollback alarms, spot
+    training."""
     return plan(
         tmp_path_factory.mktemp("stack"),
         base_model="s3://weights/minilm/",
@@ -29,6 +30,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Plan:
         endpoint_type="instance",
         hub_token_secret_arn=SECRET_ARN,
         kms_key_arn=KMS_KEY_ARN,
+        training_use_spot=True,
     )
 
 

@@ -9,6 +9,8 @@ Sources, by the names used below:
   multipart      https://docs.aws.amazon.com/AmazonS3/latest/userguide/mpuoverview.html (permissions; with KMS, too)
   sagemaker      https://docs.aws.amazon.com/sagemaker/latest/dg/api-permissions-reference.html
   roles          https://docs.aws.amazon.com/sagemaker/latest/dg/sagemaker-roles.html
+  checkpoints    https://docs.aws.amazon.com/sagemaker/latest/dg/model-checkpoints.html (copied to S3 and back; what is
+                 deleted in the container is deleted in S3. It lists no actions: these are S3's for that)
   logs           https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/iam-access-control-overview-cwl.html
   guardrails     https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-configuration.html
   scaling        https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-delete-with-scaling.html
@@ -314,6 +316,13 @@ def of_training(p: dict[str, Any]) -> Iterator[Need]:
         yield Need(role, "s3:AbortMultipartUpload", output, why, "multipart")
     yield Need(role, "kms:GenerateDataKey", KMS_KEY_ARN, why, "s3", via("s3"))
     yield Need(role, "kms:Encrypt", KMS_KEY_ARN, why, "output")
+    if "CheckpointConfig" in p:
+        bucket, prefix = at_uri(p["CheckpointConfig"]["S3Uri"])
+        # Whether SageMaker lists with the slash is not said.
+        for listed in (prefix, prefix.rstrip("/")):
+            yield Need(role, "s3:ListBucket", f"arn:aws:s3:::{bucket}", why, "checkpoints", (("s3:prefix", listed),))
+        for action in ("GetObject", "PutObject", "DeleteObject", "AbortMultipartUpload"):
+            yield Need(role, f"s3:{action}", object_arn(bucket, f"{prefix}fold-1/weights"), why, "checkpoints")
     if p["Environment"].get("HUB_TOKEN_SECRET_ARN"):
         yield Need(
             role, "secretsmanager:GetSecretValue", p["Environment"]["HUB_TOKEN_SECRET_ARN"], why, "authorization"
@@ -347,14 +356,22 @@ def implicit(role: str) -> Iterator[Need]:
         yield Need(role, action, KMS_KEY_ARN, why, "sqs-key", via("sqs"))
 
 
+CHECKPOINT = "models/checkpoints/training-job-20261123-120000-0123abcd/x"
+NO_JOBS = ("models/checkpoints/", "models/checkpoints/training-job-", "models/checkpoints/training-job-20261123-")
+
+
+def refused(roles: tuple[str, ...], action: str, resource: str, why: str, **context: str) -> Iterator[Need]:
+    """What these roles may not do."""
+    pairs = tuple((name.replace("_", ":", 1), value) for name, value in context.items())
+    for role in roles:
+        yield Need(role, action, resource, why, "design", pairs)
+
+
 def forbidden() -> Iterator[Need]:
     """What no role may do, one for each limit: other stacks, services and prefixes, and what triggers the function."""
-
-    def refused(roles: tuple[str, ...], action: str, resource: str, why: str, **context: str) -> Iterator[Need]:
-        pairs = tuple((name.replace("_", ":", 1), value) for name, value in context.items())
-        for role in roles:
-            yield Need(role, action, resource, why, "design", pairs)
-
+    for action in ("s3:DeleteObject", "s3:GetObject", "s3:PutObject"):
+        yield from refused((*FUNCTIONS, "model"), action, object_arn(BUCKET, CHECKPOINT), "a job's own")
+    yield from refused(("training",), "s3:PutObject", object_arn(BUCKET, "models/checkpoints/x"), "of no job")
     deployer = ("deployment_orchestrator",)
     for kind in ("training", "model"):
         arn = f"arn:aws:iam::{ACCOUNT}:role/mlops-{kind}-{BUCKET}"
@@ -414,11 +431,13 @@ def forbidden() -> Iterator[Need]:
         yield from refused(ROLES, action, object_arn(f"{BUCKET}-2", "data/snapshots/x"), "another bucket")
         yield from refused(ROLES, action, object_arn(f"{BUCKET}-2", "models/approved/x"), "another bucket")
     for action in ("s3:DeleteObject", "s3:DeleteObjectVersion", "s3:PutObjectAcl", "s3:GetObjectTagging"):
-        yield from refused(ROLES, action, object_arn(BUCKET, "data/snapshots/x"), "never")
+        for key in ("data/snapshots/x", "models/approved/x", "models/raw/training-job-1/output/model.tar.gz"):
+            yield from refused(ROLES, action, object_arn(BUCKET, key), "never")
     yield from refused(("training",), "s3:ListBucket", "arn:aws:s3:::weights", "another base model", s3_prefix="other/")
     for key in ("data/snapshots/training-job-1/source.json", "models/raw/training-job-1/output/model.tar.gz"):
         yield from refused(("training",), "s3:GetObject", object_arn(BUCKET, key), "what no channel has")
-    for prefix in ("", "data/train/", "data/snapshots/", "models/approved/default/", "models/decisions/"):
+    # Of checkpoints, those of a job whose name is known: nothing lists what jobs there are.
+    for prefix in ("", "data/train/", "data/snapshots/", "models/approved/default/", "models/decisions/", *NO_JOBS):
         yield from refused(("training",), "s3:ListBucket", f"arn:aws:s3:::{BUCKET}", "other prefixes", s3_prefix=prefix)
     yield from refused(
         ("training", "model"), "ecr:BatchGetImage", f"arn:aws:ecr:{REGION}:{ACCOUNT}:repository/x", "an image"

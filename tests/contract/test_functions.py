@@ -66,6 +66,7 @@ CHOSEN: dict[str, str] = {
     "BASE_MODEL": "org/name",
     "BASE_MODELS": '{"org/other": "v1"}',
     "BASE_MODEL_REVISION": "main",
+    "CANDIDATES": "words,blend",
     "CHAMPION_MARGIN": "0.0125",
     "ENDPOINT_INSTANCE_COUNT": "2",
     "ENDPOINT_INSTANCE_TYPE": "ml.m5.xlarge",
@@ -98,8 +99,10 @@ CHOSEN: dict[str, str] = {
     "TEXT_COLUMN": "message",
     "THRESHOLDS": '{"accuracy": {"min": 0.9}, "f1": {"max": 0.99, "min": 0.5}}',
     "TRAINING_IMAGE": "123456789012.dkr.ecr.us-east-1.amazonaws.com/ours/train:1",
+    "TRAINING_INSTANCE_COUNT": "2",
     "TRAINING_INSTANCE_TYPE": "ml.m5.2xlarge",
     "TRAINING_MAX_RUNTIME_SECONDS": "3600",
+    "TRAINING_MAX_WAIT_SECONDS": "5400",
     "TRAINING_VOLUME_GB": "31",
 }
 # Lists in Terraform; commas stand between their members in an environment.
@@ -120,7 +123,8 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     variables = {name.lower(): value for name, value in wanted.items() if name.lower() in declared}
     assert {name.lower() for name in CHOSEN} <= variables.keys()
     variables["models"] = variables["models"].split()
-    return plan(tmp_path_factory.mktemp("chosen"), deployment_alarm_models=[], **variables)
+    # Without spot, there is no time to wait for it.
+    return plan(tmp_path_factory.mktemp("chosen"), deployment_alarm_models=[], training_use_spot=True, **variables)
 
 
 @pytest.mark.parametrize("name", HANDLERS)

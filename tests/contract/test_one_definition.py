@@ -100,15 +100,14 @@ def test_the_base_model_that_people_see_is_the_default(variables: dict[str, dict
     default = variables["base_model"]["default"]
 
     assert f'# base_model = "{default}"\n' in (TERRAFORM / "terraform.tfvars.example").read_text(encoding="utf-8")
-    assert f"({default}, org/name)" in VARIABLES
+    assert f"{default}, a Hub id (distilbert-base-uncased, org/name)" in VARIABLES
 
 
-def test_the_revision_that_people_see_is_that_of_the_default_model(variables: dict[str, dict[str, Any]]) -> None:
-    text = (TERRAFORM / "locals.tf").read_text(encoding="utf-8")
-    [(name, pinned_to)] = re.findall(r'default_model += \{ name = "(.*)", revision = "([0-9a-f]{40})" \}', text)
+def test_the_revision_that_people_see_is_that_of_a_default_model() -> None:
+    default = locals_of(TERRAFORM / "locals.tf")["auto_base_models"]
+    name, pinned_to = default["multilingual"].split("@")
 
-    assert name == variables["base_model"]["default"]
-
+    assert f'base_model                   = "{name}"' in (TERRAFORM / "examples/full/main.tf").read_text()
     for path in ("terraform.tfvars.example", "examples/full/main.tf"):
         shown = re.findall(r'base_model_revision += "(.*)"', (TERRAFORM / path).read_text(encoding="utf-8"))
         assert shown == [pinned_to], path
@@ -291,6 +290,24 @@ def test_the_published_schema_of_settings_json_is_what_the_training_orchestrator
     assert schema["$defs"]["column"]["maxLength"] == training.COLUMN_MAX
     settings = records.ModelSettings.__annotations__.keys() - {"base_model_revision"}
     assert settings == schema["properties"].keys() - {"$schema"}
+
+
+def test_the_candidates_are_the_same_everywhere(training: ModuleType) -> None:
+    schema = json.loads((ROOT / "scripts" / "mlops" / "settings.schema.json").read_text(encoding="utf-8"))
+    [pattern] = re.findall(r'regex\("(.*)", var\.candidates\)', VARIABLES)
+
+    assert schema["properties"]["candidates"]["pattern"] == pattern == f"^({training.CANDIDATES.pattern})$"
+
+
+def test_the_checkpoints_of_a_job_are_below_its_whole_name(training: ModuleType) -> None:
+    policy = (TERRAFORM / "modules" / "iam" / "sagemaker.tf").read_text(encoding="utf-8")
+    [granted] = re.findall(r'checkpoints = "(.*)\*"', policy)
+    rules = (TERRAFORM / "modules" / "s3" / "main.tf").read_text(encoding="utf-8")
+    job = "training-job-20261123-120000-0123abcd"
+
+    assert training.JOB_NAME.fullmatch(job)
+    assert re.fullmatch(granted.replace("?", "."), f"{training.CHECKPOINT_PREFIX}{job}")
+    assert f'prefix = "{training.CHECKPOINT_PREFIX}"' in rules
 
 
 def test_a_column_of_settings_json_is_as_long_as_one_of_terraform(training: ModuleType) -> None:

@@ -1,7 +1,7 @@
 """Crowds, lost events, canaries: the deployed pipeline with other settings than most tests use.
 
-Five jobs at a time, endpoints on two instances each, canary deployments, a sweep every minute. Training is real, but
-for the crowd of 200 uploads.
+Five jobs at a time, on spot instances, endpoints on two instances each, canary deployments, a sweep every minute.
+Training is real, but for the crowd of 200 uploads and for the job that is interrupted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from deployed import Pipeline, deploy, make_rows, to_csv
 from mlops.logs import log_events
 from mlops.records import PAUSED_KEY
 from package import tar_gz_bytes
+from sagemaker_fixtures import interrupt
 
 EVENTS = Path(__file__).resolve().parents[1] / "events"
 LABELS = ("ham", "spam")
@@ -40,11 +41,25 @@ for folder in ("SM_MODEL_DIR", "SM_OUTPUT_DATA_DIR"):
 """
 
 
+# The same, but not before it was interrupted.
+INTERRUPTED_TRAINING = (
+    b"""
+import os, time
+kept = os.path.join(os.environ["CHECKPOINT_DIR"], "kept")
+while not os.path.exists(kept + "-before"):
+    open(kept, "w").close()
+    time.sleep(0.01)
+"""
+    + INSTANT_TRAINING
+)
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     variables = {
         "max_concurrent_training_jobs": ROOM,
         "max_training_jobs_per_day": 2 * CROWD,
+        "training_use_spot": True,
         "sweep_schedule": "rate(1 minute)",
         "endpoint_type": "instance",
         "endpoint_instance_count": 2,
@@ -101,12 +116,12 @@ def log_lines(pipeline: Pipeline, function: str, since: datetime) -> list[str]:
 
 
 @contextmanager
-def instant_training(pipeline: Pipeline) -> Iterator[None]:
+def instant_training(pipeline: Pipeline, program: bytes = INSTANT_TRAINING) -> Iterator[None]:
     """Jobs that start in the block run a program that trains nothing."""
     (key,) = pipeline.keys("code/")
     where = {"Bucket": pipeline.target.bucket, "Key": key}
     source = pipeline.s3.get_object(**where)["Body"].read()
-    pipeline.s3.put_object(**where, Body=tar_gz_bytes({"train.py": INSTANT_TRAINING}))
+    pipeline.s3.put_object(**where, Body=tar_gz_bytes({"train.py": program}))
     try:
         yield
     finally:
@@ -167,6 +182,30 @@ def test_200_uploads_at_once_with_room_for_5(pipeline: Pipeline) -> None:
     assert errors(pipeline, since) == []
     seconds = max(job["TrainingEndTime"] for job in jobs) - uploaded
     print(f"{len(jobs)} jobs, at most {most_at_once(jobs)} at once, done in {seconds.total_seconds():.0f} s")
+
+
+def test_an_interrupted_job_goes_on_and_the_verdict_says_what_spot_saved(pipeline: Pipeline) -> None:
+    key = "data/train/spare/x.csv"
+    with instant_training(pipeline, INTERRUPTED_TRAINING):
+        pipeline.upload(key, own_rows(key))
+        job = pipeline.wait_for("the snapshot", lambda: pipeline.source_of(key))["job"]
+        kept = f"models/checkpoints/{job}/kept"
+        pipeline.wait_for("the checkpoint", lambda: pipeline.keys(kept))
+    # What the next container finds.
+    pipeline.upload(f"{kept}-before", b"")
+    assert interrupt(pipeline.sagemaker.meta.endpoint_url, job, hears=True) == 200
+    email = pipeline.wait_for_email("spare", "Model rejected")
+    started = pipeline.wait_for_email("spare", "Training started")
+    assert "ml.m5.xlarge (spot), at most 4 h, and 8 h with waiting for spot capacity" in started["text"]
+    described = pipeline.sagemaker.describe_training_job(TrainingJobName=job)
+    steps = [step["Status"] for step in described["SecondaryStatusTransitions"]]
+    assert steps.count("Interrupted") == 1
+    (decision,) = pipeline.wait_for("the decision", lambda: decided(pipeline, {job}))
+    cost = decision["cost"]
+    took, billed = described["TrainingTimeInSeconds"], described["BillableTimeInSeconds"]
+    assert (cost["training_seconds"], cost["billable_seconds"], cost["instances"]) == (took, billed, 1)
+    assert cost["saving_percent"] == round(100 * (1 - billed / took), 1)
+    assert f"{billed:,} s; spot instances saved {cost['saving_percent']:g} %" in email["text"]
 
 
 def own_rows(key: str) -> bytes:

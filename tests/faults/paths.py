@@ -268,6 +268,24 @@ def stopped_job(world: World, _: Handlers) -> Event:
     return world.job_event(JOB, "Stopped")
 
 
+def spot_job_completed(world: World, handlers: Handlers) -> Event:
+    """A job on spot instances, started by the orchestrator, has ended; SageMaker says what it saved."""
+    sent = upload(CSV)(world, handlers)
+    handlers["training_orchestrator"].lambda_handler(sent, Context("the start"))
+    (job,) = world.sagemaker.jobs
+    artifact = f"models/raw/{job}/output/model.tar.gz"
+    world.put(artifact, tar_gz([metrics_file(), WEIGHTS]))
+    world.sagemaker.end_job(job, artifact=f"s3://{BUCKET}/{artifact}")
+    return world.job_event(job)
+
+
+def spot_job_without_capacity(world: World, _: Handlers) -> Event:
+    start_job(world)
+    world.sagemaker.jobs[JOB]["StoppingCondition"]["MaxWaitTimeInSeconds"] = 14400
+    world.sagemaker.end_job(JOB, "Stopped", secondary="MaxWaitTimeExceeded")
+    return world.job_event(JOB, "Stopped")
+
+
 def approval(job: str, artifact: bytes = ARTIFACT) -> Callable[[World, Handlers], Event]:
     return lambda world, _: world.upload(approved_key(job), artifact)
 
@@ -590,6 +608,7 @@ ON_INSTANCES = {
     "DEPLOYMENT_POLICY": '{"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": {"Type": "CANARY", '
     '"CanarySize": {"Type": "CAPACITY_PERCENT", "Value": 50}, "WaitIntervalInSeconds": 60}}}',
 }
+ON_SPOT = {"TRAINING_INSTANCE_COUNT": "2", "TRAINING_MAX_WAIT_SECONDS": "14400", "BASE_MODEL": "auto"}
 ONE_A_DAY = {"MAX_TRAINING_JOBS_PER_DAY": "1"}
 PATHS = {
     "start": Path("training_orchestrator", upload(CSV)),
@@ -602,6 +621,15 @@ PATHS = {
     "known data whose snapshot is gone": Path("training_orchestrator", claim_of_a_job_that_is_gone),
     "refuse a bad upload": Path("training_orchestrator", upload(b"text;label\n")),
     "start with settings": Path("training_orchestrator", upload_with({"epochs": 5, "max_length": 64})),
+    "start with settings, on spot instances": Path(
+        "training_orchestrator",
+        upload_with({"base_model": "auto", "candidates": "words,frozen"}),
+        environment=ON_SPOT | {"BASE_MODEL": "org/name"},
+    ),
+    "start on spot instances": Path("training_orchestrator", upload(CSV), environment=ON_SPOT),
+    "start over quota of spot instances": Path("training_orchestrator", upload_over_quota, environment=ON_SPOT),
+    "approve from spot instances": Path("model_evaluator", spot_job_completed, environment=ON_SPOT),
+    "no capacity of spot instances": Path("model_evaluator", spot_job_without_capacity),
     "refuse an upload for its settings": Path("training_orchestrator", upload_with({"epoch": 5})),
     "refuse settings": Path("training_orchestrator", bad_settings),
     "refuse one model too many": Path("training_orchestrator", one_model_too_many, environment={"MAX_MODELS": "1"}),

@@ -39,6 +39,7 @@ DECLARED = {
         "Check": "Check",
         "Champion": "Champion",
         "ComparedSet": "ComparedSet",
+        "Cost": "Cost",
         "Tries": "Tries",
     },
     "deployment_orchestrator": {"Deployment": "Deployment"},

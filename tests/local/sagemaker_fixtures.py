@@ -10,6 +10,8 @@ import sys
 import tarfile
 import threading
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -89,6 +91,19 @@ def archive(modes: Mapping[str, int] = USUAL_MODES, **files: str) -> bytes:
             info.mode = modes.get(info.name, info.mode)
             tar.addfile(info, io.BytesIO(text.encode()))
     return buffer.getvalue()
+
+
+def interrupt(url: str, job: str, **how: Any) -> int:
+    """Have a local SageMaker take a spot job's instances away; the HTTP status. how: `hears` and `seconds`."""
+    body = json.dumps({"job": job, **how}).encode()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(f"{url}/_local/interrupt", body), timeout=20) as answer:
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
 
 
 class Receiver:

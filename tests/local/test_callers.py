@@ -39,6 +39,7 @@ AWS_REQUESTS = [
 SAGEMAKER_REQUESTS = [
     ("POST", "/", "{}"),
     ("POST", "/endpoints/some/invocations", '{"inputs": "x"}'),
+    ("POST", "/_local/interrupt", '{"job": "some"}'),
     ("GET", "/health", ""),
     ("OPTIONS", "/", ""),
     ("PUT", "/anything", ""),

@@ -84,7 +84,19 @@ INVALID_JOB_MEMBERS = {
     "a tag twice": ("Tags", [{"Key": "k", "Value": "1"}, {"Key": "k", "Value": "2"}], "Duplicate tag keys"),
     "an https output path": ("OutputDataConfig.S3OutputPath", "https://b/k", "Member must be an s3:// URI"),
     "spot without a wait": ("EnableManagedSpotTraining", True, "Invalid MaxWaitTimeInSeconds"),
-    "two instances": ("ResourceConfig.InstanceCount", 2, "Local SageMaker does not support"),
+    "a wait without spot": (
+        "StoppingCondition",
+        {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 60},
+        "Invalid MaxWaitTimeInSeconds. It is only supported when EnableManagedSpotTraining is set to true",
+    ),
+    "checkpoints on https": ("CheckpointConfig", {"S3Uri": "https://b/k"}, "Member must be an s3:// URI"),
+    "checkpoints elsewhere": (
+        "CheckpointConfig",
+        {"S3Uri": "s3://b/k", "LocalPath": "/opt/ml/../x"},
+        "Local SageMaker does not support checkpoints in /opt/ml/../x",
+    ),
+    "no instances": ("ResourceConfig.InstanceCount", 0, "Local SageMaker does not support"),
+    "nine instances": ("ResourceConfig.InstanceCount", 9, "Local SageMaker does not support"),
     "pipe mode": ("AlgorithmSpecification.TrainingInputMode", "Pipe", "Local SageMaker does not support"),
     "no program": ("HyperParameters.sagemaker_program", ..., "Local SageMaker does not support"),
 }

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -217,8 +218,11 @@ def test_settings_reach_the_functions_in_the_agreed_form(plan: dict[str, Any]) -
         "max_length": "128",
         "seed": "42",
     }
-    assert (training["BASE_MODEL"], training["HUB_TOKEN_SECRET_ARN"]) == ("distilbert-base-uncased", "")
-    assert training["BASE_MODEL_REVISION"] == "12040accade4e8a0f71eabdb258fecc2e7e948be"
+    assert (training["BASE_MODEL"], training["HUB_TOKEN_SECRET_ARN"]) == ("auto", "")
+    assert (training["BASE_MODEL_REVISION"], training["CANDIDATES"]) == ("", "auto")
+    assert re.fullmatch(r"sentence-transformers/all-MiniLM-L6-v2@[0-9a-f]{40}", training["BASE_MODEL_ENGLISH"])
+    # Spot is a choice.
+    assert (training["TRAINING_INSTANCE_COUNT"], training["TRAINING_MAX_WAIT_SECONDS"]) == ("1", "")
     assert evaluator["CHAMPION_MARGIN"] == "0.005"
     assert json.loads(evaluator["THRESHOLDS"]) == {"accuracy": {"min": 0.8}, "macro_f1": {"min": 0.7}}
     assert json.loads(evaluator["MODEL_THRESHOLDS"]) == {"spam": {"accuracy": {"min": 0.95}, "eval_loss": {"max": 0.2}}}
@@ -326,8 +330,10 @@ def test_what_an_option_needs_is_granted_with_the_option_only(plan: dict[str, An
         for sid in statements(change["after"]["policy"])
     }
 
-    # Of kms_key_arn, base_model = "s3://...", hub_token_secret_arn and deployment_alarm_models.
+    # Of kms_key_arn, base_model = "s3://...", hub_token_secret_arn, deployment_alarm_models and training_use_spot.
     assert not granted & {
+        "KeepCheckpoints",
+        "ListCheckpoints",
         "UseKey",
         "EncryptModel",
         "ReadBaseModel",

@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError, ParamValidationError
 from botocore.validate import ParamValidator
 
 from calls import record
-from local.sagemaker import api, quotas, validation
+from local.sagemaker import api, quotas, training, validation
 from local.sagemaker.errors import ApiError
 
 MODEL = botocore.session.get_session().get_service_model("sagemaker")
@@ -140,6 +140,8 @@ class FakeSageMaker:
         job = self.jobs[name]
         job |= {"TrainingJobStatus": status, "SecondaryStatus": secondary or status}
         job |= {"LastModifiedTime": self._tick(), "TrainingEndTime": self.s3_clock()}
+        billed = 180 if job.get("EnableManagedSpotTraining") else 600
+        job |= {"TrainingTimeInSeconds": 600, "BillableTimeInSeconds": billed}
         if reason:
             job["FailureReason"] = reason
         if artifact:
@@ -215,10 +217,12 @@ class FakeSageMaker:
             text = "Job name must be unique within an AWS account and region, and a job with this name already exists"
             raise refusal(operation, "ResourceInUse", f"{text} ({arn})")
         resources = request["ResourceConfig"]
-        quota = f"{resources['InstanceType']} for training job usage"
+        use = "spot training" if request.get("EnableManagedSpotTraining") else "training"
+        quota = f"{resources['InstanceType']} for {use} job usage"
         limits = {} if self.training_quota is None else {quota: self.training_quota}
         try:
-            quotas.check(limits, quota, self.running(), resources["InstanceCount"])
+            training._check_stopping(request)
+            quotas.check(limits, quota, self.running() * resources["InstanceCount"], resources["InstanceCount"])
         except ApiError as error:
             raise refusal(operation, error.code, error.message) from error
         status = {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Starting"}

@@ -342,6 +342,27 @@ def test_twice_the_texts_take_twice_the_time_beyond_the_start() -> None:
     assert one.dollars[1] == pytest.approx(one.minutes[1] / 60 * prices.HOURLY["ml.m5.xlarge"])
 
 
+def test_each_instance_of_a_job_is_paid_for() -> None:
+    one, four = (prices.estimate(10**6, 3, 0.2, "auto", "ml.m5.xlarge", instances=count) for count in (1, 4))
+    start = prices.START_MINUTES[1]
+
+    assert four.minutes[1] - start == pytest.approx((one.minutes[1] - start) / 4)
+    assert four.dollars[1] == pytest.approx(four.minutes[1] / 60 * 4 * prices.HOURLY["ml.m5.xlarge"])
+    assert "3 epochs on 4 x ml.m5.xlarge" in four.assumed
+    assert "a multilingual model takes twice as long" in four.assumed
+    assert "spot" not in four.assumed
+    spot = prices.estimate(10**6, 3, 0.2, "auto", "ml.m5.xlarge", is_spot=True)
+    assert spot.assumed.endswith("November 2026 on demand: spot instances cost less, and may have to wait")
+
+
+def test_what_a_stack_s_function_says_of_instances_is_read() -> None:
+    environment = {"TRAINING_INSTANCE_COUNT": "4", "TRAINING_MAX_WAIT_SECONDS": "7200"}
+    found = Settings.read(environment, "a stack", False)
+
+    assert (found.instances, found.is_spot) == (4, True)
+    assert (Settings.read({}, "an older stack", False).instances, Settings().is_spot) == (1, False)
+
+
 def test_what_is_not_known_is_said() -> None:
     assert "taken to be as large as BERT's base" in str(prices.estimate(10, 3, 0.2, "someones/model", "ml.m5.xlarge"))
     assert str(prices.estimate(10, 3, 0.2, "x", "ml.x9.huge")) == (

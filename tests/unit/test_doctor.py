@@ -39,6 +39,8 @@ SETTINGS = Settings(
     inference_image=None,
     default_inference_image="huggingface-pytorch-inference:2.6.0",
     training_instance_type="ml.m5.xlarge",
+    training_instance_count=1,
+    training_use_spot=False,
     max_concurrent_training_jobs=2,
     endpoint_type="serverless",
     endpoint_instance_type="ml.m5.large",
@@ -46,6 +48,7 @@ SETTINGS = Settings(
     serverless_max_concurrency=5,
     base_model="distilbert-base-uncased",
     base_model_revision=None,
+    auto_base_models=("org/english@0a1b", "org/multilingual@2c3d"),
     hub_token_secret_arn=None,
     notification_emails=EMAILS,
 )
@@ -290,6 +293,16 @@ def test_on_the_local_aws_there_are_no_images_and_no_quotas(
 
 
 # --- one fault each -----------------------------------------------------------------------------------
+
+
+def test_every_instance_of_a_job_counts_against_the_quota_of_spot_or_of_other_instances() -> None:
+    def training(**changed: Any) -> tuple[str, int, int]:
+        need = account.needs(replace(SETTINGS, **changed))[0]
+        return need.quota, need.least, need.better
+
+    assert training() == (TRAINING, 1, 2)
+    assert training(training_instance_count=4) == (TRAINING, 4, 8)
+    assert training(training_use_spot=True) == ("ml.m5.xlarge for spot training job usage", 1, 2)
 
 
 def test_a_quota_of_0_is_named_with_the_request(clinic: Clinic, capsys: pytest.CaptureFixture[str]) -> None:
@@ -559,6 +572,18 @@ def test_a_model_of_the_hub_and_its_revision_are_looked_for(hub: dict[str, int])
     missing = base_model(base_model_revision="nowhere")
     assert missing.level == "FAIL"
     assert "the Hub has no distilbert-base-uncased at nowhere" in missing.text
+
+
+def test_both_models_that_training_chooses_from_are_looked_for(hub: dict[str, int]) -> None:
+    english, multilingual = "/api/models/org/english/revision/0a1b", "/api/models/org/multilingual/revision/2c3d"
+    hub |= {english: 200, multilingual: 200}
+    good = base_model(base_model="auto")
+    assert good == Line("ok", "base model", "auto: org/english at 0a1b; org/multilingual at 2c3d")
+    hub[multilingual] = 404
+    bad = base_model(base_model="auto")
+    assert (bad.level, "the Hub has no org/multilingual at 2c3d" in bad.text) == ("FAIL", True)
+    hub[multilingual] = 503
+    assert base_model(base_model="auto").level == "warn"
 
 
 def test_a_model_that_the_hub_does_not_show_may_be_private(hub: dict[str, int]) -> None:

@@ -19,10 +19,19 @@ from world import BUCKET, ENVIRONMENT, HANDLERS, ROOT, Interruption, Watched, Wo
 SHARED = "# --- shared: "
 # What each handler has one of, with a content of its own.
 OWN = {"EMAILS", "Settings", "lambda_handler"}
-MAY_BE_EMPTY = {"ACCEPT_UNCOMPARED", "BASE_MODEL_REVISION", "HUB_TOKEN_SECRET_ARN", "KMS_KEY_ARN", "MODELS"}
+MAY_BE_EMPTY = {
+    "ACCEPT_UNCOMPARED",
+    "BASE_MODEL_REVISION",
+    "HUB_TOKEN_SECRET_ARN",
+    "KMS_KEY_ARN",
+    "MODELS",
+    "TRAINING_MAX_WAIT_SECONDS",
+}
 NUMBERS = {
+    "TRAINING_INSTANCE_COUNT",
     "TRAINING_VOLUME_GB",
     "TRAINING_MAX_RUNTIME_SECONDS",
+    "TRAINING_MAX_WAIT_SECONDS",
     "MAX_CONCURRENT_TRAINING_JOBS",
     "MAX_TRAINING_JOBS_PER_DAY",
     "MAX_MODELS",
@@ -209,6 +218,7 @@ MALFORMED = {
     "ENDPOINT_TYPE": ["Serverless", "none"],
     "ACCEPT_UNCOMPARED": ["A", "a, b", "a,", ",a", "a,,b", "-a", "a b", "a\n", '["a"]', "x" * 33],
     "MAX_ROWS_LEFT_OUT": ["-0.1", "1.1", "nan", "5 %", "0,05", "٣", " 0.1", ".5", "1e5"],
+    "CANDIDATES": ["all", "words, frozen", "words,", ",words", "auto,words", "Words", "fine tuned", "words\n"],
     "CHAMPION_MARGIN": ["-0.1", "nan", "inf", "1e999", "a little", "0,005", "٣", " 0.1", "1_0", ".5"],
 }
 MALFORMED["HYPERPARAMETERS"] = [
@@ -219,6 +229,8 @@ MALFORMED["HYPERPARAMETERS"] = [
     '{"$HOME": "3"}',
     '{"epochs": "{}"}',
 ]
+# A spot job could never run as long as it may.
+MALFORMED["TRAINING_MAX_WAIT_SECONDS"] = [*MALFORMED["TRAINING_MAX_WAIT_SECONDS"], "7199"]
 MALFORMED["THRESHOLDS"] = [
     *MALFORMED["THRESHOLDS"],
     "{}",

@@ -82,6 +82,7 @@ MAKES_ANOTHER_MODEL = {
     "BASE_MODEL": "bert-base-cased",
     "BASE_MODEL_REVISION": "0" * 40,
     "TRAINING_IMAGE": "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.14.0-cpu-sagemaker",
+    "CANDIDATES": "words",
     "TEXT_COLUMN": "Text",
     "LABEL_COLUMN": "Label",
 }
@@ -89,7 +90,10 @@ MAKES_THE_SAME = {
     "MAX_ROWS_LEFT_OUT": "0.1",
     "MAX_MODELS": "9",
     "TRAINING_INSTANCE_TYPE": "ml.m5.2xlarge",
+    "TRAINING_INSTANCE_COUNT": "2",
     "TRAINING_MAX_RUNTIME_SECONDS": "3600",
+    "TRAINING_MAX_WAIT_SECONDS": "10000",
+    "BASE_MODEL_ENGLISH": "org/another@v1",  # of auto, which is not the base model here
 }
 
 
@@ -101,6 +105,16 @@ def test_with_a_setting_that_makes_another_model_the_same_bytes_are_trained_on_a
     monkeypatch.setenv(name, (MAKES_ANOTHER_MODEL | MAKES_THE_SAME)[name])
     training.settings.cache_clear()
     assert run(upload(world, "again.csv")) == ("started" if name in MAKES_ANOTHER_MODEL else KNOWN)
+
+
+def test_with_another_encoder_to_choose_from_the_same_bytes_are_trained_on_again(
+    run: Callable[..., str], world: World, training: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASE_MODEL", "auto")
+    run(upload(world))
+    monkeypatch.setenv("BASE_MODEL_MULTILINGUAL", "org/another@v1")
+    training.settings.cache_clear()
+    assert run(upload(world, "again.csv")) == "started"
 
 
 def test_the_order_of_the_hyperparameters_makes_no_other_model(

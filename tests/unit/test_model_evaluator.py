@@ -325,6 +325,7 @@ def test_a_good_model_is_approved_copied_emailed_and_recorded(run: Callable[...,
     assert decision.pop("decided_at")
     assert decision.pop("artifact")["size"] == len(model)
     assert decision == {
+        "cost": {"training_seconds": 600, "billable_seconds": 600, "instances": 1, "saving_percent": None},
         "schema": 2,
         "job": JOB,
         "model": "default",
@@ -504,6 +505,51 @@ def test_a_job_that_did_not_complete_is_emailed_with_its_reason(
     assert email.attributes["status"] == status.lower()
     assert reason in email.body
     assert world.record(DECISION)["verdict"] == status.lower()
+
+
+def test_a_spot_job_without_capacity_is_told_what_would_help(run: Callable[..., str], world: World) -> None:
+    start_job(world)
+    world.sagemaker.jobs[JOB]["StoppingCondition"]["MaxWaitTimeInSeconds"] = 18000
+    world.sagemaker.end_job(JOB, "Stopped", secondary="MaxWaitTimeExceeded")
+    assert run() == "stopped"
+    why = "it was not done after 5 h, with waiting for spot instances (training_max_wait_seconds)"
+    assert world.record(DECISION)["reason"] == why
+    assert "raise training_max_wait_seconds or set training_use_spot to false" in world.only_email().body
+
+
+# --- what it cost -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "cost", "told"),
+    [
+        ({}, (600, 600, 1, None), "600 s"),
+        ({"EnableManagedSpotTraining": True, "BillableTimeInSeconds": 204}, (600, 204, 1, 66.0), "204 s; spot ins"),
+        ({"EnableManagedSpotTraining": True, "BillableTimeInSeconds": 600}, (600, 600, 1, 0.0), "saved 0 %"),
+        ({"ResourceConfig": {"InstanceCount": 4}}, (600, 600, 4, None), "600 s for each of 4 instances"),
+    ],
+    ids=["on demand", "spot", "spot at the full price", "several instances"],
+)
+def test_a_verdict_says_what_the_job_cost(
+    run: Callable[..., str], world: World, changed: dict[str, Any], cost: tuple[object, ...], told: str
+) -> None:
+    complete(world, None, tar_gz([metrics_file(), WEIGHTS]))
+    world.sagemaker.jobs[JOB] |= changed
+    assert run() == "approved"
+    names = ("training_seconds", "billable_seconds", "instances", "saving_percent")
+    assert world.record(DECISION)["cost"] == dict(zip(names, cost, strict=True))
+    rows = dict(re.findall(r"(?m)^ +(training time|billed time) +(.+)$", world.only_email().body))
+    assert rows["training time"] == "600 s"
+    assert told in rows["billed time"]
+
+
+def test_what_sagemaker_does_not_say_is_not_told(run: Callable[..., str], world: World) -> None:
+    complete(world, None, tar_gz([metrics_file(), WEIGHTS]))
+    for name in ("BillableTimeInSeconds", "EnableManagedSpotTraining", "ResourceConfig"):
+        world.sagemaker.jobs[JOB].pop(name, None)
+    assert run() == "approved"
+    assert world.record(DECISION)["cost"] is None
+    assert "billed time" not in world.only_email().body
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_new_decision_has_every_field_that_an_old_one_has(evaluator: ModuleTyp
     end(world, comparison(0.95, 0.95), golden=GOLDEN[:2])
     assert outcome(evaluator, world) == "approved"
     new, before = world.record(DECISION), old("decision_approved")
-    assert new.keys() == before.keys() | {"told"}
+    assert new.keys() == before.keys() | {"told", "cost"}
     assert new["schema"] == 2
     for name in ("data", "artifact"):
         assert new[name].keys() == before[name].keys()

@@ -44,7 +44,7 @@ def run(training: ModuleType, world: World, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_every_setting_is_taken_as_it_is_written(parse: Callable[[object], dict[str, Any]]) -> None:
-    every = SETTINGS | {"base_model": OTHER_BASE, "holdout_fraction": 0.5, "max_length": 64}
+    every = SETTINGS | {"base_model": OTHER_BASE, "holdout_fraction": 0.5, "max_length": 64} | {"candidates": "words"}
     found = parse(every | {"$schema": "https://example.com/settings.schema.json"})
     assert found == every | {"base_model_revision": REVISION}
     assert every.keys() | {"$schema"} == SCHEMA["properties"].keys()
@@ -58,7 +58,10 @@ values = numbers | st.text(max_size=5) | st.none() | st.booleans() | st.lists(st
 columns = st.text(st.characters(codec="ascii"), max_size=4) | st.just("c" * 256) | st.just("c" * 257)
 
 
-@given(settings=st.dictionaries(names, values | columns | st.just(OTHER_BASE), max_size=3))
+candidates = st.sampled_from(["auto", "words", "frozen,blend", "words,", "auto,words", "fine-tuned, blend"])
+
+
+@given(settings=st.dictionaries(names, values | columns | candidates | st.just(OTHER_BASE), max_size=3))
 def test_what_the_published_schema_allows_is_taken_and_nothing_else(
     training: ModuleType, settings: dict[str, Any]
 ) -> None:
@@ -66,7 +69,7 @@ def test_what_the_published_schema_allows_is_taken_and_nothing_else(
     allowed = jsonschema.Draft202012Validator(SCHEMA).is_valid(settings)
     chosen = {"text_column": "text", "label_column": "label"} | settings
     allowed = allowed and chosen["text_column"] != chosen["label_column"]
-    allowed = allowed and settings.get("base_model", DEFAULT_BASE) in (DEFAULT_BASE, OTHER_BASE)
+    allowed = allowed and settings.get("base_model", DEFAULT_BASE) in (DEFAULT_BASE, OTHER_BASE, "auto")
     # JSON Schema takes 3.0 for a whole number, and knows nothing of invisible characters.
     allowed = allowed and not any(
         isinstance(value, float) and SCHEMA["properties"].get(name, {}).get("type") == "integer"
@@ -86,7 +89,7 @@ def test_what_the_published_schema_allows_is_taken_and_nothing_else(
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"epoch": 3}, '"epoch" is not a setting: did you mean "epochs"? (base_model, epochs, holdout_fraction, '),
+        ({"epoch": 3}, '"epoch" is not a setting: did you mean "epochs"? (base_model, candidates, epochs, '),
         ({"thresholds": {}}, '"thresholds" is not a setting (base_model, '),
         ({"training_instance_type": "ml.p4d.24xlarge"}, '"training_instance_type" is not a setting'),
         (b'{"epochs": 3, "epochs": 30}', 'has "epochs" more than once'),
@@ -101,6 +104,9 @@ def test_what_the_published_schema_allows_is_taken_and_nothing_else(
         ({"base_model": "/opt/ml/input"}, 'base_model "/opt/ml/input" is not allowed'),
         ({"base_model": "org/multilingal"}, 'is not allowed: did you mean "org/multilingual"?'),
         ({"base_model": ["x"]}, "is not allowed"),
+        ({"candidates": "all"}, 'candidates must be "auto", or some of words, frozen, fine-tuned and blend, with comm'),
+        ({"candidates": "words, blend"}, 'with commas between, not "'),
+        ({"candidates": ["words"]}, 'candidates must be "auto"'),
         ({"text_column": ""}, "text_column must be the name of a column"),
         ({"text_column": "a\nb"}, "text_column must be the name of a column"),
         ({"label_column": "text"}, 'text_column and label_column are both "text"'),
@@ -133,6 +139,19 @@ def test_a_job_is_trained_as_the_settings_beside_its_file_say(
     assert job["HyperParameters"] | {"epochs": "7", "learning_rate": "1e-05", "seed": "1"} == job["HyperParameters"]
     chosen = {"TEXT_COLUMN": "message", "LABEL_COLUMN": "intent", "BASE_MODEL": OTHER_BASE}
     assert job["Environment"] | chosen | {"BASE_MODEL_REVISION": REVISION} == job["Environment"]
+
+
+def test_a_model_may_have_candidates_and_a_base_model_chosen_by_its_texts(
+    run: Callable[[dict[str, Any]], str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASE_MODEL_REVISION", "of-the-stack-s-own-model")
+    world.put("data/train/intents/settings.json", SETTINGS | {"base_model": "auto", "candidates": "words,frozen"})
+    assert run(world.upload("data/train/intents/week 1.csv", CSV)) == "started"
+    [job] = world.sagemaker.jobs.values()
+    assert (job["Environment"]["BASE_MODEL"], job["Environment"]["CANDIDATES"]) == ("auto", "words,frozen")
+    assert "BASE_MODEL_REVISION" not in job["Environment"]
+    assert job["Environment"]["BASE_MODEL_ENGLISH"].startswith("sentence-transformers/all-MiniLM-L6-v2@")
+    assert "candidates words,frozen" in world.only_email().body
 
 
 def test_settings_stand_in_the_snapshots_record_and_in_the_email(

@@ -39,7 +39,7 @@ def test_status_shows_the_pause_what_waits_and_what_was_withdrawn(
     assert cli.main(["status"]) == 0
     shown = capsys.readouterr().out
     assert "PAUSED     since 2026-12-01" in shown
-    assert "training   1 running, 3 started today (UTC); the quota of ml.g5.xlarge is 0\n" in shown
+    assert "training   1 running, 3 started today (UTC); the quota is too small for ml.g5.xlarge\n" in shown
     assert f"endpoint   {ENDPOINT}: none while the pipeline is paused" in shown
     assert f"{THIRD}  waiting     later.csv  for a free slot" in shown
     assert f"{SECOND}  approved    withdrawn" in shown
@@ -92,7 +92,7 @@ def test_status_knows_the_states_and_the_ledger_of_schema_2(shell: Shell, capsys
     shell.world.put("slots/training.json", ledger)
     assert cli.main(["status"]) == 0
     shown = capsys.readouterr().out
-    assert "training   0 running, 1 started today (UTC); the quota of ml.g5.xlarge is 0\n" in shown
+    assert "training   0 running, 1 started today (UTC); the quota is too small for ml.g5.xlarge\n" in shown
     assert f"{FIRST}  approved    held         x.csv  accuracy 0.910" in shown
 
 

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fake_sagemaker import refusal
-from world import BUCKET, CSV, PROGRAM_KEY, Context, Interruption, World, broken_connection, event
+from world import BUCKET, CSV, ENVIRONMENT, PROGRAM_KEY, Context, Interruption, World, broken_connection, event
 
 JOB_NAME = re.compile(r"training-job-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 KEYS = [
@@ -287,10 +287,13 @@ def test_the_job_request_is_what_the_training_program_is_promised(
     assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200}
     assert job["Environment"] == {
         "BASE_MODEL": "distilbert-base-uncased",
+        "CANDIDATES": "auto",
         "TEXT_COLUMN": "text",
         "LABEL_COLUMN": "label",
         "MAX_ROWS_LEFT_OUT": "0.05",
+        "MAX_RUNTIME_SECONDS": "7200",
     }
+    assert not job.keys() & {"EnableManagedSpotTraining", "CheckpointConfig"}
     assert {tag["Key"]: tag["Value"] for tag in job["Tags"]} == {
         "Project": "mlops",
         "Stack": BUCKET,
@@ -329,6 +332,74 @@ def test_a_base_model_in_s3_becomes_a_channel(
         channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in job["InputDataConfig"]
     }
     assert uris["base_model"] == "s3://weights/minilm/"
+
+
+def test_the_program_is_given_the_base_models_that_it_chooses_from(
+    run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASE_MODEL", "auto")
+    run(world.upload("data/train/x.csv"))
+    (job,) = world.sagemaker.jobs.values()
+    names = ("BASE_MODEL", "BASE_MODEL_ENGLISH", "BASE_MODEL_MULTILINGUAL")
+    english, multilingual = (ENVIRONMENT["training_orchestrator"][name] for name in names[1:])
+    assert [job["Environment"][name] for name in names] == ["auto", english, multilingual]
+    assert f"auto: {english} or {multilingual}\n" in world.only_email().body
+
+
+def test_a_spot_job_keeps_checkpoints_and_may_wait(
+    run: Callable[..., str], world: World, training: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINING_MAX_WAIT_SECONDS", "14400")
+    sent = world.upload("data/train/x.csv")
+    run(sent)
+    name = job_of(training, sent)
+    job = world.sagemaker.jobs[name]
+    assert job["EnableManagedSpotTraining"] is True
+    assert job["StoppingCondition"] == {"MaxRuntimeInSeconds": 7200, "MaxWaitTimeInSeconds": 14400}
+    checkpoints = {"S3Uri": f"s3://{BUCKET}/models/checkpoints/{name}/", "LocalPath": "/opt/ml/checkpoints"}
+    assert job["CheckpointConfig"] == checkpoints
+    # The program's limit is on running, as it was.
+    assert job["Environment"]["MAX_RUNTIME_SECONDS"] == "7200"
+    assert job["Environment"]["CHECKPOINT_DIR"] == "/opt/ml/checkpoints"
+    limits = "ml.m5.xlarge (spot), at most 2 h, and 4 h with waiting for spot capacity\n"
+    assert limits in world.only_email().body
+
+
+def test_several_instances_train_under_sagemakers_own_launcher(
+    run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINING_INSTANCE_COUNT", "4")
+    run(world.upload("data/train/x.csv"))
+    (job,) = world.sagemaker.jobs.values()
+    assert job["ResourceConfig"]["InstanceCount"] == 4
+    assert job["HyperParameters"]["sagemaker_torch_distributed_enabled"] == "true"
+    assert job["HyperParameters"]["sagemaker_instance_type"] == "ml.m5.xlarge"
+    assert "4 x ml.m5.xlarge, at most 2 h\n" in world.only_email().body
+
+
+def test_a_quota_below_the_instances_of_a_job_is_one_that_waiting_does_not_free(
+    run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINING_INSTANCE_COUNT", "4")
+    world.sagemaker.training_quota = 3
+    assert run(world.upload("data/train/x.csv")) == "waiting for a quota above 0"
+    assert world.only_email().subject == "Training not started: default: instance quota is below 4"
+
+
+def test_a_quota_of_spot_instances_says_nothing_of_others(
+    run: Callable[..., str], world: World, training: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINING_MAX_WAIT_SECONDS", "7200")
+    world.sagemaker.training_quota = 0
+    assert run(world.upload("data/train/x.csv")) == "waiting for a quota above 0"
+    assert 'quota "ml.m5.xlarge for spot training job usage" is 0.' in world.only_email().body
+    for _ in range(training.EAGER_TRIES):
+        run({"source": "sweep"})
+    world.sagemaker.training_quota = None
+    assert run({"source": "sweep"}) == "started 0, waiting 1 for a quota above 0"  # it is asked once an hour by now
+    monkeypatch.setenv("TRAINING_MAX_WAIT_SECONDS", "")
+    training.settings.cache_clear()
+    assert run({"source": "sweep"}) == "started 1, waiting 0"
 
 
 def test_the_metric_definitions_find_every_figure_in_the_programs_last_line(training: ModuleType) -> None:
@@ -400,7 +471,7 @@ def test_the_email_on_a_quota_of_zero_says_that_it_does_not_free_by_itself(
     assert run(world.upload("data/train/x.csv")) == "waiting for a quota above 0"
     assert world.only_email().subject == "Training not started: default: instance quota is 0"
     for fact in (
-        'quota "ml.m5.xlarge for training job usage" is 0. It stays 0 until you request an increase.',
+        'quota "ml.m5.xlarge for training job usage" is 0. It stays so until you request an increase.',
         "SageMaker said: The account-level service limit 'ml.m5.xlarge for training job usage' is 0 Instances",
         "Service Quotas",
         "training_instance_type",

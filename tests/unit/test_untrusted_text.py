@@ -113,7 +113,7 @@ def all_values(value: str) -> dict[str, Any]:
         text_column=value, label_column=value, max_concurrent_training_jobs=2, max_training_jobs_per_day=20
     )
     names = ("file", "job", "reason", "tries", "and_more", "minutes", "advice", "verdict", "next", "checks")
-    names += ("endpoint", "capacity", "then", "why", "restores", "known_job", "most_left_out")
+    names += ("endpoint", "capacity", "then", "why", "restores", "known_job", "most_left_out", "too_small")
     return dict.fromkeys(names, value) | {"config": config, "quota": {"name": value, "reason": value}}
 
 

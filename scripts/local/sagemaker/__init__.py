@@ -31,7 +31,7 @@ Serverless variants
 
 Stricter than AWS
     Members that the service model does not know are refused (AWS ignores them). Valid requests that this
-    server cannot honour (several instances, Pipe mode, file systems, checkpoints, multi-model endpoints,
+    server cannot honour (Pipe mode, file systems, multi-model endpoints, output of any host but the first,
     algorithms without ``sagemaker_program`` ...) are refused with the text "Local SageMaker does not support ...",
     rather than accepted and ignored.
 
@@ -44,7 +44,12 @@ Different from AWS
     * Hyperparameters reach the program through a shell without quoting, exactly as in SageMaker's framework
       containers: a value such as ``x; rm -r .`` is executed. That hazard is kept, so that it is found here first.
     * Training input that does not exist fails the job while it downloads; AWS may already refuse the call.
-    * VPC, KMS, roles and signatures are checked for shape only. Spot jobs run like any other.
+    * VPC, KMS, roles and signatures are checked for shape only.
+    * Spot capacity is there until somebody takes it away: POST /_local/interrupt (see Training.interrupt). What spot
+      jobs are billed is made up (--spot-price). A program that ends well within the grace has completed its job.
+    * A value in a job's Environment that is a path below /opt/ml is replaced by that path here.
+    * The hosts of a job are processes of this machine, which meet on a loopback port. There is no torchrun, only what
+      it tells the programs.
     * One server per variant plays all its instances, with one worker: one prediction at a time.
     * A rolling deployment switches all traffic at once. Blue/green ones take their steps and their time, and watch
       their alarms; an alarm goes off only when somebody sets its state.

@@ -75,7 +75,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--start-gate", type=Path, help="endpoints come up only while there is this file: for tests of what is Creating"
     )
     parser.add_argument(
-        "--stop-grace-seconds", type=float, default=120.0, help="time from the stop of a training to its SIGKILL"
+        "--stop-grace-seconds",
+        type=float,
+        default=120.0,
+        help="time from the stop of a training, or from its interruption, to its SIGKILL",
+    )
+    parser.add_argument(
+        "--spot-price", type=float, default=0.3, help="what spot instances are billed at, of the price on demand"
     )
     parser.add_argument(
         "--pass-env", action="append", default=[], metavar="NAME", help="variable handed on to every program"
@@ -110,6 +116,7 @@ def main(argv: list[str]) -> int:
         missing_types=frozenset(arguments.missing_type),
         start_gate=arguments.start_gate,
         stop_grace_seconds=arguments.stop_grace_seconds,
+        spot_price=arguments.spot_price,
         pass_env=tuple(arguments.pass_env),
     )
     settings.state.mkdir(parents=True, exist_ok=True)

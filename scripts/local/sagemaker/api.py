@@ -33,6 +33,7 @@ _TAG_PAGE = 50
 _MAX_TAGS = 50
 _INVOCATION = re.compile(r"/endpoints/([^/]+)/invocations")
 _ENDPOINT_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
+_INTERRUPT_PATH = "/_local/interrupt"
 _CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 # ARN resource type -> kind in the store.
 _KIND_OF_ARN = {
@@ -49,6 +50,7 @@ class Service:
     def __init__(self, settings: Settings, store: Store, training: Training, hosting: Hosting) -> None:
         self.settings = settings
         self.hosting = hosting
+        self.training = training
         self._store = store
         self._model = botocore.session.get_session().get_service_model("sagemaker")
         self._operations: dict[str, Callable[[Record], Record]] = {
@@ -260,6 +262,8 @@ class _Request(GuardedRequest):
         try:
             if invocation:
                 self._invoke(unquote(invocation.group(1)))
+            elif self.path == _INTERRUPT_PATH:
+                self._interrupt()
             else:
                 self._control()
         except ApiError as exc:
@@ -281,6 +285,16 @@ class _Request(GuardedRequest):
             raise ApiError("UnknownOperationException", f"No operation in X-Amz-Target: {target!r}")
         answer = self.server.service.call(target.removeprefix(_TARGET_PREFIX), body)
         self._answer(200, json.dumps(answer).encode())
+
+    def _interrupt(self) -> None:
+        """``{"job": ..., "hears": false, "seconds": 0}``: see Training.interrupt. On AWS, spot capacity does it."""
+        try:
+            asked = json.loads(self._body(_MAX_REQUEST_BYTES) or b"")
+            job, hears, seconds = str(asked["job"]), bool(asked.get("hears")), float(asked.get("seconds", 0))
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise ApiError("SerializationException", f"The body must be JSON with the name of a job: {exc!r}") from exc
+        self.server.service.training.interrupt(job, hears, seconds)
+        self._answer(200, b"{}")
 
     def _invoke(self, name: str) -> None:
         body = self._body(_MAX_INVOCATION_BYTES)

@@ -65,6 +65,15 @@ def upload(client: Any, path: Path, uri: str) -> None:
         raise S3Error(f"{uri}: {exc}") from exc
 
 
+def delete(client: Any, uri: str) -> None:
+    """Delete one object, whether or not it is there; raises S3Error."""
+    bucket, key = split_uri(uri)
+    try:
+        client.delete_object(Bucket=bucket, Key=key)
+    except (BotoCoreError, ClientError) as exc:
+        raise S3Error(f"{uri}: {exc}") from exc
+
+
 def download_prefix(client: Any, uri: str, folder: Path) -> int:
     """Every key that begins with the prefix, under `folder`; returns how many objects came.
 

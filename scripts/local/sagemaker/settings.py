@@ -11,7 +11,8 @@ from botocore.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Command-line settings. Durations are seconds; `images` are all that exist, `missing_types` the region's gaps."""
+    """Command-line settings. Durations are seconds; `images` are all that exist, `missing_types` the region's gaps;
+    `spot_price` is a share of the price on demand."""
 
     state: Path
     region: str
@@ -29,6 +30,7 @@ class Settings:
     missing_types: frozenset[str] = frozenset()
     start_gate: Path | None = None
     stop_grace_seconds: float = 120.0
+    spot_price: float = 0.3
     pass_env: tuple[str, ...] = ()
 
     def arn(self, resource: str, name: str) -> str:

@@ -15,7 +15,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-_HOST = "algo-1"
+CONTAINER_ROOT = "/opt/ml"
+CHECKPOINTS = f"{CONTAINER_ROOT}/checkpoints/"
+_LOOPBACK = "127.0.0.1"
 _DEFAULT_LOG_LEVEL = 20
 _RESERVED = "sagemaker_"
 # The hyperparameters that the toolkit takes for itself; others of that beginning are the framework's.
@@ -24,6 +26,8 @@ _TOOLKITS_OWN = (
     "sagemaker_container_log_level", "sagemaker_job_name", "sagemaker_s3_output",
 )  # fmt: skip
 _GROUP = "homogeneousCluster"
+# The hyperparameter with which the toolkit starts a program with torchrun.
+_TORCHRUN = "sagemaker_torch_distributed_enabled"
 _FRAMEWORK_MODULE = "sagemaker_pytorch_container.training:main"
 _MASTER_PORT = "7777"
 # What the training image sets beyond base_environment (aws/deep-learning-containers, docker/pytorch/Dockerfile.cpu).
@@ -135,17 +139,35 @@ def failure_text(error: str, code: int, command: str, streams: Iterable[Iterable
     return f'{error}:\nExitCode {code}\nErrorMessage "{quoted}"{extra}\nCommand "{command}"'
 
 
-def write_config(root: Path, job: Mapping[str, Any]) -> None:
+def hosts_of(job: Mapping[str, Any]) -> list[str]:
+    """The names of a job's containers, as each of them knows them."""
+    return [f"algo-{number}" for number in range(1, job["ResourceConfig"]["InstanceCount"] + 1)]
+
+
+def local_path(path: str, root: Path) -> str:
+    """A path below /opt/ml where it is here, below `root`; any other text as it is."""
+    below = path.removeprefix(CONTAINER_ROOT)
+    return f"{root}{below}" if below != path and (not below or below.startswith("/")) else path
+
+
+def checkpoint_path(job: Mapping[str, Any], root: Path) -> str:
+    """The folder of a container's checkpoints here."""
+    return local_path(job["CheckpointConfig"].get("LocalPath", CHECKPOINTS), root)
+
+
+def write_config(root: Path, job: Mapping[str, Any], host: str) -> None:
     """The /opt/ml tree below `root`, with input/config/*.json."""
     for folder in ("input/config", "input/data", "model", "output/data", "output/intermediate", "code"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    for name, content in _configuration(job).items():
+    for name, content in _configuration(job, host, root).items():
         (root / f"input/config/{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def _configuration(job: Mapping[str, Any]) -> dict[str, Any]:
-    instance_type = job["ResourceConfig"]["InstanceType"]
+def _configuration(job: Mapping[str, Any], host: str, root: Path) -> dict[str, Any]:
+    instance_type, hosts = job["ResourceConfig"]["InstanceType"], hosts_of(job)
+    kept = {"checkpointconfig": {"LocalPath": checkpoint_path(job, root)}} if "CheckpointConfig" in job else {}
     return {
+        **kept,
         "hyperparameters": job.get("HyperParameters", {}),
         "inputdataconfig": {
             channel["ChannelName"]: {
@@ -159,15 +181,15 @@ def _configuration(job: Mapping[str, Any]) -> dict[str, Any]:
             for channel in job.get("InputDataConfig", [])
         },
         "resourceconfig": {
-            "current_host": _HOST,
+            "current_host": host,
             "current_instance_type": instance_type,
             "current_group_name": _GROUP,
-            "hosts": [_HOST],
+            "hosts": hosts,
             "instance_groups": [
                 {
                     "instance_group_name": _GROUP,
                     "instance_type": instance_type,
-                    "hosts": [_HOST],
+                    "hosts": hosts,
                 }
             ],
             "network_interface_name": "lo" if sys.platform == "linux" else "lo0",
@@ -175,25 +197,30 @@ def _configuration(job: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def training_environment(root: Path, job: Mapping[str, Any], python: str) -> dict[str, str]:
-    """What the toolkit adds to a container's variables. Names are upper-cased only: channel ``a-b``: SM_CHANNEL_A-B."""
+def training_environment(root: Path, job: Mapping[str, Any], python: str, host: str, port: int) -> dict[str, str]:
+    """What the toolkit adds to a container's variables. Names are upper-cased only: channel ``a-b``: SM_CHANNEL_A-B.
+
+    port: where the first of several hosts, all of this machine, meets the others.
+    """
+    hosts = hosts_of(job)
     hyperparameters = job.get("HyperParameters", {})
     decoded = {key: decode(value) for key, value in hyperparameters.items()}
     own = {key: value for key, value in decoded.items() if not key.startswith(_RESERVED)}
-    configuration = _configuration(job)
+    configuration = _configuration(job, host, root)
     resources = configuration["resourceconfig"]
     program = program_name(hyperparameters)
     channels = {name: str(root / "input/data" / name) for name in configuration["inputdataconfig"]}
     framework = {key: value for key, value in decoded.items() if key.startswith(_RESERVED) and key not in _TOOLKITS_OWN}
+    is_distributed = bool(decoded.get(_TORCHRUN))
     values: dict[str, Any] = {
-        "hosts": [_HOST],
-        "current_host": _HOST,
+        "hosts": hosts,
+        "current_host": host,
         "current_instance_type": resources["current_instance_type"],
         "current_instance_group": _GROUP,
-        "current_instance_group_hosts": [_HOST],
+        "current_instance_group_hosts": hosts,
         "instance_groups": [_GROUP],
         "instance_groups_dict": {_GROUP: resources["instance_groups"][0]},
-        "distribution_instance_groups": [],
+        "distribution_instance_groups": [_GROUP] if is_distributed else [],
         "is_hetero": False,
         "network_interface_name": resources["network_interface_name"],
         "user_entry_point": program,
@@ -217,14 +244,14 @@ def training_environment(root: Path, job: Mapping[str, Any], python: str) -> dic
         **values,
         "additional_framework_parameters": framework,
         "channel_input_dirs": channels,
-        "distribution_hosts": [],
+        "distribution_hosts": hosts if is_distributed else [],
         "hyperparameters": own,
-        "is_master": True,
+        "is_master": host == hosts[0],
         "is_modelparallel_enabled": None,
         "is_smddpmprun_installed": False,
         "is_smddprun_installed": False,
         "job_name": job["TrainingJobName"],
-        "master_hostname": _HOST,
+        "master_hostname": hosts[0],
         "topology": [],
     }
     values.update(
@@ -243,21 +270,36 @@ def training_environment(root: Path, job: Mapping[str, Any], python: str) -> dic
         {
             "TRAINING_JOB_NAME": job["TrainingJobName"],
             "TRAINING_JOB_ARN": job["TrainingJobArn"],
-            "CURRENT_HOST": _HOST,
+            "CURRENT_HOST": host,
             "SAGEMAKER_JOB_NAME": _text(decoded.get("sagemaker_job_name", "")),
             "SAGEMAKER_REGION": _text(decoded.get("sagemaker_region", "")),
-            "MASTER_ADDR": _HOST,
-            "MASTER_PORT": _MASTER_PORT,
+            # The names of several hosts mean nothing to this machine.
+            "MASTER_ADDR": hosts[0] if len(hosts) == 1 else _LOOPBACK,
+            "MASTER_PORT": _MASTER_PORT if len(hosts) == 1 else str(port),
             "NCCL_SOCKET_IFNAME": resources["network_interface_name"],
             "NCCL_IB_DISABLE": "1",
             "NCCL_DEBUG": "WARN",
             "PYTHONPATH": str(root / "code"),
         }
     )
+    if is_distributed:
+        environment.update(_torchrun_environment(hosts.index(host), len(hosts)))
     version = torch_version(python)
     if version is not None:
         environment["SM_DLC_TORCH_VERSION"] = version
     return environment
+
+
+def _torchrun_environment(rank: int, count: int) -> dict[str, str]:
+    """What torchrun tells a program, one on each of `count` hosts (torch, local_elastic_agent.py).
+
+    There is no torchrun here: it would need torch. So the first program opens the port itself.
+    """
+    ranks = {"RANK": rank, "GROUP_RANK": rank, "ROLE_RANK": rank, "LOCAL_RANK": 0}
+    sizes = {"WORLD_SIZE": count, "GROUP_WORLD_SIZE": count, "ROLE_WORLD_SIZE": count, "LOCAL_WORLD_SIZE": 1}
+    restarts = {"TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_MAX_RESTARTS": 0}
+    numbers = {name: str(number) for name, number in {**ranks, **sizes, **restarts}.items()}
+    return {**numbers, "ROLE_NAME": "default", "TORCHELASTIC_RUN_ID": "none"}
 
 
 def program_name(hyperparameters: Mapping[str, str]) -> str:

@@ -6,13 +6,15 @@ import queue
 import re
 import shlex
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import images, quotas, s3, toolkit
+from .checkpoints import Checkpoints
 from .errors import ApiError, constraint, null_member, unsupported, validation
 from .events import training_event
 from .logs import LogShipper, LogStream
@@ -26,6 +28,7 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 # Longest FailureReason in the API, and how much of output/failure SageMaker reads.
 _MAX_REASON_CHARACTERS = 1024
 _DEFAULT_MAX_RUNTIME_SECONDS = 86_400
+_MAX_INSTANCES = 8
 _POLL_SECONDS = 0.1
 _SHUTDOWN_SECONDS = 5.0
 # The toolkit's own exit code when the program fails, whatever that one's is.
@@ -39,10 +42,12 @@ _MESSAGES = {
     "Pending": "Training job waiting for capacity",
     "Downloading": "Downloading input data",
     "Training": "Training image download completed. Training in progress.",
+    "Interrupted": "The managed spot training instances were interrupted",
     "Uploading": "Uploading generated training model",
     "Stopping": "Stopping the training job",
     "Stopped": "Training job stopped",
     "MaxRuntimeExceeded": "Training job runtime exceeded MaxRuntimeInSeconds provided",
+    "MaxWaitTimeExceeded": "Training job wait time exceeded MaxWaitTimeInSeconds provided",
     "Completed": "Training job completed",
     "Failed": "Training job failed",
     "Restarting": "Restarting the training job after an internal error",
@@ -57,9 +62,11 @@ _SUMMARY = (
     "SecondaryStatus",
 )
 _TERMINAL = ("Completed", "Failed", "Stopped")
+# Of the stored job, what nobody is told: how often it began, for how long it has run in containers that are gone, and
+# when the present one began.
+_HIDDEN = ("Tags", "Attempts", "RunSeconds", "ContainerStartTime")
 # What this server would have to ignore, by path in the request.
 _UNSUPPORTED = (
-    ("CheckpointConfig",),
     ("TensorBoardOutputConfig",),
     ("ServerlessJobConfig",),
     ("ModelPackageConfig",),
@@ -79,7 +86,11 @@ class _JobFailed(Exception):
 
 
 class _JobStopped(Exception):
-    """Someone called StopTrainingJob."""
+    """Someone called StopTrainingJob, or a limit has passed while the job was waiting: then its SecondaryStatus."""
+
+
+class _Interrupted(Exception):
+    """The job's spot instances are gone."""
 
 
 class _ServerStopping(Exception):
@@ -87,10 +98,29 @@ class _ServerStopping(Exception):
 
 
 class _Run:
-    """A job while it runs, and whether it was asked to end."""
+    """A job while it runs, and whether it was asked to end, or has to; the rest: see Training.interrupt."""
 
     def __init__(self) -> None:
         self.stop_requested = threading.Event()
+        self.interrupted = threading.Event()
+        self.hears = False
+        self.capacity_seconds = 0.0
+
+
+class _Ended(NamedTuple):
+    """How the programs of a job ended: for which limit ("": for none), and the FailureReason ("": well, or stopped)."""
+
+    limit: str
+    failure: str
+
+
+class _Container(NamedTuple):
+    """One host of a job, with its own folders."""
+
+    host: str
+    folder: Path
+    root: Path  # what /opt/ml is
+    stream: LogStream
 
 
 class Training:
@@ -103,6 +133,7 @@ class Training:
         self._logs = logs
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._runs: dict[str, _Run] = {}
+        self._waiting: dict[str, threading.Timer] = {}
         self._shutdown = threading.Event()
         self._workers = [
             threading.Thread(target=self._work, name=f"training-{number}", daemon=True)
@@ -125,7 +156,7 @@ class Training:
                 )
             image = request["AlgorithmSpecification"]["TrainingImage"]
             images.check_training(self._settings.images, image, request["RoleArn"])
-            self._check_quota(request["ResourceConfig"])
+            self._check_quota(request)
             created = now()
             job = {
                 **request,
@@ -137,12 +168,12 @@ class Training:
             }
             busy = sum(other["TrainingJobStatus"] not in _TERMINAL for other in self._store.all(TRAINING_JOBS))
             self._move(job, "InProgress", "Starting" if busy < self._settings.parallel else "Pending")
-            self._queue.put(name)
+            self._enqueue(job)
         return {"TrainingJobArn": arn}
 
     def describe(self, request: Record) -> Record:
         job = self._existing(request["TrainingJobName"])
-        return {name: value for name, value in job.items() if name not in ("Tags", "Attempts")}
+        return {name: value for name, value in job.items() if name not in _HIDDEN}
 
     def summary(self, job: Record) -> Record:
         return {name: job[name] for name in _SUMMARY if name in job}
@@ -170,21 +201,56 @@ class Training:
                 run.stop_requested.set()
         return {}
 
+    def interrupt(self, name: str, hears: bool = False, capacity_seconds: float = 0.0) -> None:
+        """Take a running job's spot instances away, as AWS does at any time; new ones come after `capacity_seconds`.
+
+        SageMaker announces it with SIGTERM, 120 seconds before (the grace). In the framework images no program hears of
+        it, see stop (aws/sagemaker-training-toolkit#173); with `hears` it does, as in an image of one's own. Raises
+        ApiError where there is nothing to interrupt.
+        """
+        with self._store.lock:
+            job = self._existing(name)
+            run = self._runs.get(name)
+            if not job.get("EnableManagedSpotTraining"):
+                raise validation(f"{name} is no spot training job")
+            if run is None or job["SecondaryStatus"] not in ("Downloading", "Training"):
+                raise validation(f"{name} has no instances to take away: {job['SecondaryStatus']}")
+            run.hears, run.capacity_seconds = hears, capacity_seconds
+            run.interrupted.set()
+
     def _existing(self, name: str) -> Record:
         job = self._store.get(TRAINING_JOBS, name)
         if job is None:
             raise validation("Requested resource not found.")
         return job
 
-    def _check_quota(self, resources: Record) -> None:
-        kind = resources["InstanceType"]
+    def _check_quota(self, request: Record) -> None:
+        kind, is_spot = request["ResourceConfig"]["InstanceType"], bool(request.get("EnableManagedSpotTraining"))
         quotas.check_region(self._settings.missing_types, "training-job", kind)
         used = sum(
             job["ResourceConfig"]["InstanceCount"]
             for job in self._store.all(TRAINING_JOBS)
-            if job["TrainingJobStatus"] not in _TERMINAL and job["ResourceConfig"]["InstanceType"] == kind
+            if job["TrainingJobStatus"] not in _TERMINAL
+            and job["ResourceConfig"]["InstanceType"] == kind
+            and bool(job.get("EnableManagedSpotTraining")) == is_spot
         )
-        quotas.check(self._settings.quotas, f"{kind} for training job usage", used, resources["InstanceCount"])
+        name = f"{kind} for {'spot ' if is_spot else ''}training job usage"
+        quotas.check(self._settings.quotas, name, used, request["ResourceConfig"]["InstanceCount"])
+
+    def _enqueue(self, job: Record) -> None:
+        """Have a worker run the job; one that still waits for its instances when its time is over is stopped."""
+        self._queue.put(job["TrainingJobName"])
+        if until := _waits_until(job):
+            timer = threading.Timer(max(0.0, until - time.time()), self._end_waiting, [job["TrainingJobName"]])
+            timer.daemon = True
+            timer.start()
+            self._waiting[job["TrainingJobName"]] = timer
+
+    def _end_waiting(self, name: str) -> None:
+        with self._store.lock:
+            job = self._existing(name)
+            if self._waiting.pop(name, None) and job["TrainingJobStatus"] == "InProgress":
+                self._move(job, "Stopped", "MaxWaitTimeExceeded")
 
     # ---- Life of the service ---------------------------------------------------------------------------
 
@@ -195,15 +261,16 @@ class Training:
             for job in jobs:
                 if job["TrainingJobStatus"] in _TERMINAL:
                     continue
-                name = job["TrainingJobName"]
                 retries = job.get("RetryStrategy", {}).get("MaximumRetryAttempts", 0)
+                interruptions = [step["Status"] for step in job["SecondaryStatusTransitions"]].count("Interrupted")
                 if job["TrainingJobStatus"] == "Stopping":
                     self._move(job, "Stopped", "Stopped")
-                elif "TrainingStartTime" not in job:
-                    self._queue.put(name)
-                elif job["Attempts"] <= retries:
+                elif "ContainerStartTime" not in job:  # not yet, or not again
+                    self._enqueue(job)
+                elif job["Attempts"] - interruptions <= retries:
+                    self._leave_container(job, job["LastModifiedTime"])  # what is known of it
                     self._move(job, "InProgress", "Restarting")
-                    self._queue.put(name)
+                    self._enqueue(job)
                 else:
                     self._move(job, "Failed", "Failed", INTERNAL_ERROR)
         for worker in self._workers:
@@ -212,6 +279,8 @@ class Training:
     def shutdown(self) -> None:
         """Kill what runs; the jobs stay as they are, and the next start decides about them."""
         self._shutdown.set()
+        with self._store.lock:
+            self._waiting.clear()
         for _ in self._workers:
             self._queue.put("")
         for worker in self._workers:
@@ -225,6 +294,8 @@ class Training:
                 return
             run = _Run()
             with self._store.lock:
+                if timer := self._waiting.pop(name, None):
+                    timer.cancel()
                 job = self._store.get(TRAINING_JOBS, name)
                 if job is None or job["TrainingJobStatus"] != "InProgress":
                     continue
@@ -242,42 +313,106 @@ class Training:
     def _run(self, job: Record, run: _Run) -> None:
         """A job from its first status to its last. `job` is only read here: the store has the current one."""
         name = job["TrainingJobName"]
-        folder = self._settings.state / "jobs" / f"{name}.{job['Attempts']}"
-        root = folder / "opt/ml"
-        stream = self._logs.open(
-            LOG_GROUP, f"{name}/algo-1-{int(time.time())}", self._settings.state / "logs" / f"{name}.log"
-        )
         try:
             if job["SecondaryStatus"] == "Pending":
                 self._advance(name, run, "Starting")
-            # "Has started" and the attempt are one write: a restart must not rerun a job on its own.
-            started = now()
-            self._advance(name, run, "Downloading", TrainingStartTime=started, Attempts=job["Attempts"] + 1)
-            self._prepare(job, run, root, stream)
-            self._advance(name, run, "Training")
-            over, failure = self._train(job, run, root, stream, started)
-            self._change(name, None, "Uploading")
-            self._upload(job, folder, with_model=failure is None)
-            if failure is not None:
-                raise _JobFailed(failure)
-            shutil.rmtree(folder)
-            if over:
-                self._change(name, "Stopped", "MaxRuntimeExceeded")
-            else:
-                self._complete(name, run)
-        except _JobStopped:
-            self._change(name, "Stopped", "Stopped")
+            while True:
+                try:
+                    self._run_once(self._existing(name), run)
+                    return
+                except _Interrupted:
+                    self._wait_for_capacity(name, run)
+        except _JobStopped as exc:
+            self._change(name, "Stopped", str(exc) or "Stopped")
         except _JobFailed as exc:
             self._change(name, "Failed", "Failed", str(exc)[:_MAX_REASON_CHARACTERS])
-            log.info("training job %s: its folder is kept: %s", name, folder)
         except _ServerStopping:
             log.info("training job %s interrupted: the server stops", name)
             raise
         except Exception:
             log.exception("training job %s: error of this server", name)
             self._change(name, "Failed", "Failed", INTERNAL_ERROR)
+
+    def _run_once(self, job: Record, run: _Run) -> None:
+        """A job in new containers, one for each of its hosts, to its end. Raises _Interrupted."""
+        name = job["TrainingJobName"]
+        folder = self._settings.state / "jobs" / f"{name}.{job['Attempts']}"
+        containers = [self._container(name, folder, host) for host in toolkit.hosts_of(job)]
+        try:
+            # "Has started" and the attempt are one write: a restart must not rerun a job on its own.
+            started = now()
+            begun = {"TrainingStartTime": job.get("TrainingStartTime", started), "ContainerStartTime": started}
+            self._advance(name, run, "Downloading", **begun, Attempts=job["Attempts"] + 1)
+            checkpoints: list[Checkpoints] = []
+            try:
+                for container in containers:
+                    self._prepare(job, run, container)
+                    checkpoints += self._restore(job, container)
+                self._advance(name, run, "Training")
+                ended = self._train(job, run, containers, started)
+            finally:
+                for each in checkpoints:
+                    each.stop()
+            self._change(name, None, "Uploading")
+            self._upload(job, containers, with_model=not ended.failure)
+            if ended.failure:
+                raise _JobFailed(ended.failure)
+            shutil.rmtree(folder)
+            if ended.limit:
+                self._change(name, "Stopped", ended.limit)
+            else:
+                self._complete(name, run)
+        except _JobFailed:
+            log.info("training job %s: its folder is kept: %s", name, folder)
+            raise
+        except _Interrupted:
+            shutil.rmtree(folder)
+            raise
         finally:
-            stream.close()
+            for container in containers:
+                container.stream.close()
+
+    def _container(self, name: str, folder: Path, host: str) -> _Container:
+        """The first host's folder is the job's; those of the others are in it."""
+        is_first = host == "algo-1"
+        folder, file = (folder, f"{name}.log") if is_first else (folder / host, f"{name}.{host}.log")
+        stream = self._logs.open(LOG_GROUP, f"{name}/{host}-{int(time.time())}", self._settings.state / "logs" / file)
+        return _Container(host, folder, folder / "opt/ml", stream)
+
+    def _restore(self, job: Record, container: _Container) -> list[Checkpoints]:
+        """Start copying a container's checkpoints, from S3 first; [] for a job without."""
+        if "CheckpointConfig" not in job:
+            return []
+        folder = Path(toolkit.checkpoint_path(job, container.root))
+        checkpoints = Checkpoints(self._s3, job["CheckpointConfig"]["S3Uri"], folder)
+        try:
+            checkpoints.start()
+        except s3.S3Error as exc:
+            raise _JobFailed(f"ClientError: Checkpoint download failed: {exc}") from exc
+        return [checkpoints]
+
+    def _wait_for_capacity(self, name: str, run: _Run) -> None:
+        """From an interruption to the next instances. Raises _JobStopped when somebody or a limit ends that."""
+        with self._store.lock:
+            job = self._existing(name)
+            self._leave_container(job, now())
+            self._move(job, job["TrainingJobStatus"], "Interrupted")
+            capacity_at = time.monotonic() + run.capacity_seconds
+            run.interrupted.clear()
+        if job["RunSeconds"] >= _max_runtime(job):
+            raise _JobStopped("MaxRuntimeExceeded")
+        until = _waits_until(job)
+        while (left := capacity_at - time.monotonic()) > 0:
+            run.stop_requested.wait(min(left, _POLL_SECONDS))
+            self._check_stop(run)
+            if until and time.time() >= until:
+                raise _JobStopped("MaxWaitTimeExceeded")
+        self._advance(name, run, "Starting")
+
+    def _leave_container(self, job: Record, at: float) -> None:
+        """Add the time in the present container, until `at`, to that of those before."""
+        began = job.pop("ContainerStartTime", at)
+        job["RunSeconds"] = job.get("RunSeconds", 0.0) + max(0.0, at - began)
 
     def _move(self, job: Record, status: str, secondary: str, reason: str | None = None) -> None:
         """Give `job` a status with its transition, and store it with its event. Hold the store's lock."""
@@ -294,8 +429,10 @@ class Training:
                 job["FailureReason"] = transition["StatusMessage"] = reason
             if "TrainingStartTime" in job:
                 job["TrainingEndTime"] = at
-                seconds = max(1, math.ceil(at - job["TrainingStartTime"]))
-                job["TrainingTimeInSeconds"] = job["BillableTimeInSeconds"] = seconds
+                self._leave_container(job, at)
+                price = self._settings.spot_price if job.get("EnableManagedSpotTraining") else 1.0
+                job["TrainingTimeInSeconds"] = max(1, math.ceil(job["RunSeconds"]))
+                job["BillableTimeInSeconds"] = max(1, math.ceil(job["RunSeconds"] * price))
         job["SecondaryStatusTransitions"].append(transition)
         self._store.put(TRAINING_JOBS, job["TrainingJobName"], job, training_event(self._settings, job))
         log.info(
@@ -328,10 +465,13 @@ class Training:
             raise _ServerStopping
         if run.stop_requested.is_set():
             raise _JobStopped
+        if run.interrupted.is_set():
+            raise _Interrupted
 
-    def _prepare(self, job: Record, run: _Run, root: Path, stream: LogStream) -> None:
+    def _prepare(self, job: Record, run: _Run, container: _Container) -> None:
         """Everything that is there before the program starts: tree, channels, code, requirements."""
-        toolkit.write_config(root, job)
+        host, _, root, stream = container
+        toolkit.write_config(root, job, host)
         for channel in job.get("InputDataConfig", []):
             self._check_stop(run)
             self._download(channel, job["RoleArn"], root)
@@ -376,7 +516,7 @@ class Training:
         """What pip would do, without installing: see requirements_check.py."""
         lines: list[str] = []
         command = [self._settings.python, _REQUIREMENTS_CHECK, str(root / "code/requirements.txt")]
-        child = Child(command, env=self._environment({}), cwd=root, on_line=lines.append)
+        child = Child(command, env=_environment(self._settings), cwd=root, on_line=lines.append)
         while not child.ended.wait(_POLL_SECONDS):
             if run.stop_requested.is_set() or self._shutdown.is_set():
                 child.kill()
@@ -388,63 +528,66 @@ class Training:
             reason = toolkit.failure_text("InstallRequirementsError", child.exit_code, pip, [[], lines])
             raise _JobFailed(f"AlgorithmError: {reason}, exit code: {_TOOLKIT_FAILED}")
 
-    def _train(self, job: Record, run: _Run, root: Path, stream: LogStream, started: float) -> tuple[bool, str | None]:
-        """Run the program: (ended for its MaxRuntimeInSeconds, FailureReason when it failed on its own)."""
-        parameters = job["HyperParameters"]
-        line = toolkit.shell_command(self._settings.python, toolkit.program_name(parameters), parameters)
+    def _train(self, job: Record, run: _Run, containers: list[_Container], started: float) -> _Ended:
+        """Run the program in each container, until all have ended or one has failed. Raises _Interrupted."""
         metrics = _Metrics(job["AlgorithmSpecification"].get("MetricDefinitions", []))
-        printed: tuple[list[str], list[str]] = ([], [])
-        lock = threading.Lock()
-
-        def on_line(text: str, lines: list[str]) -> None:
-            with lock:
-                stream.write(text)
-                metrics.read(text)
-            lines.append(text)
-
-        stream.write(f"Invoking script with the following command: {line}")
-        environment = self._environment({**toolkit.TRAINING_IMAGE, **job.get("Environment", {})})
-        environment.update(toolkit.training_environment(root, job, self._settings.python))
-        child = Child(
-            ["/bin/sh", "-c", line],
-            env=environment,
-            cwd=root / "code",
-            on_line=lambda text: on_line(text, printed[0]),
-            on_error=lambda text: on_line(text, printed[1]),
-        )
-        limit = job["StoppingCondition"].get("MaxRuntimeInSeconds", _DEFAULT_MAX_RUNTIME_SECONDS)
-        deadline = started + limit
-        over = False
-        kill_at: float | None = None
-        while not child.ended.wait(_POLL_SECONDS):
-            if self._shutdown.is_set():
-                child.kill()
-            elif kill_at is None and (run.stop_requested.is_set() or time.time() >= deadline):
-                over = not run.stop_requested.is_set()
-                kill_at = time.monotonic() + self._settings.stop_grace_seconds
-            elif kill_at is not None and time.monotonic() >= kill_at:
-                child.kill()
+        port = _free_port()
+        programs = [_Program(self._settings, job, container, port, metrics) for container in containers]
+        limits = {"MaxRuntimeExceeded": started + _max_runtime(job) - job.get("RunSeconds", 0.0)}
+        if until := _waits_until(job):
+            limits["MaxWaitTimeExceeded"] = until
+        why, failed = self._watch(run, programs, limits)
         if self._shutdown.is_set():
             raise _ServerStopping
+        # Those that were told end as they like.
+        if why == "interrupted" and (failed or run.hears) and not run.stop_requested.is_set():
+            raise _Interrupted
         self._set_members(job["TrainingJobName"], FinalMetricDataList=metrics.final())
-        code = child.exit_code
-        if not code or kill_at is not None:
-            return over, None
-        failure = _failure(root / "output/failure", "ExecuteUserScriptError", code, line, printed)
-        return False, f"AlgorithmError: {failure}, exit code: {_TOOLKIT_FAILED}"
+        return _Ended(why if why in limits else "", failed.reason() if failed and not why else "")
 
-    def _environment(self, own: dict[str, str]) -> dict[str, str]:
-        settings = self._settings
-        base = toolkit.base_environment(settings.python, settings.region, settings.aws_endpoint, settings.pass_env)
-        return {**base, **own}
+    def _watch(self, run: _Run, programs: list["_Program"], limits: dict[str, float]) -> tuple[str, "_Program | None"]:
+        """Wait until every program has ended: why they had to, and the first that has failed, which ends the others.
+
+        Why: "" of their own accord, "stopped", "interrupted" or the limit that has passed.
+        """
+        why, failed = "", None
+        kill_at: float | None = None
+        while running := [program for program in programs if not program.child.ended.is_set()]:
+            running[0].child.ended.wait(_POLL_SECONDS)
+            failed = failed or next((program for program in programs if program.has_failed), None)
+            if not why and not failed:
+                passed = [limit for limit, at in limits.items() if time.time() >= at]
+                if run.stop_requested.is_set():
+                    why = "stopped"
+                elif passed:
+                    why = min(passed, key=limits.__getitem__)
+                elif run.interrupted.is_set():
+                    why = "interrupted"
+                if why:
+                    kill_at = time.monotonic() + self._settings.stop_grace_seconds
+                if why == "interrupted" and run.hears:
+                    for program in running:
+                        program.child.terminate()
+            is_over = kill_at is not None and time.monotonic() >= kill_at
+            if self._shutdown.is_set() or is_over or (failed and not why):
+                for program in running:
+                    program.child.kill()
+        return why, failed or next((program for program in programs if program.has_failed), None)
 
     def _set_members(self, name: str, **members: Any) -> None:
         """Set members of the stored job that do not change its status."""
         with self._store.lock:
             self._store.put(TRAINING_JOBS, name, {**self._existing(name), **members})
 
-    def _upload(self, job: Record, folder: Path, with_model: bool) -> None:
-        """The two archives. An empty model folder gives no object, but still a ModelArtifacts, as on AWS."""
+    def _upload(self, job: Record, containers: list[_Container], with_model: bool) -> None:
+        """The two archives. An empty model folder gives no object, but still a ModelArtifacts, as on AWS.
+
+        SageMaker puts the folders of all hosts together; this server refuses what is not on the first one.
+        """
+        for host, _, root, _ in containers[1:]:
+            if any(path for name in ("model", "output/data") for path in (root / name).iterdir()):
+                raise _JobFailed(f"Local SageMaker does not support output of other hosts than algo-1: {host} has some")
+        folder = containers[0].folder
         target = f"{job['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/output"
         archives = {"output.tar.gz": folder / "opt/ml/output/data"}
         if with_model:
@@ -457,6 +600,45 @@ class Training:
                     s3.upload(self._s3, folder / name, f"{target}/{name}")
         except s3.S3Error as exc:
             raise _JobFailed(f"ClientError: Artifact upload failed: {exc}") from exc
+
+
+class _Program:
+    """The training program in one container, as the toolkit runs it."""
+
+    def __init__(self, settings: Settings, job: Record, container: _Container, port: int, metrics: "_Metrics") -> None:
+        host, _, self._root, self._stream = container
+        self._metrics = metrics
+        self._printed: tuple[list[str], list[str]] = ([], [])
+        self._lock = threading.Lock()
+        parameters = job["HyperParameters"]
+        self._line = toolkit.shell_command(settings.python, toolkit.program_name(parameters), parameters)
+        self._stream.write(f"Invoking script with the following command: {self._line}")
+        own = {name: toolkit.local_path(value, self._root) for name, value in job.get("Environment", {}).items()}
+        environment = _environment(settings) | toolkit.TRAINING_IMAGE | own
+        self.child = Child(
+            ["/bin/sh", "-c", self._line],
+            env=environment | toolkit.training_environment(self._root, job, settings.python, host, port),
+            cwd=self._root / "code",
+            on_line=lambda text: self._on_line(text, self._printed[0]),
+            on_error=lambda text: self._on_line(text, self._printed[1]),
+        )
+
+    def _on_line(self, text: str, lines: list[str]) -> None:
+        with self._lock:
+            self._stream.write(text)
+            self._metrics.read(text)
+        lines.append(text)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended, and not well."""
+        return bool(self.child.exit_code)
+
+    def reason(self) -> str:
+        """The FailureReason of a program that has failed on its own."""
+        code = self.child.exit_code or 0
+        text = _failure(self._root / "output/failure", "ExecuteUserScriptError", code, self._line, self._printed)
+        return f"AlgorithmError: {text}, exit code: {_TOOLKIT_FAILED}"
 
 
 class _Metrics:
@@ -479,6 +661,30 @@ class _Metrics:
 
     def final(self) -> list[Record]:
         return list(self._last.values())
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """What every container has."""
+    return toolkit.base_environment(settings.python, settings.region, settings.aws_endpoint, settings.pass_env)
+
+
+def _free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _max_runtime(job: Record) -> int:
+    """How many seconds a job may run, in all its containers."""
+    seconds: int = job["StoppingCondition"].get("MaxRuntimeInSeconds", _DEFAULT_MAX_RUNTIME_SECONDS)
+    return seconds
+
+
+def _waits_until(job: Record) -> float:
+    """When a spot job must be done, in epoch seconds; 0: it is none."""
+    wait = job["StoppingCondition"].get("MaxWaitTimeInSeconds", 0)
+    return float(job["CreationTime"] + wait) if wait else 0.0
 
 
 def _framework_error(error: Exception) -> _JobFailed:
@@ -521,6 +727,7 @@ def _check_request(request: Record) -> None:
         raise unsupported("OutputDataConfig.CompressionType NONE")
     _check_s3(request["OutputDataConfig"]["S3OutputPath"], "outputDataConfig.s3OutputPath")
     _check_stopping(request)
+    _check_checkpoints(request.get("CheckpointConfig"))
     _check_channels(request.get("InputDataConfig", []))
     for definition in algorithm.get("MetricDefinitions", []):
         try:
@@ -534,8 +741,8 @@ def _check_resources(resources: Record) -> None:
     for member in ("InstanceType", "InstanceCount", "VolumeSizeInGB"):
         if resources.get(member) is None:
             raise null_member("resourceConfig." + member[:1].lower() + member[1:])
-    if resources["InstanceCount"] != 1:
-        raise unsupported(f"{resources['InstanceCount']} training instances, only 1")
+    if not 1 <= resources["InstanceCount"] <= _MAX_INSTANCES:
+        raise unsupported(f"{resources['InstanceCount']} training instances, only 1 to {_MAX_INSTANCES}")
 
 
 def _check_program(parameters: dict[str, str]) -> None:
@@ -559,7 +766,19 @@ def _check_stopping(request: Record) -> None:
                 "Invalid MaxWaitTimeInSeconds. It must be present and be greater than or equal to MaxRuntimeInSeconds"
             )
     elif "MaxWaitTimeInSeconds" in stopping:
-        raise validation("MaxWaitTimeInSeconds above 0 is not supported when spot training is not enabled")
+        # Text: aws/amazon-sagemaker-examples issue 869, aws/sagemaker-python-sdk issue 4140.
+        raise validation(
+            "Invalid MaxWaitTimeInSeconds. It is only supported when EnableManagedSpotTraining is set to true"
+        )
+
+
+def _check_checkpoints(config: Record | None) -> None:
+    if config is None:
+        return
+    _check_s3(config["S3Uri"], "checkpointConfig.s3Uri")
+    path = config.get("LocalPath", toolkit.CHECKPOINTS)
+    if ".." in Path(path).parts or not path.startswith(f"{toolkit.CONTAINER_ROOT}/"):
+        raise unsupported(f"checkpoints in {path}, outside {toolkit.CONTAINER_ROOT}")
 
 
 def _check_channels(channels: list[Record]) -> None:

@@ -35,14 +35,15 @@ module "pipeline" {
   notification_emails = ["ml-team@example.com", "on-call@example.com"]
 
   # --- training ---
-  base_model                   = "distilbert-base-uncased"
-  base_model_revision          = "12040accade4e8a0f71eabdb258fecc2e7e948be"
+  base_model                   = "intfloat/multilingual-e5-small" # for texts that are never English alone
+  base_model_revision          = "c007d7ef6fd86656326059b28395a7a03a7c5846"
   hyperparameters              = { epochs = 5 }
   max_concurrent_training_jobs = 3
   max_training_jobs_per_day    = 10
   models                       = ["default", "spam"]
   training_instance_type       = "ml.g5.xlarge" # needs a quota: Service Quotas, Amazon SageMaker
   training_max_runtime_seconds = 3600
+  training_use_spot            = true
 
   # --- the gate ---
   thresholds = {

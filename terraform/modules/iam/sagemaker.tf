@@ -9,6 +9,9 @@ locals {
   training_repository_arn = "arn:${var.partition}:ecr:${local.training_image.region}:${local.training_image.account}:repository/${local.training_image.repository}"
   model_repository_arn    = "arn:${var.partition}:ecr:${local.inference_image.region}:${local.inference_image.account}:repository/${local.inference_image.repository}"
 
+  # Below a job's whole name: nothing lists what other jobs there are.
+  checkpoints = "models/checkpoints/training-job-????????-??????-????????*"
+
   base_model_in_s3  = startswith(var.base_model, "s3://")
   base_model_bucket = local.base_model_in_s3 ? split("/", trimprefix(var.base_model, "s3://"))[0] : ""
   base_model_prefix = trimprefix(var.base_model, "s3://${local.base_model_bucket}/")
@@ -81,8 +84,10 @@ resource "aws_iam_role_policy" "training" {
 #   but the streams of the account's log group for training jobs have the names of jobs.
 # - write archives below models/raw/. What is written after the job of that name has ended, the model evaluator refuses;
 #   what was begun before and replaces the job's own in its last seconds, it does not see. The bucket keeps the versions.
+# - with training_use_spot, read, change and delete the checkpoints of jobs whose names it knows. So the training program
+#   takes them for data: nothing in them is run.
 # - write lines into other jobs' logs, and metrics under /aws/sagemaker/. No alarm of the stack watches those.
-# It cannot delete, approve or deploy anything, change a record, an upload or the training program, start a job, or send
+# It cannot delete anything else, approve or deploy anything, change a record, an upload or the training program, start a job, or send
 # an email. Network isolation would leave it no credentials at all, but also no packages from PyPI and no model from the Hub.
 data "aws_iam_policy_document" "training" {
   source_policy_documents = [data.aws_iam_policy_document.image["training"].json]
@@ -114,6 +119,34 @@ data "aws_iam_policy_document" "training" {
       test     = "StringLike"
       variable = "s3:prefix"
       values   = ["data/snapshots/*/data.csv", "models/approved/*/model.tar.gz"]
+    }
+  }
+
+  # SageMaker copies the checkpoints of a job under this role; what the job deletes, it deletes in S3, too:
+  # https://docs.aws.amazon.com/sagemaker/latest/dg/model-checkpoints.html
+  dynamic "statement" {
+    for_each = var.training_use_spot ? [true] : []
+
+    content {
+      sid       = "KeepCheckpoints"
+      actions   = ["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:PutObject"]
+      resources = ["${local.bucket_arn}/${local.checkpoints}"]
+    }
+  }
+
+  dynamic "statement" {
+    for_each = var.training_use_spot ? [true] : []
+
+    content {
+      sid       = "ListCheckpoints"
+      actions   = ["s3:ListBucket"]
+      resources = [local.bucket_arn]
+
+      condition {
+        test     = "StringLike"
+        variable = "s3:prefix"
+        values   = [local.checkpoints]
+      }
     }
   }
 

@@ -86,3 +86,8 @@ variable "training_role_name" {
   type        = string
   description = "Name of the role of training jobs."
 }
+
+variable "training_use_spot" {
+  type        = bool
+  description = "Whether training jobs keep checkpoints, so that they can go on after an interruption."
+}

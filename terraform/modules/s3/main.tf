@@ -4,6 +4,7 @@ locals {
   # What is deleted after some days; null: never.
   expiring = {
     approved-models  = { prefix = "models/approved/", days = var.data_retention_days.approved_models }
+    checkpoints      = { prefix = "models/checkpoints/", days = var.checkpoint_retention_days }
     claims           = { prefix = "claims/", days = 7 }                                # leases of the functions, useless once their step is done
     data-claims      = { prefix = "data/claims/", days = var.snapshot_retention_days } # which snapshots have which data
     decisions        = { prefix = "models/decisions/", days = var.data_retention_days.decisions }
@@ -93,6 +94,20 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
       expiration {
         days = rule.value.days
       }
+    }
+  }
+
+  # A job overwrites its checkpoints all the time, and nobody asks for an older one.
+  rule {
+    id     = "checkpoint-versions"
+    status = "Enabled"
+
+    filter {
+      prefix = local.expiring.checkpoints.prefix
+    }
+
+    noncurrent_version_expiration {
+      noncurrent_days = 1
     }
   }
 

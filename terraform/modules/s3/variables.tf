@@ -3,6 +3,11 @@ variable "bucket_name" {
   description = "Name of the bucket."
 }
 
+variable "checkpoint_retention_days" {
+  type        = number
+  description = "How many days models/checkpoints/ is kept."
+}
+
 variable "create_bucket" {
   type        = bool
   description = "false: use an existing bucket and manage none of its settings."

@@ -29,6 +29,7 @@ variables {
   topic_arn            = "arn:aws:sns:eu-west-1:111122223333:topic"
   training_image       = "111122223333.dkr.ecr.eu-west-1.amazonaws.com/ours/train@sha256:${join("", [for i in range(64) : "0"])}"
   training_role_name   = "training"
+  training_use_spot    = false
 }
 
 # tests/contract compares each statement with the calls that the functions make; this file checks what must never be allowed.
@@ -239,6 +240,39 @@ run "training_reads_files_by_name_and_lists_no_jobs" {
       WriteModel                 = ["arn:aws:s3:::team-models/models/raw/*"]
     })
     error_message = "A job must read only the files that it is given, and list nothing else."
+  }
+}
+
+run "an_interrupted_job_finds_its_checkpoints_and_nobody_else_reaches_them" {
+  command = plan
+
+  variables {
+    training_use_spot = true
+  }
+
+  assert {
+    condition = [
+      for statement in jsondecode(aws_iam_role_policy.training.policy).Statement : [statement.Action, statement.Resource, try(statement.Condition.StringLike["s3:prefix"], "")]
+      if strcontains(jsonencode(statement), "checkpoints")
+      ] == [
+      [["s3:PutObject", "s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload"], "arn:aws:s3:::team-models/models/checkpoints/training-job-????????-??????-????????*", ""],
+      ["s3:ListBucket", "arn:aws:s3:::team-models", "models/checkpoints/training-job-????????-??????-????????*"],
+    ]
+    error_message = "Training must be able to keep checkpoints, and to list those of a job by its whole name."
+  }
+
+  assert {
+    condition = !anytrue([
+      for policy in concat(values(aws_iam_role_policy.function), [aws_iam_role_policy.model]) : strcontains(policy.policy, "checkpoints")
+    ])
+    error_message = "No other role may reach them."
+  }
+
+  assert {
+    condition = [
+      for statement in jsondecode(aws_iam_role_policy.training.policy).Statement : statement.Sid if strcontains(jsonencode(statement.Action), "Delete")
+    ] == ["KeepCheckpoints"]
+    error_message = "Training must be able to delete nothing else."
   }
 }
 

@@ -9,6 +9,7 @@ provider "aws" {
 
 variables {
   bucket_name                       = "team-models"
+  checkpoint_retention_days         = 8
   create_bucket                     = true
   data_retention_days               = {}
   force_destroy                     = false
@@ -69,16 +70,18 @@ run "a_new_bucket_is_closed_keeps_versions_and_forgets_in_time" {
 
   assert {
     condition = { for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : rule.id => one(rule.filter).prefix if length(rule.expiration) == 1 && try(one(rule.expiration).days, 0) > 0 } == {
+      checkpoints = "models/checkpoints/"
       claims      = "claims/"
       data-claims = "data/claims/"
       raw-models  = "models/raw/"
       snapshots   = "data/snapshots/"
     }
-    error_message = "Only leases, raw models, snapshots and what names them may expire; uploads, approved models and records must stay."
+    error_message = "Only leases, checkpoints, raw models, snapshots and what names them may expire; uploads, approved models and records must stay."
   }
 
   assert {
     condition = { for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : rule.id => one(rule.expiration).days if length(rule.expiration) == 1 && try(one(rule.expiration).days, 0) > 0 } == {
+      checkpoints = 8
       claims      = 7
       data-claims = 365
       raw-models  = 31
@@ -88,8 +91,11 @@ run "a_new_bucket_is_closed_keeps_versions_and_forgets_in_time" {
   }
 
   assert {
-    condition     = [for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : one(rule.noncurrent_version_expiration).noncurrent_days if length(rule.noncurrent_version_expiration) == 1] == [30]
-    error_message = "Old versions must expire."
+    condition = { for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : coalesce(one(rule.filter).prefix, "all") => one(rule.noncurrent_version_expiration).noncurrent_days if length(rule.noncurrent_version_expiration) == 1 } == {
+      "all"                 = 30
+      "models/checkpoints/" = 1
+    }
+    error_message = "Old versions must expire, and those of checkpoints soon."
   }
 
   assert {
@@ -122,20 +128,21 @@ run "every_prefix_with_texts_expires_when_asked" {
 
   assert {
     condition = { for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : one(rule.filter).prefix => one(rule.expiration).days if length(rule.expiration) == 1 && try(one(rule.expiration).days, 0) > 0 } == {
-      "claims/"           = 7
-      "data/claims/"      = 365
-      "data/rejected/"    = 90
-      "data/snapshots/"   = 365
-      "data/train/"       = 91
-      "models/approved/"  = 700
-      "models/decisions/" = 701
-      "models/raw/"       = 31
+      "claims/"             = 7
+      "data/claims/"        = 365
+      "data/rejected/"      = 90
+      "data/snapshots/"     = 365
+      "data/train/"         = 91
+      "models/approved/"    = 700
+      "models/checkpoints/" = 8
+      "models/decisions/"   = 701
+      "models/raw/"         = 31
     }
     error_message = "Each prefix must expire after its own days."
   }
 
   assert {
-    condition     = [for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : rule.id if length(rule.noncurrent_version_expiration) == 1 || try(one(rule.expiration).expired_object_delete_marker, false)] == ["noncurrent-versions", "delete-markers"]
+    condition     = [for rule in aws_s3_bucket_lifecycle_configuration.this[0].rule : rule.id if length(rule.noncurrent_version_expiration) == 1 || try(one(rule.expiration).expired_object_delete_marker, false)] == ["checkpoint-versions", "noncurrent-versions", "delete-markers"]
     error_message = "Their old versions and delete markers must go, too."
   }
 }
