@@ -52,9 +52,8 @@ class Fit(NamedTuple):
         return self.unknown_share <= MAX_UNKNOWN_SHARE and self.tokens_per_character <= MAX_TOKENS_PER_CHARACTER
 
     def __str__(self) -> str:
-        return (
-            f"{100 * self.unknown_share:.1f} % of the tokens unknown, {self.tokens_per_character:.2f} tokens per character"
-        )
+        unknown = f"{100 * self.unknown_share:.1f} % of the tokens unknown"
+        return f"{unknown}, {self.tokens_per_character:.2f} tokens per character"
 
 
 def measure(texts: Sequence[str], tokenizer: Any) -> Fit:
@@ -99,9 +98,7 @@ def read_hub_token(secret_arn: str) -> str:
     return token
 
 
-def choose(
-    english: Source, multilingual: Source, texts: Sequence[str], secret_arn: str | None
-) -> tuple[Source, str]:
+def choose(english: Source, multilingual: Source, texts: Sequence[str], secret_arn: str | None) -> tuple[Source, str]:
     """Return the English base model for texts that its tokenizer suits, else the multilingual one, and why, in words.
 
     Raises BaseModelError when the English one's tokenizer cannot be loaded.

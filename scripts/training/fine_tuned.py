@@ -95,7 +95,10 @@ def fine_tune(
         # A base model may have layers that no score depends on, as a decoder.
         network = torch.nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
     body = [parameter for parameter in trained.body.parameters() if parameter.requires_grad]
-    groups = [{"params": body}, {"params": [trained.weight, trained.bias], "lr": plan.learning_rate * HEAD_RATE}]
+    groups: list[dict[str, Any]] = [
+        {"params": body},
+        {"params": [trained.weight, trained.bias], "lr": plan.learning_rate * HEAD_RATE},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     steps, legs = plan.steps(len(texts)), plan.legs(len(texts))
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -114,7 +117,8 @@ def fine_tune(
             share = min((done + 1) / max(WARM_UP * steps, 1), (steps - done) / steps, 1)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share
-            scaler.scale(loss).backward()
+            scaled: Any = scaler.scale(loss)
+            scaled.backward()
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(body, GRADIENT_NORM)
             scaler.step(optimizer)
@@ -153,9 +157,7 @@ def _tokens(texts: Sequence[str], tokenizer: Any) -> list[dict[str, list[int]]]:
     items = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         encoded = tokenize(texts[start : start + TEXTS_AT_ONCE], tokenizer)
-        items += [
-            {key: values[row] for key, values in encoded.items()} for row in range(len(encoded["input_ids"]))
-        ]
+        items += [{key: values[row] for key, values in encoded.items()} for row in range(len(encoded["input_ids"]))]
     return items
 
 

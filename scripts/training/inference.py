@@ -13,13 +13,14 @@ The model's folder has one of these formats, which a model_fn of any later relea
      words (words.json, words.safetensors) or of the encoder (a transformers model, its tokenizer, encoder.safetensors)
 """
 
+import itertools
 import json
 import math
 import re
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -101,7 +102,7 @@ class Words:
 def word_grams(text: str) -> list[str]:
     """Return the words of a text in lower case, of two characters or more, and the pairs that follow each other."""
     words = [word[:WORD_MAX_CHARACTERS] for word in WORD.findall(text)]
-    return words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+    return words + [f"{first} {second}" for first, second in itertools.pairwise(words)]
 
 
 def character_grams(word: str) -> list[str]:
@@ -125,7 +126,7 @@ class Encoder:
 
     def pooled(self, encoded: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the vectors of tokenized, padded texts: texts x width."""
-        states = self._reads(**encoded)[0].float()
+        states: torch.Tensor = self._reads(**encoded)[0].float()
         mask = encoded["attention_mask"].unsqueeze(-1)
         return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
@@ -189,7 +190,8 @@ class SequenceClassifier:
         """Return texts x labels."""
         encoded = tokenize(texts, self.tokenizer, padding=True, return_tensors="pt").to(self.model.device)
         with torch.inference_mode():
-            return self.model(**encoded).logits.float().cpu()
+            scores: torch.Tensor = self.model(**encoded).logits.float().cpu()
+        return scores
 
 
 @dataclass
@@ -274,12 +276,12 @@ def _load_encoder(folder: Path, details: Mapping[str, Any]) -> EncoderMember:
     return EncoderMember(encoder, Head(**load_file(folder / "encoder.safetensors")))
 
 
-LOADERS = {"words": _load_words, "encoder": _load_encoder}
+LOADERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Member]] = {"words": _load_words, "encoder": _load_encoder}
 
 
 def quantize(encoder: Encoder) -> None:
     """Let the encoder multiply in 8-bit integers, on the CPU: weights now, by output; activations as they come."""
-    quantization = torch.ao.quantization
+    quantization: Any = torch.ao.quantization
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated; the image's PyTorch has it
         quantization.quantize_dynamic(

@@ -16,7 +16,6 @@ the others cost, so it is tried on one fold, leg by leg, and given up where the 
 import itertools
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ import frozen
 import parallel
 import words
 from dataset import Example, digest
-from inference import Classifier, Encoder, EncoderMember, Head, Member
+from inference import CHARACTER_GRAMS, Classifier, Encoder, EncoderMember, Head, Member, word_grams
 
 NAMES = (words.NAME, frozen.NAME, fine_tuned.NAME, blend.NAME)  # cheapest first
 FOLDS = 5
@@ -51,9 +50,10 @@ LEAST_GAIN = 0.01
 RESAMPLES = 200  # of the rows: a standard error to a twentieth of itself
 LEAST_PROBABILITY = 1e-7  # its logarithm stands for that of 0
 MARGIN = 0.8  # of the time that is left, which a step may be expected to need
-# Rows x grams x labels, of which a step of the logistic regression does a billion or two per second.
-WORDS_MAX_WORK = 20_000_000_000
-SAMPLE_TEXTS = 256  # to measure the encoder's speed on
+HEAD_SHARE = 0.3  # of the time that is left, for fitting the heads of a rung ...
+HEAD_MAX_SECONDS = 3600  # ... and no more than that
+MANY_ROWS = 10_000  # from there on, the strength is not searched for: the first one is good
+SAMPLE_TEXTS = 256  # to measure the encoder's speed on, and the number of grams
 
 
 class NoCandidate(Exception):
@@ -73,7 +73,6 @@ class Task:
     texts_after: int  # that go through the chosen model until then
     checkpoints: Path | None  # a folder that outlives an interruption
     say: Callable[[str], None]
-
 
 
 class Judged(NamedTuple):
@@ -123,6 +122,11 @@ class Checkpoints:
     def __init__(self, folder: Path | None) -> None:
         """folder: None to keep nothing."""
         self.folder = folder
+        self.started = time.monotonic()
+        self.seconds_before = 0.0  # of the runs that were interrupted: the time limit counts them
+        if folder and folder.is_dir():
+            found = (self._read(path.stem) for path in folder.glob("*.safetensors"))
+            self.seconds_before = max((kept[1]["elapsed"] for kept in found if kept), default=0.0)
 
     def read(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Return the tensors and facts of that name, in all processes; None when there are none."""
@@ -132,18 +136,20 @@ class Checkpoints:
         path = self.folder and self.folder / f"{name}.safetensors"
         if not path or not path.is_file():
             return None
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["facts"])
+        opened: Any = safe_open
+        with opened(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in [*file.keys()]}, json.loads(file.metadata()["facts"])
 
     def write(self, name: str, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
         """Keep tensors and facts under a name, whole or not at all."""
         if not self.folder or parallel.rank():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        facts = {**facts, "elapsed": self.seconds_before + time.monotonic() - self.started}
         # Begins with a dot: what is half written is no checkpoint.
         partly = self.folder / f".{name}"
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partly, {"facts": json.dumps(facts)})
-        os.replace(partly, self.folder / f"{name}.safetensors")
+        partly.replace(self.folder / f"{name}.safetensors")
 
 
 def climb(task: Task) -> Outcome:
@@ -166,7 +172,7 @@ class _Ladder:
         self.rungs = {name: Rung(name) for name in NAMES[:3]}
         self.kept = Checkpoints(task.checkpoints)
         self.words: words.WordsCandidate | None = None
-        self.words_rows: list[int] | None = None
+        self.heads_rows: dict[str, list[int]] = {}  # that a rung's heads are fitted on
         self.frozen: frozen.FrozenCandidate | None = None
         self.encoder: Encoder | None = None
         self.precision: torch.dtype | None = None
@@ -190,7 +196,7 @@ class _Ladder:
             return
 
         def compute() -> tuple[Judged, dict[str, Any]]:
-            return self._judge(self._words().fit, self._words().scores, words.STRENGTHS, self.words_rows)
+            return self._judge(words.NAME, self._words().fit, self._words().scores, words.STRENGTHS)
 
         rung.judged, rung.facts = parallel.first(compute)
         self._judged(rung, started)
@@ -198,14 +204,32 @@ class _Ladder:
     def _words(self) -> words.WordsCandidate:
         """The candidate with its features, in the first process."""
         if self.words is None:
-            self.words = words.WordsCandidate.prepare(self.texts, self.n_labels)
-            entries = len(self.words.rows.indices)
-            share = min(1.0, words.MAX_ENTRIES / entries, WORDS_MAX_WORK / (entries * self.n_labels))
-            if share < 1:
-                kept = _spread_rows(self.task.examples, int(share * len(self.texts)))
-                self.words_rows = kept
-                self.task.say(f"words: fitted on {len(kept):,} of {len(self.texts):,} rows, which is what fits")
+            sample = self._sample()
+            entries = sum(len(word_grams(text)) + len(CHARACTER_GRAMS) * sum(map(len, text.split())) for text in sample)
+            per_row = max(entries, 1) / len(sample)
+            rows = self._fitting(
+                words.NAME, self.n_labels * per_row, words.WORK_PER_SECOND, words.MAX_ENTRIES / per_row
+            )
+            judged = [row for fold in self.folds for row in fold]
+            self.words = words.WordsCandidate.prepare(self.texts, sorted({*rows, *judged}), self.n_labels)
         return self.words
+
+    def _sample(self) -> list[str]:
+        return self.texts[:: max(len(self.texts) // SAMPLE_TEXTS, 1)][:SAMPLE_TEXTS]
+
+    def _fitting(self, name: str, work_per_row: float, per_second: int, most: float = math.inf) -> list[int]:
+        """Return the rows that a rung's heads are fitted on: those that time and memory suffice for."""
+        seconds = min(HEAD_SHARE * max(self._deadline() - time.monotonic(), 0), HEAD_MAX_SECONDS)
+        most = int(max(min(most, seconds * per_second / work_per_row), self.n_labels))
+        rows = list(range(len(self.texts)))
+        if most < len(rows):
+            rows = spread_rows(self.targets.tolist(), self.texts, most)
+            self.rungs[
+                name
+            ].note = f"its head is fitted on {most:,} of {len(self.texts):,} rows, to save time and memory"
+            self.task.say(f"{name}: {self.rungs[name].note}")
+        self.heads_rows[name] = rows
+        return rows
 
     def try_frozen(self) -> None:
         rung = self.rungs[frozen.NAME]
@@ -213,12 +237,16 @@ class _Ladder:
             return
         started = time.monotonic()
         self.encoder = self.task.encoder()
-        sample = self.texts[:: max(len(self.texts) // SAMPLE_TEXTS, 1)][:SAMPLE_TEXTS]
+        sample = self._sample()
         self.precision = fine_tuned.faster_precision(self.encoder, sample[: frozen.TEXTS_AT_ONCE])
         half = self.precision is not None
         timed = time.monotonic()
         frozen.embed(self.encoder, sample, half, lambda _: None)
         self.rate = parallel.first(lambda: len(sample) / max(time.monotonic() - timed, 1e-6))
+        width = frozen.embed(self.encoder, sample[:1], half, lambda _: None).shape[1]
+        self.heads_rows[frozen.NAME] = parallel.first(
+            lambda: self._fitting(frozen.NAME, self.n_labels * width, frozen.WORK_PER_SECOND)
+        )
         expected = len(self.texts) / self.rate
         if expected > MARGIN * self._seconds_left():
             rung.note = f"left out: its {len(self.texts):,} texts would take about {_minutes(expected)}"
@@ -236,7 +264,7 @@ class _Ladder:
         self.frozen = frozen.FrozenCandidate(self.encoder, frozen.embed(self.encoder, self.texts, half, lambda _: None))
         candidate = self.frozen
         rung.judged, rung.facts = parallel.first(
-            lambda: self._judge(candidate.fit, candidate.scores, frozen.STRENGTHS, None)
+            lambda: self._judge(frozen.NAME, candidate.fit, candidate.scores, frozen.STRENGTHS)
         )
         self._judged(rung, started, vectors=self.frozen.vectors)
 
@@ -280,11 +308,13 @@ class _Ladder:
         self, rung: Rung, rows: list[int], fold: list[int], best: Entry, runs: int | None, number: int
     ) -> EncoderMember | None:
         """Train without a fold; sets the rung's note when it is given up. runs: None when it is the only candidate."""
-        assert self.frozen and self.encoder
+        assert self.frozen
+        assert self.encoder
         plan = self.task.plan(self.precision)
         candidate, started = self.frozen, time.monotonic()
         strength = self.rungs[frozen.NAME].facts["strength"]
-        head = parallel.first(lambda: candidate.fit(rows, self.targets[rows], self.n_labels, strength))
+        heads_rows = self._other(fold, self.heads_rows[frozen.NAME])
+        head = parallel.first(lambda: candidate.fit(heads_rows, self.targets[heads_rows], self.n_labels, strength))
         steps = plan.steps(len(rows))
         name = f"fine-tuned-{number}"
         kept = self.kept.read(name)
@@ -333,7 +363,10 @@ class _Ladder:
     def _seconds_left(self) -> float:
         """Return the seconds that are left for candidates, the same in all processes."""
         after = self.task.texts_after / self.rate if self.rate else 0.0
-        return parallel.first(lambda: self.task.deadline - time.monotonic() - after)
+        return parallel.first(lambda: self._deadline() - time.monotonic() - after)
+
+    def _deadline(self) -> float:
+        return self.task.deadline - self.kept.seconds_before
 
     # --- folds and answers
 
@@ -351,18 +384,18 @@ class _Ladder:
 
     def _judge(
         self,
+        name: str,
         fit: Callable[[list[int], torch.Tensor, int, float], Head],
         scores: Callable[[list[int], Head], torch.Tensor],
         strengths: Sequence[float],
-        of: list[int] | None,
     ) -> tuple[Judged, dict[str, Any]]:
         """Return the out-of-fold scores of a head, with the strength that answers the first fold best."""
         judged: list[torch.Tensor] = []
         strength = strengths[0]
         for number, fold in enumerate(self.folds):
-            rows = self._other(fold, of)
+            rows = self._other(fold, self.heads_rows[name])
             tried = {}
-            for value in strengths if number == 0 else [strength]:
+            for value in strengths if number == 0 and len(rows) < MANY_ROWS else [strength]:
                 tried[value] = scores(fold, fit(rows, self.targets[rows], self.n_labels, value))
             if number == 0:
                 strength = min(tried, key=lambda value: self._loss_of(tried[value], fold))
@@ -374,7 +407,9 @@ class _Ladder:
         return float(torch.nn.functional.cross_entropy(scores / blend.temperature(scores, targets), targets))
 
     def _scores(self, member: EncoderMember, rows: list[int]) -> torch.Tensor:
-        vectors = frozen.embed(member.encoder, [self.texts[row] for row in rows], False, lambda _: None)
+        vectors = frozen.embed(
+            member.encoder, [self.texts[row] for row in rows], self.precision is not None, lambda _: None
+        )
         return vectors @ member.head.weight + member.head.bias
 
     def _judged(self, rung: Rung, started: float, **more: torch.Tensor) -> None:
@@ -471,19 +506,19 @@ class _Ladder:
         return Outcome(classifier, chosen, self._table(chosen, entries), self.rate)
 
     def _fit_on_all(self, name: str) -> Member:
-        everything = list(range(len(self.texts)))
         if name == words.NAME:
 
             def fit_words() -> Head:
                 candidate = self._words()
-                rows = self.words_rows or everything
+                rows = self.heads_rows[words.NAME]
                 return candidate.fit(rows, self.targets[rows], self.n_labels, self.rungs[name].facts["strength"])
 
             head = self._head("words-all", fit_words)
             return parallel.first(lambda: self._words().member(head))
         assert self.frozen
         candidate, strength = self.frozen, self.rungs[frozen.NAME].facts["strength"]
-        head = self._head("frozen-all", lambda: candidate.fit(everything, self.targets, self.n_labels, strength))
+        rows = self.heads_rows[frozen.NAME]
+        head = self._head("frozen-all", lambda: candidate.fit(rows, self.targets[rows], self.n_labels, strength))
         if name == frozen.NAME:
             return candidate.member(head)
         return self._fine_tune_on_all(head)
@@ -498,7 +533,8 @@ class _Ladder:
 
     def _fine_tune_on_all(self, head: Head) -> EncoderMember:
         """Train on all rows; where time runs out, what was trained without the last fold stands in."""
-        assert self.frozen and self.fold_model
+        assert self.frozen
+        assert self.fold_model
         plan, name = self.task.plan(self.precision), "fine-tuned-all"
         steps, started = plan.steps(len(self.texts)), time.monotonic()
         kept = self.kept.read(name)
@@ -515,7 +551,13 @@ class _Ladder:
 
         try:
             member, _ = fine_tuned.fine_tune(
-                self.frozen.encoder, head, self.texts, self.targets, plan, after_leg, (resumed, kept[0]) if kept else None
+                self.frozen.encoder,
+                head,
+                self.texts,
+                self.targets,
+                plan,
+                after_leg,
+                (resumed, kept[0]) if kept else None,
             )
         except fine_tuned.Diverged:
             late = True
@@ -570,6 +612,15 @@ def folds(examples: Sequence[Example], n_labels: int) -> list[list[int]]:
     return judged
 
 
+def spread_rows(targets: Sequence[int], texts: Sequence[str], most: int) -> list[int]:
+    """Return so many of the rows, in the labels' proportions; which ones depends on the texts alone."""
+    of_label: dict[int, list[int]] = {}
+    for row in sorted(range(len(texts)), key=lambda row: digest(f"head {texts[row]}")):
+        of_label.setdefault(targets[row], []).append(row)
+    turns = sorted((at / len(rows), row) for rows in of_label.values() for at, row in enumerate(rows))
+    return sorted(row for _, row in turns[:most])
+
+
 def worse(answers: torch.Tensor, of_best: torch.Tensor, targets: torch.Tensor) -> bool:
     """Whether answers are worse than the best ones by more than the standard error, in log loss or in macro F1."""
     difference = _losses(answers, targets) - _losses(of_best, targets)
@@ -603,11 +654,6 @@ def _losses(probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def _cost(entry: Entry) -> tuple[bool, bool, int]:
     """Sorts by what a request costs, then by what the training costs."""
     return fine_tuned.NAME in entry.members, frozen.NAME in entry.members, len(entry.members)
-
-
-def _spread_rows(examples: Sequence[Example], most: int) -> list[int]:
-    order = sorted(range(len(examples)), key=lambda row: digest(f"words {examples[row].text}"))
-    return sorted(order[:most])
 
 
 def _minutes(seconds: float) -> str:

@@ -25,7 +25,7 @@ def fit(features: torch.Tensor, targets: torch.Tensor, n_labels: int, strength: 
     # From the labels' shares: the optimum of a head without features.
     shares = torch.bincount(targets, minlength=n_labels).float() + 1
     bias = (shares / shares.sum()).log().requires_grad_(True)
-    optimizer = torch.optim.LBFGS(
+    optimizer: Any = torch.optim.LBFGS(
         [weight, bias],
         max_iter=iterations,
         history_size=HISTORY,
@@ -48,27 +48,27 @@ def fit(features: torch.Tensor, targets: torch.Tensor, n_labels: int, strength: 
             bias.grad += residual.sum(dim=0)
         return found
 
-    closure: Any = loss
-    reached = float(optimizer.step(closure))
+    reached = float(optimizer.step(loss))
     if not torch.isfinite(torch.tensor(reached)) or not weight.isfinite().all():
         raise FloatingPointError(f"the loss of a logistic regression became {reached}")
     return Head(weight.detach(), bias.detach())
 
 
-def _parts(features: torch.Tensor, targets: torch.Tensor, rows: int) -> list[tuple[torch.Tensor, ...]]:
+def _parts(
+    features: torch.Tensor, targets: torch.Tensor, rows: int
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Return some rows after the other: features, the same turned, and targets."""
     if features.layout != torch.sparse_csr:
-        return [
-            (some, some.t(), of_some) for some, of_some in zip(features.split(rows), targets.split(rows), strict=True)
-        ]
+        parts = [slice(at, at + rows) for at in range(0, len(targets), rows)]
+        return [(features[part], features[part].t(), targets[part]) for part in parts]
     starts, indices, values = features.crow_indices(), features.col_indices(), features.values()
-    parts = []
+    found = []
     for at in range(0, len(targets), rows):
         own = starts[at : at + rows + 1]
         part = slice(int(own[0]), int(own[-1]))
         some = _csr(own - own[0], indices[part], values[part], features.shape[1])
-        parts.append((some, some.t().to_sparse_csr(), targets[at : at + rows]))
-    return parts
+        found.append((some, some.t().to_sparse_csr(), targets[at : at + rows]))
+    return found
 
 
 def standardize(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

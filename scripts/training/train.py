@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import torch
 import transformers
 from huggingface_hub.utils import disable_progress_bars
 
@@ -55,6 +54,7 @@ from dataset import (
     spread,
     write_csv,
 )
+from fine_tuned import Plan
 from metrics import classification_metrics, write_json, write_metrics
 from reader import MAX_LEFT_OUT, Findings, told
 from text import plain
@@ -97,9 +97,7 @@ class Settings:
     max_length: int  # tokens
     holdout_fraction: float  # of each label's distinct texts, 0 to 1 exclusive
     seed: int
-    base_model: Source | None  # None: one of the next two, whichever suits the texts
-    base_model_english: Source | None
-    base_model_multilingual: Source | None
+    base_models: tuple[Source, ...]  # one, or an English and a multilingual one: whichever suits the texts
     hub_token_secret_arn: str | None
     text_column: str
     label_column: str
@@ -146,21 +144,19 @@ class Settings:
             raise TrainingError(
                 f"CHAMPION_JOB={champion_job or ''} and a channel named 'champion' belong together; only one is set."
             )
-        name = environment["BASE_MODEL"]
-        source = Source(
-            name, environment.get("BASE_MODEL_REVISION") or None, Path(base_model_dir) if base_model_dir else None
-        )
-        named = {}
-        if name == AUTO:
-            for variable in ("BASE_MODEL_ENGLISH", "BASE_MODEL_MULTILINGUAL"):
-                if not environment.get(variable):
-                    raise TrainingError(f"BASE_MODEL={AUTO} needs {variable}, which the training orchestrator sets.")
-                named[variable] = Source.read(environment[variable])
+        sources: tuple[Source, ...]
+        if environment["BASE_MODEL"] == AUTO:
+            names = ("BASE_MODEL_ENGLISH", "BASE_MODEL_MULTILINGUAL")
+            unset = [name for name in names if not environment.get(name)]
+            if unset:
+                raise TrainingError(f"BASE_MODEL={AUTO} needs {unset[0]}, which the training orchestrator sets.")
+            sources = tuple(Source.read(environment[name]) for name in names)
+        else:
+            folder = Path(base_model_dir) if base_model_dir else None
+            sources = (Source(environment["BASE_MODEL"], environment.get("BASE_MODEL_REVISION") or None, folder),)
         return cls(
             **vars(hyperparameters),
-            base_model=None if named else source,
-            base_model_english=named.get("BASE_MODEL_ENGLISH"),
-            base_model_multilingual=named.get("BASE_MODEL_MULTILINGUAL"),
+            base_models=sources,
             hub_token_secret_arn=environment.get("HUB_TOKEN_SECRET_ARN") or None,
             text_column=environment["TEXT_COLUMN"],
             label_column=environment["LABEL_COLUMN"],
@@ -348,7 +344,9 @@ def save(classifier: inference.Classifier, model_dir: Path) -> None:
             frozen.save(member, model_dir)
         kind = "words" if isinstance(member, inference.WordsMember) else "encoder"
         members.append({"kind": kind, "weight": weight, "temperature": temperature})
-    write_details({"format": inference.FORMAT, "labels": classifier.labels, "members": members, "int8": False}, model_dir)
+    write_details(
+        {"format": inference.FORMAT, "labels": classifier.labels, "members": members, "int8": False}, model_dir
+    )
 
 
 def write_details(details: Mapping[str, Any], model_dir: Path) -> None:
@@ -368,7 +366,7 @@ def check_saved_model(served: inference.Classifier, trained: inference.Classifie
     if not differences.max() <= SAME_PROBABILITY:
         shown = [shown_label(served.labels[int(of[row].argmax())]) for of in (of_served, of_trained)]
         raise TrainingError(
-            f"The saved model does not answer as the trained one: {shown[0]} instead of {shown[1]}, or with a score that "
+            f"The saved model does not answer as the trained one: {shown[0]} instead of {shown[1]}, or a score that "
             f"differs by {float(differences.max()):.4f}, for a hold-out text. It was not handed over. Try another "
             "BASE_MODEL."
         )
@@ -454,15 +452,10 @@ def _run(settings: Settings, scratch: Path, started: float) -> None:
     told_of_model: dict[str, str] = {}
 
     def load_encoder() -> inference.Encoder:
-        source, why = settings.base_model, ""
-        if source is None:
-            assert settings.base_model_english and settings.base_model_multilingual
-            source, why = base_model.choose(
-                settings.base_model_english,
-                settings.base_model_multilingual,
-                [example.text for example in train],
-                settings.hub_token_secret_arn,
-            )
+        source, why = settings.base_models[0], ""
+        if len(settings.base_models) > 1:
+            texts = [example.text for example in train]
+            source, why = base_model.choose(*settings.base_models, texts, settings.hub_token_secret_arn)
             told_of_model["base model"] = why
         say(f"base model: {source.name}  revision: {source.revision or 'not set'}  {why}")
         used.append(source)
@@ -475,7 +468,7 @@ def _run(settings: Settings, scratch: Path, started: float) -> None:
             labels,
             settings.candidates,
             load_encoder,
-            lambda precision: ladder.fine_tuned.Plan(
+            lambda precision: Plan(
                 settings.epochs, settings.learning_rate, settings.batch_size, settings.seed, precision
             ),
             started + (1 - RESERVE) * settings.max_runtime_seconds,
@@ -496,9 +489,7 @@ def _run(settings: Settings, scratch: Path, started: float) -> None:
     served = inference.model_fn(settings.model_dir)
     check_saved_model(served, trained, holdout)
     served, int8 = try_int8(served, settings.model_dir, holdout)
-    tokenizers = [
-        member.encoder.tokenizer for member in served.members if isinstance(member, inference.EncoderMember)
-    ]
+    tokenizers = [member.encoder.tokenizer for member in served.members if isinstance(member, inference.EncoderMember)]
     texts = [example.text for example in (*train, *holdout)]
     seen = seen_tokens(texts, settings, tokenizers[0] if tokenizers else None)
     told_of_tokens = told_tokens(seen, len(texts))
@@ -519,7 +510,7 @@ def _run(settings: Settings, scratch: Path, started: float) -> None:
             say(f"live model: {comparison['note']}")
     say("  ".join(["hold-out:", *(f"{name} {value:.4f}" for name, value in figures.items())]))
     folders = (settings.model_dir, settings.output_data_dir)
-    source = used[0] if used else settings.base_model
+    [source] = used or settings.base_models[:1]
     write_metrics(
         {
             **figures,
@@ -528,8 +519,8 @@ def _run(settings: Settings, scratch: Path, started: float) -> None:
             "label_count": len(labels),
             **seen,
             "told": told_of_files | told_of_tokens | told_of_model,
-            "base_model": source.name if source else AUTO,
-            "base_model_revision": source.revision if source else None,
+            "base_model": source.name,
+            "base_model_revision": source.revision,
             "seed": settings.seed,
             "train_seconds": round(seconds, 1),
             "candidates": outcome.table,
@@ -547,9 +538,7 @@ def _run(settings: Settings, scratch: Path, started: float) -> None:
 def told_candidates(outcome: ladder.Outcome) -> dict[str, str]:
     """Return what was chosen and what was tried, as rows for people."""
     chosen = outcome.chosen
-    members = [
-        f"{100 * weight:.0f} % {name}" for name, weight in zip(chosen.members, chosen.weights, strict=True)
-    ]
+    members = [f"{100 * weight:.0f} % {name}" for name, weight in zip(chosen.members, chosen.weights, strict=True)]
     tried = []
     for row in outcome.table:
         name = f"{row['name']} ({', '.join(row['members'])})" if len(row["members"]) > 1 else row["name"]

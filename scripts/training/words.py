@@ -19,32 +19,35 @@ ITERATIONS = 25  # more of them fit what only the training rows have: fewer than
 MAX_GRAMS = 200_000  # the most frequent ones
 MAX_WEIGHTS = 40_000_000  # grams x labels: 160 MB in the archive, and in a serverless endpoint's memory
 MAX_ENTRIES = 60_000_000  # rows x their grams: 1 GB
+WORK_PER_SECOND = 10_000_000  # entries x labels, of all that is fitted: measured on two cores
 LEAST_TEXTS = 2  # that have a part of a word; nothing can be learnt from one
 
 
 @dataclass
 class WordsCandidate:
-    """Fits heads on the words of a fixed list of texts."""
+    """Fits heads on the words of some of the training rows."""
 
     words: Words
     rows: Rows
-    grams: tuple[list[str], list[str]]
+    at: dict[int, int]  # the position in rows of a training row
 
     @classmethod
-    def prepare(cls, texts: Sequence[str], n_labels: int) -> "WordsCandidate":
-        """Choose the grams and turn the texts into rows."""
-        words, characters, rarity = choose_grams(texts, min(MAX_GRAMS, MAX_WEIGHTS // n_labels))
-        vectorizer = Words(words, characters, rarity)
-        return cls(vectorizer, vectorizer.rows(texts), (words, characters))
+    def prepare(cls, texts: Sequence[str], chosen: Sequence[int], n_labels: int) -> "WordsCandidate":
+        """Choose the grams and turn the chosen texts into rows."""
+        some = [texts[row] for row in chosen]
+        words = Words(*choose_grams(some, min(MAX_GRAMS, MAX_WEIGHTS // n_labels)))
+        return cls(words, words.rows(some), {row: position for position, row in enumerate(chosen)})
 
     def fit(self, chosen: list[int], targets: torch.Tensor, n_labels: int, strength: float) -> Head:
-        """Fit a head on some of the texts; targets: the label of each of those."""
-        features = linear.sparse(linear.pick(self.rows, chosen), len(self.words.rarity))
-        return linear.fit(features, targets, n_labels, strength, ITERATIONS)
+        """Fit a head on some of the rows; targets: the label of each of those."""
+        return linear.fit(self._features(chosen), targets, n_labels, strength, ITERATIONS)
 
     def scores(self, chosen: list[int], head: Head) -> torch.Tensor:
-        """Return a head's scores for some of the texts: texts x labels."""
-        return linear.sparse(linear.pick(self.rows, chosen), len(self.words.rarity)) @ head.weight + head.bias
+        """Return a head's scores for some of the rows: rows x labels."""
+        return self._features(chosen) @ head.weight + head.bias
+
+    def _features(self, chosen: list[int]) -> torch.Tensor:
+        return linear.sparse(linear.pick(self.rows, [self.at[row] for row in chosen]), len(self.words.rarity))
 
     def member(self, head: Head) -> WordsMember:
         """Return what is served."""
