@@ -98,11 +98,13 @@ def read_hub_token(secret_arn: str) -> str:
     return token
 
 
-def choose(english: Source, multilingual: Source, texts: Sequence[str], secret_arn: str | None) -> tuple[Source, str]:
+def choose(sources: Sequence[Source], texts: Sequence[str], secret_arn: str | None) -> tuple[Source, str]:
     """Return the English base model for texts that its tokenizer suits, else the multilingual one, and why, in words.
 
+    sources: the English one and the multilingual one.
     Raises BaseModelError when the English one's tokenizer cannot be loaded.
     """
+    english, multilingual = sources
     fit = measure(texts, _loaded(english, secret_arn, transformers.AutoTokenizer))
     chosen, other = (english, "") if fit.good else (multilingual, f"{english.name} was made for other texts: ")
     return chosen, f"{chosen.name} ({other}{fit})"

@@ -455,7 +455,7 @@ def _run(settings: Settings, scratch: Path, started: float) -> None:
         source, why = settings.base_models[0], ""
         if len(settings.base_models) > 1:
             texts = [example.text for example in train]
-            source, why = base_model.choose(*settings.base_models, texts, settings.hub_token_secret_arn)
+            source, why = base_model.choose(settings.base_models, texts, settings.hub_token_secret_arn)
             told_of_model["base model"] = why
         say(f"base model: {source.name}  revision: {source.revision or 'not set'}  {why}")
         used.append(source)
