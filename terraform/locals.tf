@@ -85,7 +85,7 @@ locals {
   # Merged, so that overriding one hyperparameter keeps the others.
   hyperparameters = merge({
     batch_size       = "16"
-    epochs           = "3"
+    epochs           = "2"
     holdout_fraction = "0.2"
     learning_rate    = "5e-5"
     max_length       = "128"

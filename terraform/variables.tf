@@ -274,7 +274,7 @@ variable "hub_token_secret_arn" {
 
 variable "hyperparameters" {
   type        = map(string)
-  description = "Hyperparameters that override the training program's defaults: batch_size 16, epochs 3, holdout_fraction 0.2, learning_rate 5e-5, max_length 128, seed 42."
+  description = "Hyperparameters that override the training program's defaults: batch_size 16, epochs 2, holdout_fraction 0.2, learning_rate 5e-5, max_length 128, seed 42."
   default     = {}
 
   # SageMaker's training toolkit passes them to the program through a shell, unquoted.

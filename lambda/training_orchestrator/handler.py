@@ -89,6 +89,7 @@ AUTO = "auto"
 # back and forth (developer guide, "Checkpoints").
 CHECKPOINT_PREFIX = "models/checkpoints/"
 CHECKPOINT_DIR = "/opt/ml/checkpoints"
+GPU_INSTANCE = re.compile(r"ml\.[gp]\d")
 # Races for the ledger lost in a row before the invocation fails and Lambda retries it.
 LEDGER_TRIES = 200
 
@@ -1110,8 +1111,8 @@ def training_job_request(config: Settings, source: Source, program_uri: str) -> 
         "sagemaker_job_name": job,
         "sagemaker_container_log_level": "20",
     }
-    if config.training_instance_count > 1:
-        # For the toolkit, which then starts the program with torchrun; its older versions need the type, too.
+    if config.training_instance_count > 1 or GPU_INSTANCE.match(config.training_instance_type):
+        # For the toolkit, which then starts the program with torchrun, once per GPU; its older versions need the type.
         program["sagemaker_torch_distributed_enabled"] = "true"
         program["sagemaker_instance_type"] = config.training_instance_type
     names = ("base_model", "base_model_revision", "candidates", "text_column", "label_column", "hub_token_secret_arn")

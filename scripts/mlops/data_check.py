@@ -48,7 +48,7 @@ class Settings:
     instances: int = 1  # of a job
     is_spot: bool = False
     max_seconds: float = 14_400
-    epochs: float = 3
+    epochs: float = 2
     max_length: float = 128  # tokens
     holdout_fraction: float = 0.2
     source: str = "the defaults"
@@ -241,11 +241,12 @@ def warnings_of(found: reader.Findings, seen: Seen, settings: Settings) -> list[
             f"{seen.like_numbers.rows:,} texts are one word with a digit ({seen.like_numbers}): "
             f'is "{plain(settings.text_column, 40)}" the column of the texts?'
         )
-    if min(estimate_of(seen, settings).minutes, default=0) * 60 > settings.max_seconds:
+    likely = estimate_of(seen, settings).minutes[1:2]
+    if min(likely, default=0) * 60 > settings.max_seconds:
         limit = f"{settings.max_seconds / 3600:.3g} hours (training_max_runtime_seconds)"
         warnings.append(
-            f"the training can hardly end within {limit}, is stopped then, and leaves no model: fewer rows or epochs, "
-            "a larger instance or a higher limit helps"
+            f"the training can hardly fine-tune the base model within {limit}, and then ends with a simpler model: a "
+            "larger instance or a higher limit helps"
         )
     return warnings
 

@@ -50,9 +50,10 @@ USUAL_PARAMETERS = 85.0  # of a model that is not in the table: as BERT's base
 CORE_SECONDS = 0.15  # of a core, for 1,000 tokens trained on and a million parameters
 CHARACTERS_PER_TOKEN = 3.2  # of English; other languages have fewer, down to one
 # At least, likely, at most: until an instance has started and installed what it needs, most of which AWS bills
-# (guesses); and how many times longer the rest takes than is computed.
+# (guesses); and how many times longer the rest takes than is computed. Little where fine-tuning gains nothing.
 START_MINUTES = (3.0, 5.0, 8.0)
-FACTORS = (1 / 2.5, 1.0, 2.5)
+FACTORS = (1 / 5, 1.0, 2.5)
+FINE_TUNED_RUNS = 1.8
 
 
 class Estimate(NamedTuple):
@@ -94,13 +95,15 @@ def estimate(
     named = (AUTO if base_model == "auto" else base_model).lower()
     size = next((size for name, size in PARAMETERS.items() if name.lower() in named), 0.0)
     tokens = characters / CHARACTERS_PER_TOKEN
-    passes = epochs * (1 - holdout) + holdout / 3  # a test takes about a third of training
+    # Answering takes about a third of training: all texts once, and the hold-out once more. Fine-tuning trains on the
+    # rows of all folds but one, to be judged, and then on all of them.
+    passes = (1 + holdout) / 3 + epochs * (1 - holdout) * FINE_TUNED_RUNS
     rest = tokens / 1000 * passes * CORE_SECONDS * (size or USUAL_PARAMETERS) / known / instances / 60
     start = (0.5, 0.5, 0.5) if cores else START_MINUTES
     minutes = tuple(before + rest * factor for before, factor in zip(start, FACTORS, strict=True))
     dollars = tuple(minute / 60 * hourly * instances for minute in minutes) if hourly else ()
     where = f"{instances} x {instance_type}" if instances > 1 and not cores else where
-    assumed = f"{epochs:g} epochs on {where}, from a speed measured on another machine"
+    assumed = f"up to {epochs:g} epochs on {where}, from a speed measured on another machine"
     assumed += "; as if all instances shared the work without loss" if instances > 1 and not cores else ""
     assumed += "; for English texts, a multilingual model takes twice as long" if base_model == "auto" else ""
     assumed += "" if cores else "; the first minutes are for its start, a guess"

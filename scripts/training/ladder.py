@@ -40,7 +40,7 @@ FOLDS = 5
 JUDGED_ROWS = 2000  # folds are judged until they have that many rows together ...
 JUDGED_MAX_ROWS = 10_000  # ... and none has more
 JUDGED_MAX_SCORES = 40_000_000  # rows x labels: 160 MB per candidate
-FINE_TUNED_JUDGED_ROWS = 400  # its folds are judged until they have that many
+FINE_TUNED_JUDGED_ROWS = 300  # its folds are judged until they have that many
 SMALL_TEXTS_OF_A_FOLD = 50
 # Fine-tuning is not tried where nothing is left to gain: what it gains is seldom more than a third of the errors, and
 # that would be less than half a point.

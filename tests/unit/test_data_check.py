@@ -232,7 +232,7 @@ def test_without_a_stack_the_defaults_count_and_that_is_said(
         'columns "text" and "label", at most 5 % of the rows left out (the defaults: nothing is deployed from here)\n'
         in said
     )
-    assert "3 epochs on a ml.m5.xlarge" in said
+    assert "up to 2 epochs on a ml.m5.xlarge" in said
     assert said.endswith(f"good: the pipeline trains on {write(PLAIN)}\n")
 
 
@@ -348,7 +348,7 @@ def test_each_instance_of_a_job_is_paid_for() -> None:
 
     assert four.minutes[1] - start == pytest.approx((one.minutes[1] - start) / 4)
     assert four.dollars[1] == pytest.approx(four.minutes[1] / 60 * 4 * prices.HOURLY["ml.m5.xlarge"])
-    assert "3 epochs on 4 x ml.m5.xlarge" in four.assumed
+    assert "up to 3 epochs on 4 x ml.m5.xlarge" in four.assumed
     assert "a multilingual model takes twice as long" in four.assumed
     assert "spot" not in four.assumed
     spot = prices.estimate(10**6, 3, 0.2, "auto", "ml.m5.xlarge", is_spot=True)
@@ -373,9 +373,9 @@ def test_what_is_not_known_is_said() -> None:
     assert "$" not in here
 
 
-def test_a_training_that_will_not_end_in_time_is_a_warning(write: Callable[..., Path]) -> None:
+def test_a_training_that_will_not_get_to_fine_tuning_is_a_warning(write: Callable[..., Path]) -> None:
     [warning] = check(write(PLAIN), Settings(max_seconds=100)).warnings
-    assert "can hardly end within 0.0278 hours" in warning
+    assert "can hardly fine-tune the base model within 0.0278 hours" in warning
 
 
 def test_every_type_with_a_speed_has_a_price() -> None:
