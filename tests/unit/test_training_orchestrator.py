@@ -377,6 +377,16 @@ def test_several_instances_train_under_sagemakers_own_launcher(
     assert "4 x ml.m5.xlarge, at most 2 h\n" in world.only_email().body
 
 
+@pytest.mark.parametrize(("instance_type", "launched"), [("ml.g5.12xlarge", "true"), ("ml.m5.xlarge", None)])
+def test_every_gpu_of_an_instance_is_used_under_sagemakers_own_launcher(
+    run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch, instance_type: str, launched: str | None
+) -> None:
+    monkeypatch.setenv("TRAINING_INSTANCE_TYPE", instance_type)
+    run(world.upload("data/train/x.csv"))
+    (job,) = world.sagemaker.jobs.values()
+    assert job["HyperParameters"].get("sagemaker_torch_distributed_enabled") == launched
+
+
 def test_a_quota_below_the_instances_of_a_job_is_one_that_waiting_does_not_free(
     run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
