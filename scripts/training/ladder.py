@@ -113,7 +113,6 @@ class Outcome:
     classifier: Classifier
     chosen: Entry
     table: list[dict[str, Any]]  # metrics.json's "candidates"
-    vectors_per_second: float | None  # of the encoder
 
 
 class Checkpoints:
@@ -219,9 +218,10 @@ class _Ladder:
 
     def _fitting(self, name: str, work_per_row: float, per_second: int, most: float = math.inf) -> list[int]:
         """Return the rows that a rung's heads are fitted on: those that time and memory suffice for."""
+        kept = self.rungs[name].facts.get("rows")  # an interrupted run's: the heads that it kept belong to these
         seconds = min(HEAD_SHARE * max(self._deadline() - time.monotonic(), 0), HEAD_MAX_SECONDS)
         most = int(max(min(most, seconds * per_second / work_per_row), self.n_labels))
-        rows = list(range(len(self.texts)))
+        rows, most = list(range(len(self.texts))), kept or most
         if most < len(rows):
             rows = spread_rows(self.targets.tolist(), self.texts, most)
             self.rungs[
@@ -229,6 +229,7 @@ class _Ladder:
             ].note = f"its head is fitted on {most:,} of {len(self.texts):,} rows, to save time and memory"
             self.task.say(f"{name}: {self.rungs[name].note}")
         self.heads_rows[name] = rows
+        self.rungs[name].facts["rows"] = len(rows)
         return rows
 
     def try_frozen(self) -> None:
@@ -293,7 +294,7 @@ class _Ladder:
         rows, found = [], []
         tried = self._fine_tuned_folds()
         for number, fold in enumerate(tried):
-            learnt = self._fine_tune(rung, self._other(fold), fold, best, None if alone else len(tried), number)
+            learnt = self._fine_tune(rung, fold, None if alone else best, number, len(tried))
             if rung.note or learnt is None:
                 break
             self.fold_model = learnt
@@ -305,13 +306,16 @@ class _Ladder:
         self._judged(rung, started, **state)
 
     def _fine_tune(
-        self, rung: Rung, rows: list[int], fold: list[int], best: Entry, runs: int | None, number: int
+        self, rung: Rung, fold: list[int], best: Entry | None, number: int, runs: int
     ) -> EncoderMember | None:
-        """Train without a fold; sets the rung's note when it is given up. runs: None when it is the only candidate."""
+        """Train without a fold; sets the rung's note when it is given up.
+
+        best: what it must add to; None when it is the only candidate. number: of this run, out of so many.
+        """
         assert self.frozen
         assert self.encoder
         plan = self.task.plan(self.precision)
-        candidate, started = self.frozen, time.monotonic()
+        rows, candidate, started = self._other(fold), self.frozen, time.monotonic()
         strength = self.rungs[frozen.NAME].facts["strength"]
         heads_rows = self._other(fold, self.heads_rows[frozen.NAME])
         head = parallel.first(lambda: candidate.fit(heads_rows, self.targets[heads_rows], self.n_labels, strength))
@@ -325,13 +329,11 @@ class _Ladder:
             left = self._seconds_left()
             per_step = parallel.first(lambda: (time.monotonic() - started) / max(done - resumed, 1))
             # What remains of this run and of the other folds', and the whole of the last one, on all rows.
-            more = (runs or 1) - number - 1
+            more = runs - number - 1
             expected = per_step * (steps - done + more * steps + plan.steps(len(self.texts)))
-            self.task.say(
-                f"fine-tuned: step {done}/{steps}  log loss {loss:.4f}, {100 * gain:+.1f} % for the best so far"
-            )
+            self.task.say(f"fine-tuned: step {done}/{steps}  log loss {loss:.4f}, which lowers the best by {gain:.1%}")
             self.kept.write(name, fine_tuned.state(member), {"done": done})
-            if runs is not None and gain < LEAST_GAIN:
+            if best and gain < LEAST_GAIN:
                 rung.note = f"given up after {done} of {steps} steps: its answers add nothing"
             elif expected > MARGIN * left:
                 rung.note = f"given up after {done} of {steps} steps: it would take {_minutes(expected)} more"
@@ -346,15 +348,19 @@ class _Ladder:
         except fine_tuned.Diverged as error:
             rung.note = f"left out: {error}. Lower learning_rate (now {plan.learning_rate:g})"
         except torch.OutOfMemoryError:
+            if parallel.size() > 1:  # the others wait for this one
+                raise
             rung.note = f"left out: the GPU's memory does not suffice for batch_size {plan.batch_size}"
         else:
             return member
         return None
 
-    def _gain(self, best: Entry, fold: list[int], scores: torch.Tensor) -> tuple[float, float]:
+    def _gain(self, best: Entry | None, fold: list[int], scores: torch.Tensor) -> tuple[float, float]:
         """Return the log loss of scores for a fold, and by which share they lower that of the best so far."""
         targets = self.targets[fold]
         own = (scores / blend.temperature(scores, targets)).softmax(dim=-1)
+        if not best:
+            return float(_losses(own, targets).mean()), 0.0
         before = self._answers(best, fold)
         with_them = blend.average([before, own], blend.weights([before, own], targets))
         before_loss = _losses(before, targets).mean()
@@ -400,7 +406,10 @@ class _Ladder:
             if number == 0:
                 strength = min(tried, key=lambda value: self._loss_of(tried[value], fold))
             judged.append(tried[strength])
-        return Judged([row for fold in self.folds for row in fold], torch.cat(judged)), {"strength": strength}
+        return Judged([row for fold in self.folds for row in fold], torch.cat(judged)), {
+            **self.rungs[name].facts,
+            "strength": strength,
+        }
 
     def _loss_of(self, scores: torch.Tensor, fold: list[int]) -> float:
         targets = self.targets[fold]
@@ -503,7 +512,7 @@ class _Ladder:
             self.rungs[name].seconds += time.monotonic() - started
         temperatures = [self.rungs[name].temperature for name in chosen.members]
         classifier = Classifier(list(self.task.labels), members, chosen.weights, temperatures)
-        return Outcome(classifier, chosen, self._table(chosen, entries), self.rate)
+        return Outcome(classifier, chosen, self._table(chosen, entries))
 
     def _fit_on_all(self, name: str) -> Member:
         if name == words.NAME:

@@ -46,6 +46,7 @@ from dataset import (
     apply_holdout,
     check_channel,
     check_labels,
+    digest,
     one_label_per_text,
     read_channel,
     shown_label,
@@ -359,7 +360,7 @@ def check_saved_model(served: inference.Classifier, trained: inference.Classifie
 
     Raises TrainingError when they differ: no model is better than one that serves something else.
     """
-    texts = [example.text for example in spread(holdout, SANITY_EXAMPLES, even=True)]
+    texts = any_texts(holdout, SANITY_EXAMPLES)
     of_served, of_trained = served.probabilities(texts), trained.probabilities(texts)
     differences = (of_served - of_trained).abs().max(dim=-1).values
     row = int(differences.argmax())
@@ -371,6 +372,11 @@ def check_saved_model(served: inference.Classifier, trained: inference.Classifie
             "BASE_MODEL."
         )
     say(f"saved model: loads and answers as trained ({len(texts)} hold-out texts)")
+
+
+def any_texts(holdout: Sequence[Example], most: int) -> list[str]:
+    """Return some of the hold-out's texts; which ones has nothing to do with their labels."""
+    return sorted({example.text for example in holdout}, key=digest)[:most]
 
 
 def try_int8(
@@ -386,7 +392,7 @@ def try_int8(
         return served, None
     write_details({**served.details, "int8": True}, model_dir)
     quantized = inference.model_fn(model_dir)
-    texts = [example.text for example in spread(holdout, INT8_TEXTS, even=False)]
+    texts = any_texts(holdout, INT8_TEXTS)
     labels, of_int8 = (model.probabilities(texts).argmax(dim=-1) for model in (served, quantized))
     changed = float((labels != of_int8).float().mean())
     seconds: dict[bool, list[float]] = {False: [], True: []}
