@@ -173,12 +173,13 @@ class _Ladder:
         self.words: words.WordsCandidate | None = None
         self.heads_rows: dict[str, list[int]] = {}  # that a rung's heads are fitted on
         self.frozen: frozen.FrozenCandidate | None = None
-        self.encoder: Encoder | None = None
         self.precision: torch.dtype | None = None
         self.rate: float | None = None  # texts per second
         self.fold_model: EncoderMember | None = None
         needs = {blend.NAME: {words.NAME, frozen.NAME, fine_tuned.NAME}, fine_tuned.NAME: {frozen.NAME}}
         self.wanted = task.candidates.union(*(needs.get(name, set()) for name in task.candidates))
+        # First of all: one that cannot be used is refused at once.
+        self.encoder = task.encoder() if frozen.NAME in self.wanted else None
 
     # --- the rungs
 
@@ -234,10 +235,9 @@ class _Ladder:
 
     def try_frozen(self) -> None:
         rung = self.rungs[frozen.NAME]
-        if frozen.NAME not in self.wanted:
+        if not self.encoder:
             return
         started = time.monotonic()
-        self.encoder = self.task.encoder()
         sample = self._sample()
         self.precision = fine_tuned.faster_precision(self.encoder, sample[: frozen.TEXTS_AT_ONCE])
         half = self.precision is not None
