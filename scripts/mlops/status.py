@@ -60,7 +60,10 @@ def job_line(target: Target, job: str, data: Source, guards: Ledger | None) -> s
     if verdict is None:
         return f"{job}  {undecided(target, job, name, guards)}"
     deployments = [record.value for record in bucket.read_all(target, f"{DEPLOYMENT_PREFIX}{job}-", deployment)]
-    state = ", ".join(record["state"] for record in deployments) or "-"
+    # There is one for each set of settings. What waited with earlier ones waits no longer once the model is confirmed.
+    confirmed_at = max((record["at"] for record in deployments if record["state"] == "confirmed"), default="")
+    current = [record for record in deployments if record["state"] != "waiting" or record["at"] > confirmed_at]
+    state = ", ".join(dict.fromkeys(record["state"] for record in current)) or "-"
     state = state.replace("confirmed", "deployed")
     why = "" if verdict.value["verdict"] == "approved" else f"  {plain(verdict.value['reason'], 100)}"
     for record in deployments:

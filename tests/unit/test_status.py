@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from types import ModuleType
 
 import pytest
 
@@ -56,6 +57,30 @@ def test_status_shows_that_a_model_is_held_and_why(shell: Shell, capsys: pytest.
     shell.world.put(f"models/decisions/{FIRST}.json", decision)
     assert cli.main(["status"]) == 0
     assert f"{FIRST}  held        -            other.csv  accuracy 0.910  {reason}\n" in capsys.readouterr().out
+
+
+def test_status_says_once_what_became_of_a_model_whose_settings_changed(
+    shell: Shell, deployer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bucket, "now", deployer.now)
+    shell.go_live(FIRST, SECOND)
+    for job in (FIRST, SECOND):
+        source = {"job": job, "model": "default", "bucket": BUCKET, "key": "data/train/x.csv"}
+        shell.world.put(f"data/snapshots/{job}/source.json", source)
+        shell.world.put(f"models/decisions/{job}.json", {"job": job, "verdict": "approved", "checks": []})
+    shell.run("rollback", "--model", "default")
+    shell.settle()
+    monkeypatch.setenv("SERVERLESS_MAX_CONCURRENCY", "7")
+    deployer.settings.cache_clear()
+    shell.deploy(SWEEP)
+    shell.settle()
+    shell.run("rollback", "--model", "default", "--to", SECOND)
+    shell.settle()
+    capsys.readouterr()
+    assert cli.main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{FIRST}  approved    deployed     x.csv" in shown
+    assert f"{SECOND}  approved    deployed     x.csv" in shown
 
 
 @pytest.mark.parametrize(
