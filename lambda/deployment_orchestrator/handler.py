@@ -1223,6 +1223,7 @@ TERMINAL = ("Completed", "Failed", "Stopped")
 SCHEMA = 2
 # Longer than the longest function timeout (900 s): whoever holds an expired lease is dead.
 LEASE_SECONDS = 20 * 60
+LEASED, LEASED_AGAIN = "leased", "leased again"
 # How far back a sweep looks, by the time in the jobs' names.
 LOOK_BACK_DAYS = 7
 # What fails is tried again at every event at first, then once an hour, then given up: about a day in all.
@@ -1440,16 +1441,19 @@ def leased_by_another(entry: Mapping[str, Any] | None, request_id: str) -> bool:
     return bool(entry and by_another and age(entry["at"]) < LEASE_SECONDS)
 
 
-def take_lease(bucket: str, step: str, job: str, request_id: str) -> bool:
-    """Take the lease on one step of a job. False: another invocation holds it; leave the step to that one."""
+def take_lease(bucket: str, step: str, job: str, request_id: str) -> str:
+    """Take the lease on one step of a job: LEASED, or LEASED_AGAIN where somebody had it before and may have done it.
+
+    "": another invocation holds it; leave the step to that one.
+    """
     key = f"claims/{step}/{job}.json"
     mine = {"schema": SCHEMA, "by": request_id, "at": now().isoformat()}
     if put_json(bucket, key, mine, IfNoneMatch="*"):
-        return True
+        return LEASED
     held, etag = read_json(bucket, key)
     if held is None or etag is None or leased_by_another(held, request_id):
-        return False
-    return put_json(bucket, key, mine, IfMatch=etag) is not None
+        return ""
+    return LEASED_AGAIN if put_json(bucket, key, mine, IfMatch=etag) else ""
 
 
 def due_again(tries: int, at: str) -> bool:
@@ -1457,19 +1461,25 @@ def due_again(tries: int, at: str) -> bool:
     return tries < EAGER_TRIES or age(at) > LATER_TRIES_SECONDS
 
 
-def copy_object(bucket: str, key: str, source: Mapping[str, str], etag: str, metadata: dict[str, str]) -> None:
-    """Copy an object of any size inside S3, pinned to its ETag, without its tags.
+def copy_object(
+    bucket: str, key: str, source: Mapping[str, str], etag: str, size: int, metadata: dict[str, str]
+) -> None:
+    """Copy an object of any size (in bytes) inside S3, pinned to its ETag, without its tags.
 
     Raises ClientError PreconditionFailed when the source is no longer the one with that ETag.
     """
-    replaced = {"MetadataDirective": "REPLACE", "Metadata": metadata, "TaggingDirective": "REPLACE"}
+    request: dict[str, Any] = {"MetadataDirective": "REPLACE", "Metadata": metadata, "TaggingDirective": "REPLACE"}
+    request["CopySourceIfMatch"] = etag
+    if size <= COPY_OBJECT_MAX_BYTES:
+        client("s3").copy_object(Bucket=bucket, Key=key, CopySource=dict(source), **request)
+        return
     transfer = TransferConfig(
         multipart_threshold=COPY_OBJECT_MAX_BYTES + 1,
         multipart_chunksize=COPY_PART_BYTES,
         max_concurrency=COPY_THREADS,
         use_threads=COPY_THREADS > 1,
     )
-    client("s3").copy(dict(source), bucket, key, ExtraArgs={"CopySourceIfMatch": etag, **replaced}, Config=transfer)
+    client("s3").copy(dict(source), bucket, key, ExtraArgs=request, Config=transfer)
 
 
 class Wording(str):
