@@ -63,6 +63,7 @@ module "lambda_training_orchestrator" {
     TRAINING_INSTANCE_TYPE       = var.training_instance_type
     TRAINING_MAX_RUNTIME_SECONDS = var.training_max_runtime_seconds
     TRAINING_ROLE_ARN            = module.iam.training_role_arn
+    TRAINING_SOURCE_HASH         = module.s3.training_source_hash
     TRAINING_SOURCE_URI          = module.s3.training_source_uri
     TRAINING_VOLUME_GB           = var.training_volume_gb
   })

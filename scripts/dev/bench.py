@@ -56,6 +56,7 @@ ENVIRONMENT = {
     | {
         "TRAINING_ROLE_ARN": ROLE_ARN,
         "TRAINING_IMAGE": "123456789012.dkr.ecr.us-east-1.amazonaws.com/training:1",
+        "TRAINING_SOURCE_HASH": "0" * 64,
         "TRAINING_SOURCE_URI": f"s3://{BUCKET}/code/training.tar.gz",
         "TRAINING_INSTANCE_TYPE": "ml.m5.xlarge",
         "TRAINING_VOLUME_GB": "30",
