@@ -178,7 +178,7 @@ slow: .venv/.training ## Worse and growing uploads after a good model, half an h
 	@$(RUN) -m pytest tests -m slow -s
 
 .PHONY: bench
-bench: .venv/.tools ## Memory of the functions for hostile and huge archives and uploads, as ratios
+bench: .venv/.tools ## What the functions take, in memory, time and calls, beside the plain ways; also in build/bench.json
 	@$(RUN) -m dev.bench
 
 .PHONY: lint

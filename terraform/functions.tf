@@ -68,6 +68,7 @@ module "lambda_training_orchestrator" {
     TRAINING_MAX_RUNTIME_SECONDS = var.training_max_runtime_seconds
     TRAINING_MAX_WAIT_SECONDS    = var.training_use_spot ? local.training_max_wait_seconds : ""
     TRAINING_ROLE_ARN            = module.iam.training_role_arn
+    TRAINING_SOURCE_HASH         = module.s3.training_source_hash
     TRAINING_SOURCE_URI          = module.s3.training_source_uri
     TRAINING_VOLUME_GB           = var.training_volume_gb
   })

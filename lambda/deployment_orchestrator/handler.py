@@ -166,17 +166,19 @@ def model_of_event(event: Mapping[str, Any], config: Settings) -> str | None:
     return match["model"] if match else None
 
 
-def approved_models(config: Settings, model: str) -> list[Record]:
-    """A new record for each approved artifact of a model, newest first; other names there are logged and ignored."""
-    found = []
-    pages = client("s3").get_paginator("list_objects_v2")
-    for page in pages.paginate(Bucket=config.bucket, Prefix=f"{APPROVED_PREFIX}{model}/"):
-        for item in page.get("Contents", []):
-            if match := APPROVED_KEY.fullmatch(item["Key"]):
-                found.append(new_record(config, model, match["job"], item["ETag"].strip('"'), item["Size"]))
-            else:
-                log.warning("not the model artifact of a training job, ignored", extra={"key": item["Key"]})
-    return sorted(found, key=lambda record: record.job, reverse=True)[:LOOK_BACK_MODELS]
+def approved_models(config: Settings, model: str = "", most: int = LOOK_BACK_MODELS) -> dict[str, list[Record]]:
+    """A new record for each approved artifact of a model ("": of all), newest first, by model; at most so many of each.
+    Other names there are logged and ignored."""
+    found: dict[str, list[tuple[str, str, int]]] = {}
+    for item in list_objects(config.bucket, f"{APPROVED_PREFIX}{model}/" if model else APPROVED_PREFIX):
+        if match := APPROVED_KEY.fullmatch(item["Key"]):
+            found.setdefault(match["model"], []).append((match["job"], item["ETag"].strip('"'), item["Size"]))
+        else:
+            log.warning("not the model artifact of a training job, ignored", extra={"key": item["Key"]})
+    return {
+        name: [new_record(config, name, *artifact) for artifact in sorted(artifacts, reverse=True)[:most]]
+        for name, artifacts in found.items()
+    }
 
 
 def describe_endpoint(name: str) -> dict[str, Any] | None:
@@ -295,6 +297,17 @@ def up_to_date(old: Mapping[str, Any]) -> dict[str, Any]:
     return new | {"schema": SCHEMA, "tries": min(old.get("tries", 0), EAGER_TRIES)}
 
 
+def keys_of(new: Record, keys: Iterable[str]) -> list[str]:
+    """Those of the keys that are of an approved model's deployment records."""
+    return [key for key in keys if key.startswith(f"{DEPLOYMENT_PREFIX}{new.job}-")]
+
+
+def read_records(config: Settings, new: Record, keys: Iterable[str]) -> list[Record]:
+    """The deployment records of an approved model on its endpoint: those of the keys that are its own."""
+    found = (read_record(config.bucket, key) for key in keys_of(new, keys))
+    return [record for record in found if record is not None and record.endpoint == new.endpoint]
+
+
 def newest_started(records: Iterable[Record]) -> Record | None:
     """The record whose deployment SageMaker began last."""
     return max((r for r in records if r.started_at), key=lambda record: record.started_at, default=None)
@@ -308,22 +321,37 @@ def reconcile_all(config: Settings, request_id: str, left: Callable[[], int]) ->
 
     One model's error does not keep the others waiting: the first error is raised after the last model.
     """
-    pages = client("s3").get_paginator("list_objects_v2")
-    folders = [
-        item["Prefix"].removeprefix(APPROVED_PREFIX).rstrip("/")
-        for page in pages.paginate(Bucket=config.bucket, Prefix=APPROVED_PREFIX, Delimiter="/")
-        for item in page.get("CommonPrefixes", [])
-    ]
-    errors: list[Exception] = []
-    for model in filter(MODEL_NAME.fullmatch, folders):
+    newest = {model: found[0] for model, found in approved_models(config, most=1).items()}
+    since = min((new.job for new in newest.values()), default="")
+    keys = list(list_keys(config.bucket, DEPLOYMENT_PREFIX, since)) if newest else []
+    outcome, errors = f"{len(newest)} models swept", list[Exception]()
+    for model, new in newest.items():
         try:
+            if is_in_service(config, new, keys):
+                continue
+            if is_paused(config):
+                outcome = "paused"
+                break
+            # It looks for itself: this look may be minutes old.
             reconcile(config, model, request_id, left)
         except (BotoCoreError, ClientError) as error:
             log.exception("sweep: model not reconciled", extra={"model": model})
             errors.append(error)
     if errors:
         raise errors[0]
-    return f"{len(folders)} models swept"
+    return outcome
+
+
+def is_in_service(config: Settings, new: Record, keys: Iterable[str]) -> bool:
+    """Whether the endpoint serves the newest approved model, and nothing is left to do: what Step would find, too.
+    keys: of deployment records, that model's among them."""
+    endpoint = describe_endpoint(new.endpoint)
+    if not endpoint or (endpoint["EndpointStatus"], endpoint["EndpointConfigName"]) != ("InService", new.config):
+        return False
+    records = read_records(config, new, keys)
+    served = next((record for record in records if record.config == new.config), None)
+    quiet = all(record.state not in (*UNSETTLED, "withdrawn") for record in records)
+    return quiet and served is not None and served.state == "confirmed" and served.cleaned
 
 
 def reconcile(config: Settings, model: str, request_id: str, left: Callable[[], int]) -> str:
@@ -348,18 +376,20 @@ class Step:
     def __init__(self, config: Settings, model: str, request_id: str, left: Callable[[], int]) -> None:
         self.config, self.request_id, self.name = config, request_id, config.endpoint_of(model)
         self.left = left  # milliseconds
-        self.approved = approved_models(config, model)
+        self.approved = approved_models(config, model).get(model, [])
         self.endpoint = describe_endpoint(self.name) if self.approved else None
+        # The keys of the deployment records since a job.
+        self.keys, self.since = list[str](), "~"  # it sorts after every job
         # The approved models down to the newest that was confirmed, each with its records.
         self.considered: list[tuple[Record, list[Record]]] = []
+        self.decisions: dict[str, Mapping[str, Any]] = {}  # by job
 
     def take(self) -> str:
         for new in self.approved:
             found = self.records_of(new)
             for record in found:
                 if record.state in UNSETTLED and self.settle(record):
-                    # Whatever arrived meanwhile found this deployment open and left: look again on its behalf.
-                    return AGAIN
+                    return self.after(record, alone=found == [record])
             self.considered.append((new, found))
             if any(record.state == "confirmed" for record in found):
                 break
@@ -368,15 +398,36 @@ class Step:
         outcome = self.without_endpoint() if self.endpoint is None else self.with_endpoint(self.endpoint)
         if outcome in ("waiting", "busy"):
             # What was approved while this one was in hand was left to us.
-            newest = approved_models(self.config, self.approved[0].model)[0]
-            return AGAIN if newest.job > self.approved[0].job else outcome
+            return outcome if self.is_newest(self.approved[0]) else AGAIN
         return outcome
+
+    def after(self, record: Record, alone: bool) -> str:
+        """A deployment ended. Whatever arrived meanwhile found it open and left: look again on its behalf.
+
+        alone: the model has no other record. When it is the newest one and answers, nothing but a newer one can follow.
+        """
+        endpoint, is_wanted = self.endpoint, alone and record.config == self.approved[0].config
+        if endpoint is None or record.state != "confirmed" or not is_wanted or not self.is_newest(record):
+            return AGAIN
+        if not record.cleaned:
+            self.clean_up(record, endpoint)
+        return "in service"
+
+    def is_newest(self, record: Record) -> bool:
+        """Whether no model was approved since this look at the endpoint that is newer than a record's."""
+        now_approved = approved_models(self.config, record.model, most=1).get(record.model, [])
+        return all(new.job <= record.job for new in now_approved)
 
     def records_of(self, new: Record) -> list[Record]:
         """The deployment records of an approved model on the endpoint: one for each set of settings."""
-        keys = list_keys(self.config.bucket, f"{DEPLOYMENT_PREFIX}{new.job}-")
-        found = (read_record(self.config.bucket, key) for key in keys)
-        return [record for record in found if record is not None and record.endpoint == self.name]
+        if new.job < self.since:
+            # With the next older model's, which mostly is the live one: names sort by time.
+            self.list_records(next((other for other in self.approved if other.job < new.job), new))
+        return read_records(self.config, new, self.keys)
+
+    def list_records(self, oldest: Record) -> None:
+        """List the deployment records of the approved models down to this one."""
+        self.keys, self.since = list(list_keys(self.config.bucket, DEPLOYMENT_PREFIX, oldest.job)), oldest.job
 
     @property
     def records(self) -> list[Record]:
@@ -550,8 +601,13 @@ class Step:
         if state != "superseded" and not self.email_once(record, state, email, reason=reason, then=then):
             return False
         log.info("deployment settled: %s", state, extra={"training_job": record.job, "reason": reason})
-        ended = last_modified(self.endpoint)
-        return self.move(record, state, reason=reason, cleaned=state != "confirmed", ended=ended)
+        ended, cleaned = last_modified(self.endpoint), state != "confirmed" or self.has_few_records()
+        return self.move(record, state, reason=reason, cleaned=cleaned, ended=ended)
+
+    def has_few_records(self) -> bool:
+        """Whether the approved models are known to have no more records than are kept: none is to be cleaned up."""
+        keys = [key for new in self.approved for key in keys_of(new, self.keys)]
+        return self.since <= self.approved[-1].job and len(keys) <= self.config.keep_models
 
     def take_up(self, record: Record) -> bool:
         """Look at a record that SageMaker is not known to work on; True when it does after all."""
@@ -574,7 +630,8 @@ class Step:
         reason = plain(endpoint.get("FailureReason") or "")
         if status == "InService" and served == record.config:
             try:
-                answers = check_answers(self.config, record, endpoint, self.left)
+                golden = self.decision_on(record).get("golden") or []
+                answers = check_answers(record, golden, endpoint, self.left)
             except Unanswered as silence:
                 answers = (str(silence), "")
                 if record.unanswered + 1 < UNANSWERED_MAX:
@@ -600,8 +657,20 @@ class Step:
             return "failed", reason or f"SageMaker gave no reason; the endpoint is {status}", then, ""
         return None
 
+    def decision_on(self, record: Record) -> Mapping[str, Any]:
+        """The evaluator's decision on a record's model, {} where there is none. It is read once."""
+        if record.job not in self.decisions:
+            self.decisions[record.job] = read_json(self.config.bucket, f"{DECISION_PREFIX}{record.job}.json")[0] or {}
+        return self.decisions[record.job]
+
+    def data_of(self, record: Record) -> Mapping[str, Any] | None:
+        """The upload that a record's model was trained on; None where that is not recorded."""
+        decided: Mapping[str, Any] | None = self.decisions.get(record.job, {}).get("data")
+        return decided or read_json(self.config.bucket, f"{SNAPSHOT_PREFIX}{record.job}/source.json")[0]
+
     def confirmed_before(self, record: Record) -> str:
         """The endpoint config that the pipeline goes back to from a deployment that went wrong; "" for none."""
+        self.list_records(self.approved[-1])
         for new in self.approved:
             found = self.records_of(new)
             live = [other for other in found if other.state == "confirmed" and other.config != record.config]
@@ -657,8 +726,8 @@ class Step:
 
         A record is marked before its model and config go, so that nothing asks for them meanwhile. Artifacts stay.
         """
-        approved = approved_models(self.config, record.model)
-        found = [other for new in approved for other in self.records_of(new) if not other.gone]
+        self.list_records(self.approved[-1])
+        found = [other for new in self.approved for other in self.records_of(new) if not other.gone]
         confirmed = sorted(other.started_at for other in found if other.state == "confirmed")
         if len(confirmed) >= self.config.keep_models:
             in_use = {record.config, endpoint["EndpointConfigName"]}
@@ -724,7 +793,8 @@ class Step:
         by = record.by if record.state == "requested" else (entry or {}).get("by")
         if by != self.request_id and not self.move(record, record.state, emails=record.emails | {what: lease}):
             return False
-        send_email(self.config, about or record, EMAILS[email or what], **text)
+        shown = about or record
+        send_email(self.config, shown, EMAILS[email or what], self.data_of(shown), **text)
         record.emails[what] = lease | {"done": True}
         return self.move(record, record.state) if alone else True
 
@@ -822,12 +892,23 @@ def ask_sagemaker(config: Settings, record: Record, endpoint: Mapping[str, Any] 
     if "ServerlessConfig" in new["ProductionVariants"][0] and not was_serverless:
         # A serverless endpoint can become one on instances, not the reverse (developer guide, Serverless Inference).
         return False
-    try:
+
+    def ask() -> None:
         if endpoint is None:
             name = {"EndpointName": record.endpoint, "EndpointConfigName": record.config}
             client("sagemaker").create_endpoint(**name, Tags=new["Tags"])
         else:
             update_endpoint(config, record, endpoint)
+
+    try:
+        try:
+            ask()
+        except ClientError as error:
+            if not is_missing(error) or record.config not in error_message(error):
+                raise
+            # It may not see a config that is new. Then AWS advises to describe it, and to ask again (CreateEndpoint).
+            client("sagemaker").describe_endpoint_config(EndpointConfigName=record.config)
+            ask()
     except ClientError as error:
         if over_quota(error):
             text = f"a quota of the account is used up. SageMaker said: {error_message(error)}"
@@ -852,8 +933,6 @@ def create_parts(record: Record) -> None:
             # What exists under this name is the same. (The text for a config is seen, that for a model unconfirmed.)
             if error_code(error) != "ValidationException" or "already exist" not in error_message(error):
                 raise
-    # CreateEndpoint may not see a new config yet; AWS advises to describe it first (CreateEndpoint reference).
-    sagemaker.describe_endpoint_config(EndpointConfigName=record.config)
 
 
 def update_endpoint(config: Settings, record: Record, endpoint: Mapping[str, Any]) -> None:
@@ -865,7 +944,8 @@ def update_endpoint(config: Settings, record: Record, endpoint: Mapping[str, Any
     try:
         client("sagemaker").update_endpoint(**update_request(config, record, endpoint))
     except ClientError as error:
-        if not is_missing(error) or "endpoint configuration" not in error_message(error):
+        text = error_message(error)
+        if not is_missing(error) or "endpoint configuration" not in text or record.config in text:
             raise
         in_use = read_record(config.bucket, f"{DEPLOYMENT_PREFIX}{endpoint['EndpointConfigName']}.json")
         if in_use is None:
@@ -949,7 +1029,7 @@ def runtime() -> Any:
 
 
 def check_answers(
-    config: Settings, record: Record, endpoint: Mapping[str, Any], left: Callable[[], int]
+    record: Record, golden: Sequence[Mapping[str, Any]], endpoint: Mapping[str, Any], left: Callable[[], int]
 ) -> tuple[str, str] | None:
     """Ask the endpoint the golden rows of the model's decision: (what is wrong, or ""; what was checked, in words).
 
@@ -962,8 +1042,6 @@ def check_answers(
     """
     is_serverless = "ServerlessConfig" in record.requests["config"]["ProductionVariants"][0]
     wrong = unanswered = ""
-    decision, _ = read_json(config.bucket, f"{DECISION_PREFIX}{record.job}.json")
-    golden = (decision or {}).get("golden") or []
     if not golden:
         return "", "none, so the answers were not checked against training"
     body = json.dumps({"inputs": [row["text"] for row in golden]}).encode()
@@ -1152,14 +1230,20 @@ def refusal_text(error: ClientError) -> str:
     return f"AWS refused it ({error.operation_name}). {advice}. AWS said: {text}"
 
 
-def send_email(config: Settings, record: Record, email: Mapping[str, str], reason: str = "", then: str = "") -> None:
-    """Fill an email of EMAILS with what a record says, and send it."""
-    source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{record.job}/source.json")
+def send_email(
+    config: Settings,
+    record: Record,
+    email: Mapping[str, str],
+    data: Mapping[str, Any] | None,
+    reason: str = "",
+    then: str = "",
+) -> None:
+    """Fill an email of EMAILS with what a record says, and send it. data: what the model was trained on."""
     size = human_bytes(record.artifact["size"])
     rows = {
         "model": record.model,
         "endpoint": record.endpoint,
-        "data": f"s3://{source['bucket']}/{source['key']}" if source else "not recorded",
+        "data": f"s3://{data['bucket']}/{data['key']}" if data else "not recorded",
         "training job": record.job,
         "endpoint config": record.config,
         "artifact": f"s3://{config.bucket}/{record.artifact['key']} ({size})",
@@ -1181,6 +1265,14 @@ def endpoint_summary(endpoint: Mapping[str, Any] | None) -> str:
 # --- the function -----------------------------------------------------------------------------------
 
 
+def is_paused(config: Settings) -> bool:
+    """Whether a person paused the pipeline."""
+    paused = exists(config.bucket, PAUSED_KEY)
+    if paused:
+        log.info("paused: nothing is done until make resume")
+    return paused
+
+
 def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     """Entry point. Returns the model and the step taken; raises when AWS fails, so that Lambda retries."""
     config = settings()
@@ -1189,15 +1281,14 @@ def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     if model is None:
         log.info("event of nothing that this stack deploys, ignored", extra={"resources": event.get("resources")})
         return {"model": "", "outcome": "ignored"}
-    if read_json(config.bucket, PAUSED_KEY)[0] is not None:
-        log.info("paused: nothing is done until make resume", extra={"model": model or "all"})
-        return {"model": model, "outcome": "paused"}
     left = context.get_remaining_time_in_millis
-    if model:
-        outcome = reconcile(config, model, request_id, left)
-    else:
+    if not model:
         outcome = reconcile_all(config, request_id, left)
         log.info("sweep: %s", outcome)
+    elif is_paused(config):
+        outcome = "paused"
+    else:
+        outcome = reconcile(config, model, request_id, left)
     return {"model": model, "outcome": outcome}
 
 
@@ -1223,6 +1314,7 @@ TERMINAL = ("Completed", "Failed", "Stopped")
 SCHEMA = 2
 # Longer than the longest function timeout (900 s): whoever holds an expired lease is dead.
 LEASE_SECONDS = 20 * 60
+LEASED, LEASED_AGAIN = "leased", "leased again"
 # How far back a sweep looks, by the time in the jobs' names.
 LOOK_BACK_DAYS = 7
 # What fails is tried again at every event at first, then once an hour, then given up: about a day in all.
@@ -1440,16 +1532,19 @@ def leased_by_another(entry: Mapping[str, Any] | None, request_id: str) -> bool:
     return bool(entry and by_another and age(entry["at"]) < LEASE_SECONDS)
 
 
-def take_lease(bucket: str, step: str, job: str, request_id: str) -> bool:
-    """Take the lease on one step of a job. False: another invocation holds it; leave the step to that one."""
+def take_lease(bucket: str, step: str, job: str, request_id: str) -> str:
+    """Take the lease on one step of a job: LEASED, or LEASED_AGAIN where somebody had it before and may have done it.
+
+    "": another invocation holds it; leave the step to that one.
+    """
     key = f"claims/{step}/{job}.json"
     mine = {"schema": SCHEMA, "by": request_id, "at": now().isoformat()}
     if put_json(bucket, key, mine, IfNoneMatch="*"):
-        return True
+        return LEASED
     held, etag = read_json(bucket, key)
     if held is None or etag is None or leased_by_another(held, request_id):
-        return False
-    return put_json(bucket, key, mine, IfMatch=etag) is not None
+        return ""
+    return LEASED_AGAIN if put_json(bucket, key, mine, IfMatch=etag) else ""
 
 
 def due_again(tries: int, at: str) -> bool:
@@ -1457,19 +1552,25 @@ def due_again(tries: int, at: str) -> bool:
     return tries < EAGER_TRIES or age(at) > LATER_TRIES_SECONDS
 
 
-def copy_object(bucket: str, key: str, source: Mapping[str, str], etag: str, metadata: dict[str, str]) -> None:
-    """Copy an object of any size inside S3, pinned to its ETag, without its tags.
+def copy_object(
+    bucket: str, key: str, source: Mapping[str, str], etag: str, size: int, metadata: dict[str, str]
+) -> None:
+    """Copy an object of any size (in bytes) inside S3, pinned to its ETag, without its tags.
 
     Raises ClientError PreconditionFailed when the source is no longer the one with that ETag.
     """
-    replaced = {"MetadataDirective": "REPLACE", "Metadata": metadata, "TaggingDirective": "REPLACE"}
+    request: dict[str, Any] = {"MetadataDirective": "REPLACE", "Metadata": metadata, "TaggingDirective": "REPLACE"}
+    request["CopySourceIfMatch"] = etag
+    if size <= COPY_OBJECT_MAX_BYTES:
+        client("s3").copy_object(Bucket=bucket, Key=key, CopySource=dict(source), **request)
+        return
     transfer = TransferConfig(
         multipart_threshold=COPY_OBJECT_MAX_BYTES + 1,
         multipart_chunksize=COPY_PART_BYTES,
         max_concurrency=COPY_THREADS,
         use_threads=COPY_THREADS > 1,
     )
-    client("s3").copy(dict(source), bucket, key, ExtraArgs={"CopySourceIfMatch": etag, **replaced}, Config=transfer)
+    client("s3").copy(dict(source), bucket, key, ExtraArgs=request, Config=transfer)
 
 
 class Wording(str):

@@ -23,7 +23,7 @@ import sys
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NotRequired, TypedDict
 
@@ -306,8 +306,6 @@ def decide(job: str, config: Settings, request_id: str, left: Callable[[], int],
     source, _ = read_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json")
     if source is None:
         return "not ours"
-    if exists(config.bucket, f"{DECISION_PREFIX}{job}.json"):
-        return "already decided"
     description = describe_job(job)
     if description is None:
         # A job that was started a moment ago may not be visible yet.
@@ -319,11 +317,17 @@ def decide(job: str, config: Settings, request_id: str, left: Callable[[], int],
         description = {"TrainingJobStatus": "Failed", "FailureReason": given_up}
     if description["TrainingJobStatus"] not in TERMINAL:
         return "not ended"
-    if not take_lease(config.bucket, "evaluate", job, request_id):
+    lease = take_lease(config.bucket, "evaluate", job, request_id)
+    # S3 keeps leases for LOOK_BACK_DAYS: where none was left of a job that ended since, nobody decided on it.
+    ended = description.get("TrainingEndTime")
+    is_new = lease == LEASED and ended is not None and now() - ended < timedelta(days=LOOK_BACK_DAYS)
+    if not is_new and exists(config.bucket, f"{DECISION_PREFIX}{job}.json"):
+        return "already decided"
+    if not lease:
         return "in hand"
     decision = evaluate(config, source, description, lambda: left() < RESERVE_MILLISECONDS)
     if decision.verdict == "approved":
-        decision.approved_key = approve(config.bucket, decision)
+        approve(config.bucket, decision)
     email_decision(config.topic_arn, decision)
     decision.decided_at = now().isoformat()
     put_json(config.bucket, f"{DECISION_PREFIX}{job}.json", dataclasses.asdict(decision))
@@ -388,10 +392,14 @@ def pass_gate(config: Settings, description: Mapping[str, Any], out_of_time: Out
     model_key = decision.artifact["key"]
     # SageMaker puts the small archive of the job's output folder beside the model.
     output_key = model_key.rsplit("/", 1)[0] + "/output.tar.gz"
-    metrics = parse_metrics(read_from_archives(bucket, (output_key, model_key), METRICS_FILE, ended, out_of_time))
+    written, golden = read_archives(bucket, output_key, model_key, ended, out_of_time)
+    metrics = parse_metrics(written)
     decision.told = parse_told(metrics)
     champion = parse_champion(metrics, (description.get("Environment") or {}).get("CHAMPION_JOB"))
-    rivals = read_rivals(bucket, decision, champion["job"] if champion else "")
+    live = champion["job"] if champion else ""
+    # With this job's own: an attempt that broke off may have copied it.
+    approved = list(list_keys(bucket, f"{APPROVED_PREFIX}{decision.model}/", min(live, decision.job)))
+    rivals = read_rivals(bucket, decision, live, approved)
     compared: list[Check] = []
     if champion and champion["compared"]:
         below_best = read_champion(bucket, champion["job"]).get("below_best", {})
@@ -414,8 +422,9 @@ def pass_gate(config: Settings, description: Mapping[str, Any], out_of_time: Out
             reasons.append(f"accept_uncompared allows that {allowed}")
     decision.reason = plain("; ".join(reasons))
     if decision.verdict == "approved":
+        decision.approved_key = key if (key := approved_key(decision)) in approved else None
         try:
-            decision.golden = parse_golden(read_from_archives(bucket, (output_key,), GOLDEN_FILE, ended, out_of_time))
+            decision.golden = parse_golden(golden)
         except ArchiveError as error:
             decision.golden_note = plain(error)
 
@@ -457,12 +466,18 @@ def check_written(key: str, written: datetime, ended: datetime) -> None:
         raise ArchiveError(f"{key} was written at {at}, after the job had ended ({end}), so it is not the job's own")
 
 
-def read_from_archives(bucket: str, keys: Sequence[str], name: str, ended: datetime, out_of_time: OutOfTime) -> bytes:
-    """A file at the root of the first of these archives in S3 that has it; ended: when their job did.
+def read_archives(
+    bucket: str, output_key: str, model_key: str, ended: datetime, out_of_time: OutOfTime
+) -> tuple[bytes, bytes | ArchiveError]:
+    """The metrics, from the job's output archive or else from its model's; and the golden rows, from the former, or why
+    there are none. Each archive is read once, as far as needed; ended: when the job did.
 
-    Raises ArchiveError when none has it.
+    Raises ArchiveError when there are no metrics.
     """
-    for key in keys:
+    files: dict[str, bytes | ArchiveError] = {}
+    for key, wanted in ((output_key, (METRICS_FILE, GOLDEN_FILE)), (model_key, (METRICS_FILE,))):
+        if METRICS_FILE in files:
+            break
         try:
             answer = client("s3").get_object(Bucket=bucket, Key=key)
         except ClientError as error:
@@ -471,11 +486,21 @@ def read_from_archives(bucket: str, keys: Sequence[str], name: str, ended: datet
             raise
         with answer["Body"] as body:
             check_written(key, answer["LastModified"], ended)
-            data = find_file(body, name, JSON_MAX_BYTES, out_of_time)
-        if data is not None:
-            return data
-    both = "neither the output archive nor the model archive has a"
-    raise ArchiveError(f"{both if len(keys) > 1 else 'there is no output archive with a'} {name} at its root")
+            try:
+                for name, content in find_files(body, wanted, JSON_MAX_BYTES, out_of_time):
+                    files.setdefault(name, content)
+                    if files.keys() >= {*wanted} or isinstance(files.get(METRICS_FILE), ArchiveError):
+                        break
+            except ArchiveError as error:
+                if METRICS_FILE not in files:
+                    raise
+                files.setdefault(GOLDEN_FILE, error)
+    neither = f"neither the output archive nor the model archive has a {METRICS_FILE} at its root"
+    metrics = files.get(METRICS_FILE, ArchiveError(neither))
+    if isinstance(metrics, ArchiveError):
+        raise metrics
+    missing = f"there is no output archive with a {GOLDEN_FILE} at its root"
+    return metrics, files.get(GOLDEN_FILE, ArchiveError(missing))
 
 
 def read_champion(bucket: str, job: str) -> Mapping[str, Any]:
@@ -484,34 +509,34 @@ def read_champion(bucket: str, job: str) -> Mapping[str, Any]:
     return (decision or {}).get("champion") or {}
 
 
-def read_rivals(bucket: str, decision: Decision, live: str) -> dict[str, Figures]:
+def read_rivals(bucket: str, decision: Decision, live: str, approved: Sequence[str]) -> dict[str, Figures]:
     """The other models approved since the live one ("": none), any of which may be live by now: {job: figures on the
-    live model's hold-out}, {} for a job that was not compared with the same live model."""
+    live model's hold-out}, {} for a job that was not compared with the same live model. approved: keys."""
     rivals: dict[str, Figures] = {}
-    # "~" sorts after every key of the live job.
-    for key in list_keys(bucket, f"{APPROVED_PREFIX}{decision.model}/", f"{live}/~"):
-        approved = APPROVED_KEY.fullmatch(key)
-        if approved and approved["job"] != decision.job:
-            champion = read_champion(bucket, approved["job"])
+    for match in filter(None, map(APPROVED_KEY.fullmatch, approved)):
+        if match["job"] > live and match["job"] != decision.job:
+            champion = read_champion(bucket, match["job"])
             sets = champion["sets"] if champion.get("job") == live else []
-            rivals[approved["job"]] = next((one["new"] for one in sets if one["name"] == LIVE_HOLDOUT), {})
+            rivals[match["job"]] = next((one["new"] for one in sets if one["name"] == LIVE_HOLDOUT), {})
     return rivals
 
 
-def approve(bucket: str, decision: Decision) -> str:
-    """Copy the artifact to the approved models, once; returns the key there."""
+def approved_key(decision: Decision) -> str:
+    return f"{APPROVED_PREFIX}{decision.model}/{decision.job}/model.tar.gz"
+
+
+def approve(bucket: str, decision: Decision) -> None:
+    """Copy the artifact to the approved models, once."""
     artifact: Mapping[str, Any] = decision.artifact or {}
-    key = f"{APPROVED_PREFIX}{decision.model}/{decision.job}/model.tar.gz"
-    try:
+    key = approved_key(decision)
+    if decision.approved_key:
         present = client("s3").head_object(Bucket=bucket, Key=key)["Metadata"]
         if present.get("source-etag") == artifact["etag"]:
-            return key
-    except ClientError as error:
-        if not is_gone(error):
-            raise
+            return
     metadata = {"source-etag": artifact["etag"], "training-job": decision.job}
-    copy_object(bucket, key, {"Bucket": bucket, "Key": artifact["key"]}, f'"{artifact["etag"]}"', metadata)
-    return key
+    source = {"Bucket": bucket, "Key": artifact["key"]}
+    copy_object(bucket, key, source, f'"{artifact["etag"]}"', artifact["size"], metadata)
+    decision.approved_key = key
 
 
 def finite(value: object) -> float | None:
@@ -712,13 +737,16 @@ def decide_overdue(config: Settings, request_id: str, left: Callable[[], int]) -
 # --- archives, and what the training program writes into them -------------------------------------------------------
 
 
-def find_file(body: Any, wanted: str, max_bytes: int, out_of_time: OutOfTime) -> bytes | None:
-    """The content of a file at the root of a gzip-compressed tar; None when there is none of that name.
+def find_files(
+    body: Any, wanted: Collection[str], max_bytes: int, out_of_time: OutOfTime
+) -> Iterator[tuple[str, bytes | ArchiveError]]:
+    """The files of these names at the root of a gzip-compressed tar, each with its content, or with an error where that
+    is larger than max_bytes.
 
-    body: a readable stream. Stops at the first hit. Memory is constant whatever the archive claims: tarfile parses the
-    headers but does not walk the archive, as it takes a damaged header or a missing end for the end, and holds any
-    number of extension headers of any size in memory. Raises ArchiveError when the archive is damaged, not a gzip tar,
-    hostile, or too large for the time left, or the file for max_bytes.
+    body: a readable stream, which is read no further than asked for. Memory is constant whatever the archive claims:
+    tarfile parses the headers but does not walk the archive, as it takes a damaged header or a missing end for the end,
+    and holds any number of extension headers of any size in memory. Raises ArchiveError when the archive is damaged,
+    not a gzip tar, hostile, or too large for the time left.
     """
 
     def take(size: int, keep: bool = True) -> bytes:
@@ -726,7 +754,7 @@ def find_file(body: Any, wanted: str, max_bytes: int, out_of_time: OutOfTime) ->
         left, parts = -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, []
         while left > 0:
             if out_of_time():
-                raise ArchiveError(f"the archive was too large to be searched for {wanted} in time")
+                raise ArchiveError(f"the archive was too large to be searched for {' and '.join(wanted)} in time")
             part = stream.read(min(left, UNPACK_BYTES))
             if not part:
                 raise ArchiveError("the archive is cut off")
@@ -750,15 +778,17 @@ def find_file(body: Any, wanted: str, max_bytes: int, out_of_time: OutOfTime) ->
                 name = extended.get(b"path", member.name.encode(errors="replace")).decode(errors="replace")
                 size = int(extended.get(b"size", member.size))
                 extended = {}
-                if name.removeprefix("./") == wanted and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                    if size > max_bytes:
-                        raise ArchiveError(f"{wanted} has {size} bytes; at most {max_bytes} are read")
-                    return take(size)
+                name = name.removeprefix("./")
+                is_wanted = name in wanted and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+                if is_wanted and size <= max_bytes:
+                    yield name, take(size)
+                    continue
+                if is_wanted:
+                    yield name, ArchiveError(f"{name} has {size} bytes; at most {max_bytes} are read")
                 if member.type in TAR_CONTENT_TYPES:
                     take(size, keep=False)
     except (gzip.BadGzipFile, zlib.error, EOFError, tarfile.HeaderError, ValueError) as error:
         raise ArchiveError(f"the archive is no intact .tar.gz: {error}") from error
-    return None
 
 
 def parse_extension(kind: bytes, data: bytes) -> dict[bytes, bytes]:
@@ -889,8 +919,10 @@ def no_comparison(live: str, status: str, note: str = "") -> Champion:
     return Champion(job=live, status=status, compared=False, note=note, respelt="", kept=None, sets=[])
 
 
-def parse_golden(data: bytes) -> list[dict[str, Any]]:
+def parse_golden(data: bytes | ArchiveError) -> list[dict[str, Any]]:
     """The golden rows: text, label and score. Raises ArchiveError when there are none that can be used."""
+    if isinstance(data, ArchiveError):
+        raise data
     rows = parse_json(data, GOLDEN_FILE)
     if not isinstance(rows, list) or not 0 < len(rows) <= GOLDEN_MAX_ROWS:
         raise ArchiveError(f"{GOLDEN_FILE} is no list of 1 to {GOLDEN_MAX_ROWS} rows")
@@ -936,6 +968,7 @@ TERMINAL = ("Completed", "Failed", "Stopped")
 SCHEMA = 2
 # Longer than the longest function timeout (900 s): whoever holds an expired lease is dead.
 LEASE_SECONDS = 20 * 60
+LEASED, LEASED_AGAIN = "leased", "leased again"
 # How far back a sweep looks, by the time in the jobs' names.
 LOOK_BACK_DAYS = 7
 # What fails is tried again at every event at first, then once an hour, then given up: about a day in all.
@@ -1153,16 +1186,19 @@ def leased_by_another(entry: Mapping[str, Any] | None, request_id: str) -> bool:
     return bool(entry and by_another and age(entry["at"]) < LEASE_SECONDS)
 
 
-def take_lease(bucket: str, step: str, job: str, request_id: str) -> bool:
-    """Take the lease on one step of a job. False: another invocation holds it; leave the step to that one."""
+def take_lease(bucket: str, step: str, job: str, request_id: str) -> str:
+    """Take the lease on one step of a job: LEASED, or LEASED_AGAIN where somebody had it before and may have done it.
+
+    "": another invocation holds it; leave the step to that one.
+    """
     key = f"claims/{step}/{job}.json"
     mine = {"schema": SCHEMA, "by": request_id, "at": now().isoformat()}
     if put_json(bucket, key, mine, IfNoneMatch="*"):
-        return True
+        return LEASED
     held, etag = read_json(bucket, key)
     if held is None or etag is None or leased_by_another(held, request_id):
-        return False
-    return put_json(bucket, key, mine, IfMatch=etag) is not None
+        return ""
+    return LEASED_AGAIN if put_json(bucket, key, mine, IfMatch=etag) else ""
 
 
 def due_again(tries: int, at: str) -> bool:
@@ -1170,19 +1206,25 @@ def due_again(tries: int, at: str) -> bool:
     return tries < EAGER_TRIES or age(at) > LATER_TRIES_SECONDS
 
 
-def copy_object(bucket: str, key: str, source: Mapping[str, str], etag: str, metadata: dict[str, str]) -> None:
-    """Copy an object of any size inside S3, pinned to its ETag, without its tags.
+def copy_object(
+    bucket: str, key: str, source: Mapping[str, str], etag: str, size: int, metadata: dict[str, str]
+) -> None:
+    """Copy an object of any size (in bytes) inside S3, pinned to its ETag, without its tags.
 
     Raises ClientError PreconditionFailed when the source is no longer the one with that ETag.
     """
-    replaced = {"MetadataDirective": "REPLACE", "Metadata": metadata, "TaggingDirective": "REPLACE"}
+    request: dict[str, Any] = {"MetadataDirective": "REPLACE", "Metadata": metadata, "TaggingDirective": "REPLACE"}
+    request["CopySourceIfMatch"] = etag
+    if size <= COPY_OBJECT_MAX_BYTES:
+        client("s3").copy_object(Bucket=bucket, Key=key, CopySource=dict(source), **request)
+        return
     transfer = TransferConfig(
         multipart_threshold=COPY_OBJECT_MAX_BYTES + 1,
         multipart_chunksize=COPY_PART_BYTES,
         max_concurrency=COPY_THREADS,
         use_threads=COPY_THREADS > 1,
     )
-    client("s3").copy(dict(source), bucket, key, ExtraArgs={"CopySourceIfMatch": etag, **replaced}, Config=transfer)
+    client("s3").copy(dict(source), bucket, key, ExtraArgs=request, Config=transfer)
 
 
 class Wording(str):

@@ -102,6 +102,8 @@ A_SLOT, THE_NEXT_DAY, RESUME = "a slot", "the next day", "resume"
 QUOTA, QUOTA_ABOVE_0 = "quota", "a quota above 0"
 # What can become of a job whose turn it is, besides waiting; and of an upload.
 STARTED, REFUSED, REJECTED, KNOWN = "started", "refused", "rejected", "already trained on"
+# An upload whose snapshot is complete; a sweep that has something to do, while a person paused the pipeline.
+KEPT, PAUSED = "kept", "paused"
 # What an upload is, by its name: rows to train on, a model's settings, something else; "": none of people's business.
 DATA, SETTINGS, OTHER = "data", "settings", "other"
 
@@ -306,6 +308,13 @@ class Ledger(TypedDict):
     rejected: dict[str, Crowd]  # by model and what is told, "" in place of a model for what has no crowd of its own
 
 
+class Snapshot(NamedTuple):
+    """A snapshot that was just taken, and the ledger, with its ETag, as it was before."""
+
+    source: Source
+    ledger: tuple[Ledger, str | None]
+
+
 class Rejected(Exception):
     """The upload cannot be trained on; the text is the reason for the person who uploaded it.
 
@@ -338,6 +347,7 @@ class Settings:
     training_role_arn: str
     training_image: str
     training_source_uri: str
+    training_source_hash: str
     training_instance_type: str
     training_instance_count: int
     training_volume_gb: int
@@ -568,14 +578,33 @@ def handle_upload(upload: Source, config: Settings, request_id: str) -> str:
     kind = kind_of(upload["key"], upload["size"])
     if not kind:
         return "ignored"
-    job = upload["job"] = claim_upload(config.bucket, upload)
-    there = files_of(config.bucket, job)
+    snapshot, so_far = None, what_became_of(upload, config.bucket, request_id)
+    if not so_far:
+        snapshot, so_far = keep_upload(upload, config, request_id)
+    if so_far != KEPT:
+        return so_far
+    return start_waiting(config, request_id, own=upload["job"], snapshot=snapshot)
+
+
+def what_became_of(upload: Source, bucket: str, request_id: str) -> str:
+    """Find out which job an upload has, and what became of it so far, in words; "": nothing yet, and this invocation
+    has the lease on its snapshot."""
+    job, is_claimed_now = claim_upload(bucket, upload)
+    upload["job"] = job
+    lease = take_lease(bucket, "snapshot", job, request_id) if is_claimed_now else None
+    # S3 keeps leases for LOOK_BACK_DAYS: where none was left of an upload since then, nothing became of it.
+    if lease == LEASED and age(upload["uploaded_at"]) < LOOK_BACK_DAYS * DAY_SECONDS:
+        return ""
+    there = files_of(bucket, job)
     if "started.json" in there:
         return "already started"
-    kept = "" if "source.json" in there else keep_upload(upload, config, request_id)
-    if kind == SETTINGS:
-        return kept or SETTINGS
-    return kept or start_waiting(config, request_id, own=job)
+    if "source.json" in there:
+        return KEPT
+    if exists(bucket, f"{REJECTED_PREFIX}{job}.json"):
+        return "already rejected"
+    if lease is None:
+        lease = take_lease(bucket, "snapshot", job, request_id)
+    return "" if lease else "in hand"
 
 
 def files_of(bucket: str, job: str) -> set[str]:
@@ -589,32 +618,29 @@ def claim_key(key: str, etag: str) -> str:
     return f"{UPLOAD_CLAIM_PREFIX}{hashlib.sha256(json.dumps([key, etag]).encode()).hexdigest()[:32]}.json"
 
 
-def claim_upload(bucket: str, upload: Source) -> str:
-    """The job of an upload: the one that was claimed for its version, or else its own, which is claimed now."""
+def claim_upload(bucket: str, upload: Source) -> tuple[str, bool]:
+    """The job of an upload: the one that was claimed for its version, or else its own, which is claimed now (True)."""
     claim, version = claim_key(upload["key"], upload["etag"]), upload["version_id"] or ""
     jobs, etag = dict[str, str](), ""  # mostly it is the first one
     for _ in range(LEDGER_TRIES):
         record: UploadClaim = {"schema": SCHEMA, "jobs": jobs | {version: upload["job"]}}
         if put_json(bucket, claim, record, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"})):
-            return upload["job"]
+            return upload["job"], True
         found, seen = read_json(bucket, claim)
         jobs, etag = (found["jobs"] if found else {}), seen or ""
         if version in jobs:
-            return jobs[version]
+            return jobs[version], False
     raise TimeoutError(f"{claim}: other invocations were faster {LEDGER_TRIES} times in a row; try again later")
 
 
-def keep_upload(upload: Source, config: Settings, request_id: str) -> str:
-    """Take the snapshot of an upload that has none, or reject it; returns the outcome, "" with a snapshot."""
-    bucket, job = config.bucket, upload["job"]
-    if exists(bucket, f"{REJECTED_PREFIX}{job}.json"):
-        return "already rejected"
-    if not take_lease(bucket, "snapshot", job, request_id):
-        return "in hand"
+def keep_upload(upload: Source, config: Settings, request_id: str) -> tuple[Snapshot | None, str]:
+    """Take the snapshot of an upload, or reject it; returns the snapshot, and the outcome in words."""
     try:
-        take_snapshot(upload, config)
+        snapshot = take_snapshot(upload, config)
+        return snapshot, KEPT if snapshot else SETTINGS
     except Rejected as reason:
         outcome = KNOWN if reason.known_job else REJECTED
+        job, bucket = upload["job"], config.bucket
         log.warning("upload %s: %s", outcome, reason, extra={"training_job": job, "key": upload["key"]})
         why, at = plain(reason), now().isoformat()
         record: Rejection = {**upload, "reason": why, "rejected_at": at, "known_job": reason.known_job}
@@ -624,8 +650,7 @@ def keep_upload(upload: Source, config: Settings, request_id: str) -> str:
         join = functools.partial(join_crowd, job=job, model=model, kind=outcome, config=config, request_id=request_id)
         email_rejections(config, update_ledger(bucket, join), request_id, record)
         put_json(bucket, f"{REJECTED_PREFIX}{job}.json", record)
-        return outcome
-    return ""
+        return None, outcome
 
 
 def crowd_name(model: str, kind: str) -> str:
@@ -682,14 +707,14 @@ def email_rejections(config: Settings, crowd: str, request_id: str, own: Rejecti
         update_ledger(config.bucket, close)
 
 
-def adopt_uploads(config: Settings, request_id: str) -> int:
-    """Take snapshots of the uploads whose event never came; returns how many there are now.
+def overdue_uploads(config: Settings) -> list[dict[str, Any]]:
+    """The uploads whose event did not come in time, as they are listed, oldest first; "Claimed": whether somebody saw
+    them all the same.
 
     S3 sends no events for some minutes after they are switched on (S3 user guide, Enabling Amazon EventBridge). Their
-    event may still come: whoever claims an upload's version first names its job. One upload's error does not keep the
-    others waiting: the first error is raised after the last upload.
+    event may still come: whoever claims an upload's version first names its job.
     """
-    time, taken, errors = now(), 0, list[Exception]()
+    time = now()
     found = {
         claim_key(item["Key"], item["ETag"].strip('"')): item
         for item in list_objects(config.bucket, UPLOAD_PREFIX)
@@ -698,11 +723,22 @@ def adopt_uploads(config: Settings, request_id: str) -> int:
     }
     claims = list_objects(config.bucket, UPLOAD_CLAIM_PREFIX) if found else []
     claimed_at = {item["Key"]: item["LastModified"] for item in claims}
-    earlier = {} if found.keys() <= claimed_at.keys() else earlier_uploads(config.bucket)
-    for claim, item in sorted(found.items(), key=lambda pair: pair[1]["LastModified"]):
-        claimed = claimed_at.get(claim)
-        if claimed and 0 <= (claimed - item["LastModified"]).total_seconds() <= EVENT_SECONDS:
-            continue  # its event came
+    overdue = [
+        item | {"Claimed": claim in claimed_at}
+        for claim, item in found.items()
+        if not 0 <= (claimed_at.get(claim, time) - item["LastModified"]).total_seconds() <= EVENT_SECONDS
+    ]
+    return sorted(overdue, key=operator.itemgetter("LastModified"))
+
+
+def adopt_uploads(config: Settings, overdue: Sequence[Mapping[str, Any]], request_id: str) -> int:
+    """Take snapshots of uploads whose event never came; returns how many there are now.
+
+    One upload's error does not keep the others waiting: the first error is raised after the last upload.
+    """
+    taken, errors = 0, list[Exception]()
+    earlier = {} if all(item["Claimed"] for item in overdue) else earlier_uploads(config.bucket)
+    for item in overdue:
         try:
             taken += adopt(config, item, earlier, request_id)
         except (BotoCoreError, ClientError) as error:
@@ -729,8 +765,7 @@ def adopt(config: Settings, item: Mapping[str, Any], earlier: Mapping[tuple[str,
     etag, version = item["ETag"].strip('"'), head.get("VersionId")
     upload = upload_of(config.bucket, item["Key"], version, etag, "", item["Size"], item["LastModified"])
     upload["job"] = earlier.get((upload["key"], version or etag), upload["job"])
-    job = upload["job"] = claim_upload(config.bucket, upload)
-    return "source.json" not in files_of(config.bucket, job) and not keep_upload(upload, config, request_id)
+    return not what_became_of(upload, config.bucket, request_id) and bool(keep_upload(upload, config, request_id)[0])
 
 
 def earlier_uploads(bucket: str) -> dict[tuple[str, str], str]:
@@ -740,8 +775,9 @@ def earlier_uploads(bucket: str) -> dict[tuple[str, str], str]:
     return {(found["key"], found["version_id"] or found["etag"]): found["job"] for found in records if found}
 
 
-def take_snapshot(upload: Source, config: Settings) -> None:
-    """Check the upload, copy its exact version to the job's snapshot, and write source.json. Raises Rejected."""
+def take_snapshot(upload: Source, config: Settings) -> Snapshot | None:
+    """Check the upload, copy its exact version to the job's snapshot, and write source.json; None for settings, which
+    have no snapshot. Raises Rejected."""
     kind = kind_of(upload["key"], upload["size"])
     if kind == OTHER:
         endings = f"{', '.join(FILE_ENDINGS[:-1])} or {FILE_ENDINGS[-1]}"
@@ -754,7 +790,7 @@ def take_snapshot(upload: Source, config: Settings) -> None:
         raise Rejected(f"the settings of this model are read from {plain(place)} alone: upload them there")
     chosen = read_settings(config, upload["key"])
     if kind == SETTINGS:
-        return  # each file beside it takes them
+        return None  # each file beside it takes them
     if chosen:
         upload["settings"], config = chosen, with_settings(config, chosen)
     version = {"VersionId": upload["version_id"]} if upload["version_id"] else {}
@@ -769,16 +805,17 @@ def take_snapshot(upload: Source, config: Settings) -> None:
         if reason := why_unreadable(error, where, config):
             raise Rejected(reason) from error
         raise
-    admit(config, upload["model"])
+    ledger = admit(config, upload["model"])
     claim_data(config, upload, checked)
     try:
-        copy_object(config.bucket, f"{snapshot}/data.csv", where, etag, {})
+        copy_object(config.bucket, f"{snapshot}/data.csv", where, etag, size, {})
     except ClientError as error:
         if reason := why_unreadable(error, where, config):
             raise Rejected(reason) from error
         raise
     source: Source = {**upload, "etag": etag.strip('"'), "size": size, "told": checked.told}
     put_json(config.bucket, f"{snapshot}/source.json", source)
+    return Snapshot(source, ledger)
 
 
 def check(answer: Mapping[str, Any], config: Settings) -> Checked:
@@ -822,9 +859,8 @@ def claim_data(config: Settings, upload: Source, checked: Checked) -> None:
 
     The same: equal bytes, for the same model, under settings and a training source that make the same of them.
     """
-    code = config.training_source_uri.removeprefix(f"s3://{config.bucket}/")
-    program = client("s3").head_object(Bucket=config.bucket, Key=code)["ETag"]
     names = ("hyperparameters", "base_model", "base_model_revision", "text_column", "label_column", "training_image")
+    program = config.training_source_hash
     same = [checked.identity, upload["model"], program, *(getattr(config, name) for name in names)]
     same += [config.candidates, encoders(config)]
     claim = f"{DATA_CLAIM_PREFIX}{hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32]}.json"
@@ -883,24 +919,23 @@ def why_unreadable(error: ClientError, where: Mapping[str, str], config: Setting
     )
 
 
-def admit(config: Settings, model: str) -> None:
-    """Let the model in, for good. Raises NoRoom where there is no room for a new one."""
-    earlier: set[str] | None = None
+def admit(config: Settings, model: str) -> tuple[Ledger, str | None]:
+    """Let the model in, for good; returns the ledger and its ETag. Raises NoRoom where a new one has no room."""
+    ledger, etag = read_ledger(config.bucket)
+    models = config.models.split()
+    if model in ledger["models"] and has_room(model, models, config.max_models, ledger["models"]):
+        return ledger, etag
+    earlier = set[str]() if ledger["models"] else earlier_models(config.bucket)
 
-    def enter(ledger: Ledger) -> tuple[bool, list[str]] | None:
-        known = {*ledger["models"], *(earlier or ())}
-        if not known and earlier is None:
-            return None
-        admitted = has_room(model, config.models.split(), config.max_models, known)
+    def enter(ledger: Ledger) -> tuple[bool, list[str]]:
+        known = {*ledger["models"], *earlier}
+        admitted = has_room(model, models, config.max_models, known)
         ledger["models"] = sorted(known | ({model} if admitted else set()))
         return admitted, ledger["models"]
 
-    if (answer := update_ledger(config.bucket, enter)) is None:
-        earlier = earlier_models(config.bucket)
-        answer = update_ledger(config.bucket, enter)
-    admitted, known = answer or (False, [])
+    admitted, known = update_ledger(config.bucket, enter, (ledger, etag))
     if admitted:
-        return
+        return read_ledger(config.bucket)
     if config.models:
         raise NoRoom(f'"{model}" may not be trained: add it to models in Terraform, and apply')
     shown = ", ".join(known[:20])
@@ -937,20 +972,23 @@ def send(kind: str, config: Settings, source: Source, rows: Sequence[tuple[str, 
     notify(config.topic_arn, EMAILS[kind], source["model"] or "none", shown, **values)
 
 
-def start_waiting(config: Settings, request_id: str, own: str = "", ended: str = "") -> str:
+def start_waiting(
+    config: Settings, request_id: str, own: str = "", ended: str = "", snapshot: Snapshot | None = None
+) -> str:
     """Start what waits, in turn, while there is room; returns the outcome in words.
 
-    own: the uploaded file's job; ended: the job that ended. Neither: a sweep, which checks every slot.
+    own: the uploaded file's job, with its snapshot when that was just taken; ended: the job that ended. Neither: a
+    sweep, which checks every slot.
     """
     sweep = not own and not ended
-    paused = exists(config.bucket, PAUSED_KEY)
-    if paused and sweep:
-        return "paused"
-    ledger, _ = read_ledger(config.bucket)
+    seen = snapshot.ledger if snapshot else read_ledger(config.bucket)
+    ledger = seen[0]
+    if ended and ended not in ledger["jobs"] and not exists(config.bucket, f"{SNAPSHOT_PREFIX}{ended}/source.json"):
+        return "not ours"
     for crowd in [name for name, it in ledger["rejected"].items() if it["jobs"]]:
         email_rejections(config, crowd, request_id)
     held = [job for job, entry in ledger["jobs"].items() if entry["state"] == "held"]
-    free_slots(config, held if sweep else [job for job in held if job == ended])
+    free_slots(config, seen, held if sweep else [job for job in held if job == ended])
     # What waits or is being started, though older than the look-back, is in the ledger.
     known = [look_back(), *ledger["jobs"], *filter(None, [ledger["oldest_waiting"]])]
     snapshots = waiting_snapshots(config.bucket, min(known))
@@ -960,9 +998,12 @@ def start_waiting(config: Settings, request_id: str, own: str = "", ended: str =
         snapshots[own] = set()  # an event sent again: its job is older than the look-back, or was given up
     line = sorted(snapshots)
     done, waiting, waits_for = dict[str, str](), list[str](), RESUME
+    paused = bool(line) and exists(config.bucket, PAUSED_KEY)
+    if paused and sweep:
+        return PAUSED
     if not paused:
         give_up(config, ledger, line, request_id, own)
-        done, waits_for = start_in_turn(config, line, request_id, own)
+        done, waits_for = start_in_turn(config, line, request_id, own, snapshot)
     if line and waits_for:
         # Another upload's own invocation says that it waits; where that died, the sweep does.
         newcomers = [job for job in line if "waiting.json" not in snapshots[job] and (sweep or job == own)]
@@ -1017,18 +1058,23 @@ def give_up(config: Settings, ledger: Ledger, line: list[str], request_id: str, 
             put_json(config.bucket, f"{SNAPSHOT_PREFIX}{job}/given_up.json", record)
 
 
-def start_in_turn(config: Settings, line: list[str], request_id: str, own: str) -> tuple[dict[str, str], str]:
-    """Start jobs and take them out of the line while there is room.
+def start_in_turn(
+    config: Settings, line: list[str], request_id: str, own: str, snapshot: Snapshot | None
+) -> tuple[dict[str, str], str]:
+    """Start jobs and take them out of the line while there is room. snapshot: own's, when that was just taken.
 
     Returns those that were STARTED or REFUSED, and what the others wait for.
     """
     done: dict[str, str] = {}
     waits_for = ""
+    seen = snapshot.ledger if snapshot else None
     while line and not waits_for:
-        job, waits_for = update_ledger(config.bucket, lambda ledger: take_slot(ledger, line, config, request_id, own))
+        take = functools.partial(take_slot, line=line, config=config, request_id=request_id, own=own)
+        (job, tries, waits_for), seen = update_ledger(config.bucket, take, seen), None
         if not job:
             break
-        outcome = create_job(config, read_source(config.bucket, job))
+        source = snapshot.source if snapshot and job == own else read_source(config.bucket, job)
+        outcome = create_job(config, source, tries)
         if outcome in (STARTED, REFUSED):
             done[job] = outcome
             line.remove(job)
@@ -1037,12 +1083,16 @@ def start_in_turn(config: Settings, line: list[str], request_id: str, own: str) 
     return done, waits_for
 
 
-def create_job(config: Settings, source: Source) -> str:
-    """Create the training job, email it, record it; returns STARTED, REFUSED, or which quota it waits for."""
+def create_job(config: Settings, source: Source, tries: int) -> str:
+    """Create the training job, email it, record it; returns STARTED, REFUSED, or which quota it waits for.
+
+    tries: how often that was tried, with this time.
+    """
     job, chosen = source["job"], source.get("settings", {})
     config = with_settings(config, chosen)
     try:
-        client("sagemaker").create_training_job(**training_job_request(config, source, keep_program(config, job)))
+        program_uri = keep_program(config, job, tries)
+        client("sagemaker").create_training_job(**training_job_request(config, source, program_uri))
     except ClientError as error:
         # The name follows from the event: an existing job is this upload's, created by an attempt that crashed.
         if error_code(error) != "ResourceInUse":
@@ -1076,13 +1126,13 @@ def email_refusal(config: Settings, source: Source, reason: str) -> None:
         send(REFUSED, config, source, [], reason=reason, advice=advice, tries=GIVE_UP_TRIES)
 
 
-def keep_program(config: Settings, job: str) -> str:
-    """Copy the training program to the job's snapshot, unless it is there; returns its address.
+def keep_program(config: Settings, job: str, tries: int) -> str:
+    """Copy the training program to the job's snapshot, unless an earlier try did; returns its address.
 
     A job that waits for its instance reads its program when it gets one. By then a deploy may have replaced it.
     """
     key = f"{SNAPSHOT_PREFIX}{job}/training.tar.gz"
-    if not exists(config.bucket, key):
+    if tries == 1 or not exists(config.bucket, key):
         newest = {"Bucket": config.bucket, "Key": config.training_source_uri.removeprefix(f"s3://{config.bucket}/")}
         bare = {"MetadataDirective": "REPLACE", "TaggingDirective": "REPLACE"}
         client("s3").copy_object(Bucket=config.bucket, Key=key, CopySource=newest, **bare)
@@ -1237,18 +1287,22 @@ def read_ledger(bucket: str) -> tuple[Ledger, str | None]:
     return ledger | {"schema": SCHEMA}, etag
 
 
-def update_ledger(bucket: str, change: Callable[[Ledger], Result]) -> Result:
+def update_ledger(
+    bucket: str, change: Callable[[Ledger], Result], seen: tuple[Ledger, str | None] | None = None
+) -> Result:
     """Change the ledger and return what change returns; where it alters nothing, nothing is written.
 
-    change alters the ledger in place and does nothing else: it is called again after each lost race.
+    change alters the ledger in place and does nothing else: it is called again after each lost race. seen: the ledger
+    as it was read before; that a change can be written shows that it still is so.
     """
     for _ in range(LEDGER_TRIES):
-        ledger, etag = read_ledger(bucket)
-        before = copy.deepcopy(ledger)
+        before, etag = seen or read_ledger(bucket)
+        ledger = copy.deepcopy(before)
         result = change(ledger)
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
-        if ledger == before or put_json(bucket, LEDGER_KEY, ledger, **condition):
+        if (ledger == before and not seen) or (ledger != before and put_json(bucket, LEDGER_KEY, ledger, **condition)):
             return result
+        seen = None
     raise TimeoutError(f"{LEDGER_KEY}: other invocations were faster {LEDGER_TRIES} times in a row; try again later")
 
 
@@ -1257,8 +1311,8 @@ def being_started(entry: Slot, request_id: str) -> bool:
     return entry["state"] != "failed" and leased_by_another(entry, request_id)
 
 
-def take_slot(ledger: Ledger, line: Sequence[str], config: Settings, request_id: str, own: str) -> tuple[str, str]:
-    """Give a slot to the job whose turn it is, oldest first: (job, ""), or ("", what the line waits for).
+def take_slot(ledger: Ledger, line: Sequence[str], config: Settings, request_id: str, own: str) -> tuple[str, int, str]:
+    """Give a slot to the job whose turn it is, oldest first: (job, its tries, ""), or ("", 0, what the line waits for).
 
     What failed goes last, when it is due again; own always is. A retry resumes its own job first: the order stays.
     """
@@ -1281,8 +1335,8 @@ def take_slot(ledger: Ledger, line: Sequence[str], config: Settings, request_id:
         jobs[job] = {"state": state, "by": request_id, "at": at, "tries": entry["tries"] + 1}
         if "emailed" in entry:
             jobs[job]["emailed"] = entry["emailed"]
-        return job, ""
-    return "", waits_for
+        return job, entry["tries"] + 1, ""
+    return "", 0, waits_for
 
 
 def what_is_full(ledger: Ledger, job: str, config: Settings) -> str:
@@ -1325,8 +1379,9 @@ def give_slot_back(ledger: Ledger, job: str) -> None:
     ledger["day"]["jobs"] = [other for other in ledger["day"]["jobs"] if other != job]
 
 
-def free_slots(config: Settings, held: Sequence[str]) -> None:
-    """Free the slots of those jobs that ended, or never came to exist, as SageMaker says now; forget old entries."""
+def free_slots(config: Settings, seen: tuple[Ledger, str | None], held: Sequence[str]) -> None:
+    """Free the slots of those jobs that ended, or never came to exist, as SageMaker says now; forget old entries.
+    seen: the ledger and its ETag."""
     status: dict[str, str] = {}
     for job in held:
         try:
@@ -1349,19 +1404,27 @@ def free_slots(config: Settings, held: Sequence[str]) -> None:
         ledger["jobs"] = {job: entry for job, entry in jobs.items() if age(entry["at"]) <= kept_seconds[entry["state"]]}
 
     if not {*TERMINAL, "missing"}.isdisjoint(status.values()):
-        update_ledger(config.bucket, close)
+        update_ledger(config.bucket, close, seen)
+
+
+def catch_up(config: Settings, request_id: str) -> str:
+    """Do what undelivered events left undone; returns the outcome in words."""
+    outcome = start_waiting(config, request_id)
+    if outcome == PAUSED or not (overdue := overdue_uploads(config)):
+        return outcome
+    if exists(config.bucket, PAUSED_KEY):
+        return PAUSED
+    return start_waiting(config, request_id) if adopt_uploads(config, overdue, request_id) else outcome
 
 
 def lambda_handler(event: Mapping[str, Any], context: Any) -> dict[str, str]:
     """Entry point. Returns the job's name and the outcome; raises when AWS fails, so that Lambda retries."""
     config, (event, request_id) = settings(), unwrap(event, context)
     if event.get("source") == "sweep":
-        job, outcome = "", start_waiting(config, request_id)
-        if outcome != "paused" and adopt_uploads(config, request_id):
-            outcome = start_waiting(config, request_id)
+        job, outcome = "", catch_up(config, request_id)
     elif event.get("source") == "aws.sagemaker":
         job, outcome = field(field(event, "detail", dict), "TrainingJobName", str), "not ours"
-        if JOB_NAME.fullmatch(job) and exists(config.bucket, f"{SNAPSHOT_PREFIX}{job}/source.json"):
+        if JOB_NAME.fullmatch(job):
             outcome = start_waiting(config, request_id, ended=job)
     else:
         upload = parse_upload(event)
@@ -1958,6 +2021,7 @@ TERMINAL = ("Completed", "Failed", "Stopped")
 SCHEMA = 2
 # Longer than the longest function timeout (900 s): whoever holds an expired lease is dead.
 LEASE_SECONDS = 20 * 60
+LEASED, LEASED_AGAIN = "leased", "leased again"
 # How far back a sweep looks, by the time in the jobs' names.
 LOOK_BACK_DAYS = 7
 # What fails is tried again at every event at first, then once an hour, then given up: about a day in all.
@@ -2175,16 +2239,19 @@ def leased_by_another(entry: Mapping[str, Any] | None, request_id: str) -> bool:
     return bool(entry and by_another and age(entry["at"]) < LEASE_SECONDS)
 
 
-def take_lease(bucket: str, step: str, job: str, request_id: str) -> bool:
-    """Take the lease on one step of a job. False: another invocation holds it; leave the step to that one."""
+def take_lease(bucket: str, step: str, job: str, request_id: str) -> str:
+    """Take the lease on one step of a job: LEASED, or LEASED_AGAIN where somebody had it before and may have done it.
+
+    "": another invocation holds it; leave the step to that one.
+    """
     key = f"claims/{step}/{job}.json"
     mine = {"schema": SCHEMA, "by": request_id, "at": now().isoformat()}
     if put_json(bucket, key, mine, IfNoneMatch="*"):
-        return True
+        return LEASED
     held, etag = read_json(bucket, key)
     if held is None or etag is None or leased_by_another(held, request_id):
-        return False
-    return put_json(bucket, key, mine, IfMatch=etag) is not None
+        return ""
+    return LEASED_AGAIN if put_json(bucket, key, mine, IfMatch=etag) else ""
 
 
 def due_again(tries: int, at: str) -> bool:
@@ -2192,19 +2259,25 @@ def due_again(tries: int, at: str) -> bool:
     return tries < EAGER_TRIES or age(at) > LATER_TRIES_SECONDS
 
 
-def copy_object(bucket: str, key: str, source: Mapping[str, str], etag: str, metadata: dict[str, str]) -> None:
-    """Copy an object of any size inside S3, pinned to its ETag, without its tags.
+def copy_object(
+    bucket: str, key: str, source: Mapping[str, str], etag: str, size: int, metadata: dict[str, str]
+) -> None:
+    """Copy an object of any size (in bytes) inside S3, pinned to its ETag, without its tags.
 
     Raises ClientError PreconditionFailed when the source is no longer the one with that ETag.
     """
-    replaced = {"MetadataDirective": "REPLACE", "Metadata": metadata, "TaggingDirective": "REPLACE"}
+    request: dict[str, Any] = {"MetadataDirective": "REPLACE", "Metadata": metadata, "TaggingDirective": "REPLACE"}
+    request["CopySourceIfMatch"] = etag
+    if size <= COPY_OBJECT_MAX_BYTES:
+        client("s3").copy_object(Bucket=bucket, Key=key, CopySource=dict(source), **request)
+        return
     transfer = TransferConfig(
         multipart_threshold=COPY_OBJECT_MAX_BYTES + 1,
         multipart_chunksize=COPY_PART_BYTES,
         max_concurrency=COPY_THREADS,
         use_threads=COPY_THREADS > 1,
     )
-    client("s3").copy(dict(source), bucket, key, ExtraArgs={"CopySourceIfMatch": etag, **replaced}, Config=transfer)
+    client("s3").copy(dict(source), bucket, key, ExtraArgs=request, Config=transfer)
 
 
 class Wording(str):

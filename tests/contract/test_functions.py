@@ -128,8 +128,10 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 @pytest.mark.parametrize("name", HANDLERS)
-def test_every_setting_arrives_at_its_function_as_it_was_set(chosen: Plan, name: str) -> None:
-    expected = {variable: CHOSEN.get(variable, value) for variable, value in ENVIRONMENT[name].items()}
+def test_every_setting_arrives_at_its_function_as_it_was_set(chosen: Plan, zips: dict[str, Path], name: str) -> None:
+    program = zips[name].with_name("training.tar.gz").read_bytes()
+    wanted = CHOSEN | {"TRAINING_SOURCE_HASH": hashlib.sha256(program).hexdigest()}
+    expected = {variable: wanted.get(variable, value) for variable, value in ENVIRONMENT[name].items()}
 
     assert as_read(variables_of(chosen, name)) == as_read(expected)
 

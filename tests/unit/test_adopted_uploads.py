@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from world import CSV, Context, Interruption, World, broken_connection, in_memory, runner
 
-QUIET = ["HeadObject", "GetObject", "ListObjectsV2", "ListObjectsV2"]
+QUIET = ["GetObject", "ListObjectsV2", "ListObjectsV2"]
 
 
 @pytest.fixture

@@ -802,6 +802,20 @@ def test_an_archive_damaged_behind_its_metrics_has_no_golden_rows(run: Run, worl
     assert "the archive is no intact .tar.gz" in world.record(DECISION)["golden_note"]
 
 
+def test_golden_rows_are_found_in_front_of_the_metrics(run: Run, world: World) -> None:
+    archive = tar_gz([("golden.json", json.dumps(GOLDEN).encode()), metrics_file(champion=None)])
+    complete(world, archive, tar_gz([WEIGHTS]))
+    assert run() == "approved"
+    assert world.record(DECISION)["golden"] == GOLDEN
+
+
+def test_huge_golden_rows_in_front_of_the_metrics_are_passed_over(run: Run, world: World) -> None:
+    archive = tar_gz([("golden.json", b" " * 200_000), metrics_file(champion=None)])
+    complete(world, archive, tar_gz([WEIGHTS]))
+    assert run() == "approved"
+    assert "golden.json has 200000 bytes" in world.record(DECISION)["golden_note"]
+
+
 def test_without_an_output_archive_there_are_no_golden_rows(run: Run, world: World) -> None:
     complete(world, None, tar_gz([metrics_file(), ("golden.json", json.dumps(GOLDEN).encode())]))
     assert run() == "approved"

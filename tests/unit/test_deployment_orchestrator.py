@@ -1321,7 +1321,7 @@ def test_a_move_that_the_table_does_not_have_is_refused(deployer: ModuleType, wo
 # --- sweep and pause --------------------------------------------------------------------------------
 
 
-def test_a_sweep_over_a_healthy_system_makes_four_calls_for_each_model_and_changes_nothing(
+def test_a_sweep_over_a_healthy_system_makes_two_calls_for_each_model_and_changes_nothing(
     run: Callable[..., str], sweep: Callable[..., str], world: World, live: str, approve: Callable[..., dict[str, Any]]
 ) -> None:
     run(approve(SECOND, model="reviews"))
@@ -1329,10 +1329,33 @@ def test_a_sweep_over_a_healthy_system_makes_four_calls_for_each_model_and_chang
     run(world.endpoint_event(f"{ENDPOINT}-reviews"))
     before, emails, calls = world.final_state(), len(world.emails()), len(world.around.calls)
     assert sweep() == "2 models swept"
-    per_model = ["ListObjectsV2", "DescribeEndpoint", "ListObjectsV2", "GetObject"]
-    assert world.around.calls[calls:] == ["GetObject", "ListObjectsV2", *per_model, *per_model]
+    listings, per_model = ["ListObjectsV2", "ListObjectsV2"], ["DescribeEndpoint", "GetObject"]
+    assert world.around.calls[calls:] == [*listings, *per_model, *per_model]
     assert world.final_state() == before
     assert len(world.emails()) == emails
+
+
+# What a record of the live model under other settings may be.
+SIBLINGS = ("waiting", "held", "requested", "withdrawn", "superseded", "rolled back", "removed")
+
+
+@pytest.mark.parametrize("state", SIBLINGS)
+def test_a_sweep_looks_at_each_record_of_a_live_model_as_an_event_does(
+    make_world: Callable[[], World], deployer: ModuleType, state: str
+) -> None:
+    ends = []
+    for sent in ({"source": "sweep"}, None):
+        world = make_world()
+        for arrived in (world.upload(approved_key(FIRST), ARTIFACT), None):
+            deployer.lambda_handler(arrived or world.endpoint_event(), Context("live"))
+            world.sagemaker.come_up(ENDPOINT)
+        live = served(world)
+        other = f"{live[:-8]}00000000"
+        more = {"config": other, "state": state, "at": "2026-11-01T00:00:00+00:00", "withdrawn": {"to": ""}}
+        world.put(f"models/deployments/{other}.json", world.record(f"models/deployments/{live}.json") | more)
+        deployer.lambda_handler(sent or world.endpoint_event(), Context("later"))
+        ends.append((world.final_state(), world.emails()))
+    assert ends[0] == ends[1]
 
 
 def test_a_sweep_does_what_lost_events_left_undone(
@@ -1360,7 +1383,7 @@ def test_a_sweep_passes_over_folders_that_are_no_models(sweep: Callable[..., str
     world.put("models/approved/Not A Model/x", b"x")
     calls = len(world.around.calls)
     sweep()
-    assert len(world.around.calls) == calls + 2
+    assert len(world.around.calls) == calls + 1
 
 
 @pytest.mark.parametrize("by", ["event", "sweep"])
@@ -1489,6 +1512,29 @@ def test_a_refusal_is_emailed_once_in_awss_words_retried_hourly_and_ends_with_it
     world.sagemaker.come_up(ENDPOINT)
     assert run() == "in service"
     assert subjects(world)[before:] == ["Deployment waiting", "Deployment started", "Deployment successful"]
+
+
+@pytest.mark.parametrize("operation", ["CreateEndpoint", "UpdateEndpoint"])
+def test_a_new_endpoint_config_that_sagemaker_does_not_see_yet_is_described_and_asked_for_again(
+    run: Callable[..., str],
+    world: World,
+    approve: Callable[..., dict[str, Any]],
+    request: pytest.FixtureRequest,
+    operation: str,
+) -> None:
+    if operation == "UpdateEndpoint":
+        request.getfixturevalue("live")
+
+    def unseen() -> None:
+        arn = f"arn:aws:sagemaker:us-east-1:123456789012:endpoint-config/{list(world.sagemaker.configs)[-1]}"
+        raise refusal(operation, "ValidationException", f'Could not find endpoint configuration "{arn}".')
+
+    world.around.interruption = Interruption(operation, unseen)
+    before, calls = len(world.emails()), len(world.around.calls)
+    assert run(approve(SECOND)) == "started"
+    made = [call for call in world.around.calls[calls:] if "Endpoint" in call][1:]
+    assert made == ["CreateEndpointConfig", operation, "DescribeEndpointConfig", operation]
+    assert subjects(world)[before:] == ["Deployment started"]
 
 
 @pytest.mark.parametrize("kind", ["serverless", "instance"])

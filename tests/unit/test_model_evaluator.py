@@ -99,8 +99,16 @@ def never() -> bool:
     return False
 
 
-def find(evaluator: ModuleType, archive: bytes) -> bytes | None:
-    return evaluator.find_file(io.BytesIO(archive), "metrics.json", evaluator.JSON_MAX_BYTES, never)  # type: ignore[no-any-return]
+def find(
+    evaluator: ModuleType, archive: bytes | io.BytesIO, max_bytes: int = 0, out_of_time: Callable[[], bool] = never
+) -> bytes | None:
+    """The first metrics.json of an archive. Raises ArchiveError."""
+    stream = archive if isinstance(archive, io.BytesIO) else io.BytesIO(archive)
+    found = evaluator.find_files(stream, ("metrics.json",), max_bytes or evaluator.JSON_MAX_BYTES, out_of_time)
+    _, content = next(found, ("", None))
+    if isinstance(content, evaluator.ArchiveError):
+        raise content
+    return content  # type: ignore[no-any-return]
 
 
 # --- reading the archives ---------------------------------------------------------------------------
@@ -220,7 +228,7 @@ def test_a_bomb_takes_no_more_memory_than_a_small_archive(evaluator: ModuleType)
     peaks = []
     for stream in (io.BytesIO(bomb(2)), io.BytesIO(bomb(200))):
         tracemalloc.start()
-        assert evaluator.find_file(stream, "metrics.json", 1024, never) == b"{}"
+        assert find(evaluator, stream, 1024) == b"{}"
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] * 1.1
@@ -229,7 +237,7 @@ def test_a_bomb_takes_no_more_memory_than_a_small_archive(evaluator: ModuleType)
 def test_the_search_ends_when_time_runs_out(evaluator: ModuleType) -> None:
     answers = iter([False] * 5 + [True])
     with pytest.raises(evaluator.ArchiveError, match="too large to be searched"):
-        evaluator.find_file(io.BytesIO(bomb(10)), "metrics.json", 1024, lambda: next(answers))
+        find(evaluator, bomb(10), 1024, lambda: next(answers))
 
 
 @pytest.mark.parametrize(
@@ -447,15 +455,16 @@ def test_an_archive_that_was_replaced_after_the_job_had_ended_is_refused(
     assert f"make retrain JOB={JOB}" in timed_world.only_email().body
 
 
-def test_golden_rows_that_were_replaced_after_the_job_had_ended_are_none(
+def test_golden_rows_are_read_together_with_the_metrics_and_not_from_what_replaces_them(
     run: Callable[..., str], timed_world: World
 ) -> None:
+    rows = [[{"text": text, "label": "ham", "score": 1}] for text in ("the job's own", "another")]
+    own, late = (tar_gz([metrics_file(), ("golden.json", json.dumps(golden).encode())]) for golden in rows)
+    timed_world.put(OUTPUT, own)
     timed_world.wait(seconds=6)
-    late = tar_gz([("golden.json", json.dumps([{"text": "a", "label": "ham", "score": 1}]).encode())])
-    # Between the reading of the metrics and that of the golden rows.
     timed_world.around.interruption = Interruption("ListObjectsV2", lambda: timed_world.put(OUTPUT, late))
     assert run() == "approved"
-    assert "not the job's own" in timed_world.record(DECISION)["golden_note"]
+    assert timed_world.record(DECISION)["golden"] == rows[0]
 
 
 def test_the_clocks_of_s3_and_sagemaker_may_differ_by_five_seconds(run: Callable[..., str], timed_world: World) -> None:
@@ -779,6 +788,22 @@ def test_while_paused_nothing_is_swept(sweep: Callable[..., str], world: World) 
     before = len(world.around.calls)
     assert sweep() == "paused"
     assert world.around.calls[before:] == ["HeadObject"]
+
+
+@pytest.mark.parametrize("days", [0, 6, 8, 400])
+def test_the_event_of_a_decided_job_changes_nothing_however_late_it_comes(
+    run: Callable[..., str], evaluator: ModuleType, timed_world: World, days: int
+) -> None:
+    assert run() == "approved"
+    timed_world.wait(days=days)
+    if days > evaluator.LOOK_BACK_DAYS:  # S3 deletes them
+        for key in timed_world.keys("claims/"):
+            timed_world.s3.delete_object(Bucket=BUCKET, Key=key)
+    before = timed_world.final_state()
+    for late in ("late", "later"):
+        assert run(request_id=late) == "already decided"
+    assert timed_world.final_state() == before
+    assert len(timed_world.emails()) == 1
 
 
 def test_a_job_that_somebody_deleted_is_decided_as_failed(sweep: Callable[..., str], world: World) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from test_champion_gate import GOLDEN, LIVE, LIVE_SET, RIVAL, comparison, end
 from test_model_evaluator import DECISION, JOB, good_job
-from world import ROOT, Context, World
+from world import ROOT, Context, World, in_memory
 
 DECISIONS = ("decision_of_the_live_model", "decision_approved", "decision_rejected")
 
@@ -27,10 +27,17 @@ def outcome(evaluator: ModuleType, world: World, request_id: str = "first") -> s
     return str(evaluator.lambda_handler(world.job_event(JOB), Context(request_id))["outcome"])
 
 
+@pytest.mark.parametrize("days", [0, 8])
 @pytest.mark.parametrize("name", DECISIONS)
-def test_a_job_that_was_decided_stays_decided(evaluator: ModuleType, world: World, name: str) -> None:
+def test_a_job_that_was_decided_stays_decided(
+    evaluator: ModuleType, environment: None, monkeypatch: pytest.MonkeyPatch, name: str, days: int
+) -> None:
+    world = in_memory(evaluator, monkeypatch)
     good_job(world)
     world.put(DECISION, old(name))
+    if days <= evaluator.LOOK_BACK_DAYS:  # S3 deletes it then
+        world.put(f"claims/evaluate/{JOB}.json", old("claim_evaluate"))
+    world.wait(days=days)
     assert outcome(evaluator, world) == "already decided"
     assert world.record(DECISION) == old(name)
     assert world.emails() == []

@@ -21,7 +21,7 @@ OWN_KEY = "arn:aws:kms:us-east-1:123456789012:key/11111111-2222-3333-4444-555555
 FOREIGN_KEY = "arn:aws:kms:us-east-1:210987654321:key/99999999-2222-3333-4444-555555555555"
 BAD = b"text;label\n"
 # The call that reads the upload, of those that its event leads to.
-READ = 5
+READ = 3
 
 
 @pytest.fixture

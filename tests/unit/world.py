@@ -50,6 +50,7 @@ ENVIRONMENT = {
     | {
         "TRAINING_ROLE_ARN": TRAINING_ROLE_ARN,
         "TRAINING_IMAGE": "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13.0-cpu-amzn2023-sagemaker",
+        "TRAINING_SOURCE_HASH": "0" * 64,
         "TRAINING_SOURCE_URI": f"s3://{BUCKET}/{PROGRAM_KEY}",
         "TRAINING_INSTANCE_TYPE": "ml.m5.xlarge",
         "TRAINING_INSTANCE_COUNT": "1",

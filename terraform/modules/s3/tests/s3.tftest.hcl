@@ -117,6 +117,11 @@ run "a_new_bucket_is_closed_keeps_versions_and_forgets_in_time" {
     condition     = aws_s3_object.training_source.key == "code/training.tar.gz" && aws_s3_object.training_source.source_hash == filesha256("main.tf")
     error_message = "A changed source must become a new version of the same object, where a waiting job finds it."
   }
+
+  assert {
+    condition     = output.training_source_hash == filesha256("main.tf")
+    error_message = "The training orchestrator must learn which source new jobs run."
+  }
 }
 
 run "every_prefix_with_texts_expires_when_asked" {
