@@ -6,6 +6,7 @@ at a time, as a model server's worker does; clients wait for each other. Prints 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -30,9 +31,11 @@ def load(what: str, folder: Path, base: str) -> Callable[[str], Any]:
         model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
         asked = transformers.pipeline("text-classification", model=model, tokenizer=base, device="cpu")
         return lambda text: asked(text, truncation=True)
-    sys.path.insert(0, str(folder / "model" / "code"))
-    import inference
-
+    spec = importlib.util.spec_from_file_location("inference", folder / "model" / "code" / "inference.py")
+    assert spec
+    assert spec.loader
+    inference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(inference)
     model_dir = folder / "model"
     if what == "int8":
         model_dir = Path(tempfile.mkdtemp()) / "model"

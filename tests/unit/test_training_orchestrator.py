@@ -382,6 +382,7 @@ def test_every_gpu_of_an_instance_is_used_under_sagemakers_own_launcher(
     run: Callable[..., str], world: World, monkeypatch: pytest.MonkeyPatch, instance_type: str, launched: str | None
 ) -> None:
     monkeypatch.setenv("TRAINING_INSTANCE_TYPE", instance_type)
+    world.sagemaker.training_quota = 1  # of GPUs, new accounts have none
     run(world.upload("data/train/x.csv"))
     (job,) = world.sagemaker.jobs.values()
     assert job["HyperParameters"].get("sagemaker_torch_distributed_enabled") == launched
