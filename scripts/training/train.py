@@ -320,11 +320,12 @@ def seen_tokens(texts: Sequence[str], settings: Settings, tokenizer: Any | None)
     return {"max_length": longest, "cut_texts": cut, "unknown_token_share": round(unknown / max(tokens, 1), 6)}
 
 
-def told_tokens(seen: Mapping[str, Any], texts: int) -> dict[str, str]:
-    """Return what seen_tokens found, of so many texts, as rows for people."""
+def told_tokens(seen: Mapping[str, Any], texts: int, words_alone: bool) -> dict[str, str]:
+    """Return what seen_tokens found, of so many texts, as rows for people. words_alone: it was given no tokenizer."""
     rows = {}
     if cut := seen["cut_texts"]:
-        rows["texts cut"] = f"{cut:,} of {texts:,} ({100 * cut / texts:.1f} %), at {seen['max_length']:,} tokens"
+        most = f"{inference.WORDS_MAX_CHARACTERS:,} characters" if words_alone else f"{seen['max_length']:,} tokens"
+        rows["texts cut"] = f"{cut:,} of {texts:,} ({100 * cut / texts:.1f} %), at {most}"
     if share := seen["unknown_token_share"]:
         shown = f"{100 * share:.1f} %" if share >= 0.001 else "less than 0.1 %"
         rows["unknown tokens"] = f"{shown} of the texts' tokens stand for words that the base model does not know"
@@ -498,7 +499,7 @@ def _run(settings: Settings, scratch: Path, started: float) -> None:
     tokenizers = [member.encoder.tokenizer for member in served.members if isinstance(member, inference.EncoderMember)]
     texts = [example.text for example in (*train, *holdout)]
     seen = seen_tokens(texts, settings, tokenizers[0] if tokenizers else None)
-    told_of_tokens = told_tokens(seen, len(texts))
+    told_of_tokens = told_tokens(seen, len(texts), not tokenizers)
     for what, text in told_of_tokens.items():
         say(f"data: {what}: {text}")
 

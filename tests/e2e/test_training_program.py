@@ -1,6 +1,11 @@
-"""The training program with real torch and transformers, on a randomly initialised model of a few thousand weights."""
+"""The training program with real torch and transformers, on a randomly initialised model of a few thousand weights.
+
+How it chooses among its candidates is in test_ladder.py. Where a test is about something else, the candidate is given:
+words needs no base model and takes a tenth of a second.
+"""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -16,10 +21,11 @@ import torch
 from moto import mock_aws
 from safetensors.torch import load_file, save_file
 
+import base_model as base_models
+import fine_tuned
 import inference
 import tiny_model
 import train
-from dataset import Example
 from reader import Reader
 
 TRAINING = Path(__file__).resolve().parents[2] / "scripts" / "training"
@@ -28,7 +34,7 @@ TRAINING = Path(__file__).resolve().parents[2] / "scripts" / "training"
 torch.set_num_threads(1)
 
 WORDS = dict(zip(("0", "2", "10"), tiny_model.WORDS, strict=False))
-FAST = ["--epochs", "12", "--learning_rate", "5e-3", "--batch_size", "8", "--max_length", "16"]
+FAST = ["--epochs", "2", "--learning_rate", "5e-3", "--batch_size", "8", "--max_length", "16"]
 
 
 def make_rows(labels=tuple(WORDS), per_label=30):
@@ -66,6 +72,7 @@ def job(tmp_path_factory, base_model):
             "BASE_MODEL": str(base_model),
             "TEXT_COLUMN": "text",
             "LABEL_COLUMN": "label",
+            "CANDIDATES": "words",
             **settings,
         }
 
@@ -86,7 +93,10 @@ def metrics_of(environment):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, base_model):
-    """The program run as SageMaker runs it, in a process of its own: its environment and standard output."""
+    """The program run as SageMaker runs it, in a process of its own: its environment and standard output.
+
+    Its model is a frozen encoder with a head.
+    """
     folder = tmp_path_factory.mktemp("trained")
     (folder / "train").mkdir()
     with (folder / "train" / "data.csv").open("w", encoding="utf-8-sig", newline="") as file:
@@ -102,6 +112,7 @@ def trained(tmp_path_factory, base_model):
         "BASE_MODEL_REVISION": "",
         "TEXT_COLUMN": "message",
         "LABEL_COLUMN": "kind",
+        "CANDIDATES": "frozen",
     }
     command = [sys.executable, str(TRAINING / "train.py"), *FAST]
     run = subprocess.run(
@@ -122,32 +133,38 @@ def classifier(trained):
     return inference.model_fn(trained[0]["SM_MODEL_DIR"])
 
 
+@pytest.fixture(scope="module")
+def tokenizer(classifier):
+    return classifier.members[0].encoder.tokenizer
+
+
 # ---- odd texts
 
 
-def test_a_very_long_text_and_nul_bytes_are_trained_on(job):
-    environment = job([*make_rows(), ("bread " * 300_000, "2"), ("ri\0ce \0", "2")])
+@pytest.mark.parametrize("candidate", ["words", "frozen", "fine-tuned"])
+def test_a_very_long_text_and_nul_bytes_are_trained_on(job, candidate):
+    environment = job([*make_rows(), ("bread " * 300_000, "2"), ("ri\0ce \0", "2")], CANDIDATES=candidate)
     assert train.main(FAST, environment) == 0
     metrics = metrics_of(environment)
     assert metrics["train_examples"] + metrics["holdout_examples"] == len(make_rows()) + 2
 
 
-def test_a_tokenizer_is_given_no_more_of_a_text_than_it_can_use_and_few_texts_at_once(classifier):
+def test_a_tokenizer_is_given_no_more_of_a_text_than_it_can_use_and_few_texts_at_once(tokenizer):
     calls = []
 
     class Recorder:
-        model_max_length = classifier.tokenizer.model_max_length
+        model_max_length = tokenizer.model_max_length
 
         def __call__(self, texts, **options):
             calls.append((len(texts), max(map(len, texts))))
-            return classifier.tokenizer(texts, **options)
+            return tokenizer(texts, **options)
 
-    endless = Example("snow " * 1_000_000, "0")
-    items = train.encode([endless] * 300, ["0", "1"], Recorder())
+    endless = "snow " * 100_000
+    items = fine_tuned._tokens([endless] * 300, Recorder())
     most = 100 * Recorder.model_max_length
     assert calls == [(256, most), (44, most)]
     assert items[0] == items[-1]
-    assert items[0]["input_ids"] == classifier.tokenizer(endless.text, truncation=True)["input_ids"]
+    assert items[0]["input_ids"] == tokenizer(endless, truncation=True)["input_ids"]
 
 
 # ---- a run that succeeds
@@ -157,6 +174,8 @@ def test_metrics_tell_the_figures_the_counts_and_what_the_data_holds(trained):
     metrics = metrics_of(trained[0])
     assert metrics == json.loads((Path(trained[0]["SM_MODEL_DIR"]) / "metrics.json").read_text())
     seconds, figures = metrics.pop("train_seconds"), {name: metrics.pop(name) for name in list(metrics)[1:6]}
+    [candidate], int8 = metrics.pop("candidates"), metrics.pop("int8")
+    assert metrics["told"].pop("candidates").startswith("frozen: macro F1 1.000, log loss 0.0")
     assert metrics == {
         "schema": 2,
         "train_examples": 72,
@@ -172,6 +191,7 @@ def test_metrics_tell_the_figures_the_counts_and_what_the_data_holds(trained):
             "labels": '3: "0" 30, "10" 30, "2" 30',
             "longest text": "36 characters",
             "unknown tokens": "16.7 % of the texts' tokens stand for words that the base model does not know",
+            "model": "frozen",
         },
         "base_model": trained[0]["BASE_MODEL"],
         "base_model_revision": None,
@@ -182,6 +202,8 @@ def test_metrics_tell_the_figures_the_counts_and_what_the_data_holds(trained):
     assert figures["accuracy"] == figures["macro_f1"] == 1.0
     assert 0 < figures["eval_loss"] < 1
     assert seconds > 0
+    assert (candidate["name"], candidate["members"], candidate["chosen"]) == ("frozen", {"frozen": 1}, True)
+    assert set(int8) == {"served", "changed", "milliseconds", "milliseconds_before"}
     assert not (Path(trained[0]["SM_OUTPUT_DIR"]) / "failure").exists()
 
 
@@ -191,51 +213,48 @@ def test_every_user_may_read_the_model_whatever_wrote_it(trained):
     modes = {path.name: path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
     folders = {folder.name, "code"}
     assert modes == {name: 0o755 if name in folders else 0o644 for name in modes}
-    assert modes.keys() >= {"model.safetensors", "config.json", "inference.py", "golden.json", "holdout.csv"}
+    assert modes.keys() >= {"model.safetensors", "config.json", "model.json", "encoder.safetensors", "inference.py"}
+    assert modes.keys() >= {"golden.json", "holdout.csv", "metrics.json"}
 
 
-def test_progress_is_printed_as_it_trains(trained):
+def test_what_it_read_and_found_is_printed(trained):
     lines = trained[1].splitlines()
-    progress = [line for line in lines if line.startswith("epoch ")]
-    assert progress[0].startswith("epoch 1/12  step 5/108  loss ")
-    assert progress[-1].startswith("epoch 12/12  step 105/108  loss ")
     assert "data: data.csv: rows: 93 read, 90 used" in lines
     left_out = next(line for line in lines if line.startswith("data: data.csv: rows left out: "))
     assert "no label: 2 (line 93, 94)" in left_out
+    assert any(re.match(r"frozen: log loss 0\.\d+, macro F1 1\.0000 on 72 rows out of fold, ", line) for line in lines)
     assert any(line.startswith("hold-out:  accuracy 1.0000  macro_f1 1.0000") for line in lines)
 
 
-def test_the_model_folder_serves_by_itself_in_a_process_that_knows_only_the_folder(trained):
-    model_dir = trained[0]["SM_MODEL_DIR"]
-    assert (Path(model_dir) / "model.safetensors").is_file()
-    program = (
-        "import sys, json; sys.path.insert(0, sys.argv[1] + '/code'); import inference;"
-        "m = inference.model_fn(sys.argv[1]);"
-        "print(json.dumps(inference.predict_fn({'inputs': ['ferry tram bus', 'soup rice bread']}, m)))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, model_dir], capture_output=True, text=True, timeout=60, check=True
-    )
-    answers = json.loads(run.stdout)
-    assert [answer["label"] for answer in answers] == ["10", "2"]
-    assert all(0.5 < answer["score"] <= 1 for answer in answers)
+def test_progress_is_printed_as_it_trains(job, capsys):
+    assert train.main(FAST, job(make_rows(per_label=10), CANDIDATES="fine-tuned")) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fine-tuned: step ")]
+    # Five folds of 24 rows, one leg or two of each; and all rows.
+    assert lines[0].startswith("fine-tuned: step 1/6  log loss ")
+    assert lines[-1] == "fine-tuned: step 6/6 on all rows"
 
 
-def test_the_same_seed_gives_the_same_model_and_another_does_not(job):
+def test_the_same_seed_gives_the_same_model_and_another_does_not(job, monkeypatch):
+    # The faster of two precisions is measured.
+    monkeypatch.setattr(fine_tuned, "faster_precision", lambda *_: None)
+
     def weights(seed):
-        environment = job(make_rows())
+        environment = job(make_rows(per_label=10), CANDIDATES="fine-tuned")
         assert train.main([*FAST, "--epochs", "1", "--seed", seed], environment) == 0
-        return load_file(Path(environment["SM_MODEL_DIR"]) / "model.safetensors")
+        folder = Path(environment["SM_MODEL_DIR"])
+        return load_file(folder / "model.safetensors") | load_file(folder / "encoder.safetensors")
 
     first, second, other = weights("7"), weights("7"), weights("8")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+    layer = "encoder.layer.0.output.dense.weight"
+    assert not torch.equal(first[layer], other[layer])
+    assert not torch.equal(first["weight"], other["weight"])
 
 
 def test_a_given_test_channel_is_the_holdout_and_its_texts_are_not_trained_on(job, capsys):
     rows = make_rows(("0", "2"))
     environment = job(rows, test_rows=[*rows[:4], ("soup soup", "2")])
-    assert train.main([*FAST, "--epochs", "1"], environment) == 0
+    assert train.main(FAST, environment) == 0
     metrics = metrics_of(environment)
     assert (metrics["train_examples"], metrics["holdout_examples"]) == (56, 5)
     assert metrics["told"]["data.csv: rows"] == "60 read, 60 used"
@@ -248,16 +267,18 @@ def test_a_given_test_channel_is_the_holdout_and_its_texts_are_not_trained_on(jo
 
 
 def test_the_base_model_channel_wins_over_the_name_and_the_name_is_recorded(job, base_model):
-    environment = job(make_rows(("0", "2")), BASE_MODEL="s3://bucket/base/", SM_CHANNEL_BASE_MODEL=str(base_model))
-    assert train.main([*FAST, "--epochs", "1"], environment) == 0
+    channel = {"BASE_MODEL": "s3://bucket/base/", "SM_CHANNEL_BASE_MODEL": str(base_model)}
+    environment = job(make_rows(("0", "2")), CANDIDATES="frozen", **channel)
+    assert train.main(FAST, environment) == 0
     assert metrics_of(environment)["base_model"] == "s3://bucket/base/"
 
 
 def test_a_max_length_beyond_the_model_is_cut_to_it(job, capsys):
-    environment = job(make_rows(("0", "2")))
-    assert train.main([*FAST, "--epochs", "1", "--max_length", "512"], environment) == 0
+    environment = job(make_rows(("0", "2")), CANDIDATES="frozen")
+    assert train.main([*FAST, "--max_length", "512"], environment) == 0
     assert "max_length 512 is more than the base model takes: 32 tokens are used" in capsys.readouterr().out
-    assert inference.model_fn(environment["SM_MODEL_DIR"]).tokenizer.model_max_length == 32
+    [member] = inference.model_fn(environment["SM_MODEL_DIR"]).members
+    assert member.encoder.tokenizer.model_max_length == 32
 
 
 # ---- what is said of the data
@@ -274,19 +295,29 @@ def found_in(*names):
 
 def test_of_many_files_as_much_is_told_as_the_evaluator_takes_and_that_there_is_more():
     told = train.told_rows(found_in(*(f"{at}{'x' * 200}.csv" for at in range(10))))
-    assert len(told) == 18  # two more are about the tokens
-    assert [*told.items()][-1] == ("more", "33 more lines, in the job's log")
+    assert len(told) == 15  # two more are about the tokens, three about the model
+    assert [*told.items()][-1] == ("more", "36 more lines, in the job's log")
     assert f"0{'x' * 58}…: rows left out" in told
     assert max(map(len, told)) <= 100
 
 
-def test_a_text_is_cut_when_it_has_more_tokens_than_the_model_takes(classifier):
+@pytest.fixture(scope="module")
+def settings(trained):
+    return train.Settings.read(FAST, trained[0])
+
+
+def test_a_text_is_cut_when_it_has_more_tokens_than_the_model_takes(settings, tokenizer):
     fits, cut = "snow " * 14, "snow " * 15  # beside the two special ones
-    examples = [Example(text, "0") for text in (fits, cut, "snow " * 3_000_000, "snow")]
-    items = train.encode(examples, ["0"], classifier.tokenizer)
-    seen = train.seen_tokens(examples, items, classifier.tokenizer)
+    seen = train.seen_tokens([fits, cut, "snow " * 3_000_000, "snow"], settings, tokenizer)
     assert seen == {"max_length": 16, "cut_texts": 2, "unknown_token_share": 0}
-    assert train.told_tokens(seen, 4) == {"texts cut": "2 of 4 (50.0 %), at 16 tokens"}
+    assert train.told_tokens(seen, 4, False) == {"texts cut": "2 of 4 (50.0 %), at 16 tokens"}
+
+
+def test_a_model_of_words_cuts_texts_at_a_number_of_characters(settings):
+    most = inference.WORDS_MAX_CHARACTERS
+    seen = train.seen_tokens(["a" * most, "a" * (most + 1)], settings, None)
+    assert seen == {"max_length": 16, "cut_texts": 1, "unknown_token_share": 0}
+    assert train.told_tokens(seen, 2, True) == {"texts cut": "1 of 2 (50.0 %), at 20,000 characters"}
 
 
 @pytest.mark.parametrize(
@@ -298,17 +329,16 @@ def test_a_text_is_cut_when_it_has_more_tokens_than_the_model_takes(classifier):
     ],
 )
 def test_the_share_of_tokens_that_the_base_model_does_not_know_is_that_of_the_texts_own_tokens(
-    classifier, text, share, told
+    settings, tokenizer, text, share, told
 ):
-    examples = [Example(text, "0")]
-    seen = train.seen_tokens(examples, train.encode(examples, ["0"], classifier.tokenizer), classifier.tokenizer)
+    seen = train.seen_tokens([text], settings, tokenizer)
     assert seen["unknown_token_share"] == pytest.approx(share, abs=1e-6)
-    assert told is None or train.told_tokens(seen, 1)["unknown tokens"].startswith(told)
+    assert told is None or train.told_tokens(seen, 1, False)["unknown tokens"].startswith(told)
 
 
 @pytest.mark.parametrize(("share", "shown"), [(0.00001, "less than 0.1 %"), (0.001, "0.1 %")])
 def test_a_small_share_of_unknown_tokens_is_not_shown_as_none(share, shown):
-    told = train.told_tokens({"max_length": 16, "cut_texts": 0, "unknown_token_share": share}, 1)
+    told = train.told_tokens({"max_length": 16, "cut_texts": 0, "unknown_token_share": share}, 1, False)
     assert told["unknown tokens"].startswith(f"{shown} of")
 
 
@@ -319,7 +349,7 @@ def test_the_share_of_rows_that_may_be_left_out_is_a_setting(job):
     rows = [*make_rows(("0", "2")), *[("", "0")] * 5]
     assert "5 of 65 rows cannot be used (no text: 5 (line 62, 63, 64, 65, 66)), more than 5 %" in failure_of(job(rows))
     assert "more than 7 %" in failure_of(job(rows, MAX_ROWS_LEFT_OUT="0.07"))
-    assert train.main([*FAST, "--epochs", "1"], job(rows, MAX_ROWS_LEFT_OUT="0.08")) == 0
+    assert train.main(FAST, job(rows, MAX_ROWS_LEFT_OUT="0.08")) == 0
 
 
 @pytest.mark.parametrize("share", ["5", "-0.1", "nan", "five", "5 %", "1e999"])
@@ -345,7 +375,7 @@ def test_a_share_of_rows_that_is_none_is_named(job, share):
 def test_data_that_does_not_suffice_is_refused_in_words(job, rows, reason):
     environment = job(rows)
     assert re.search(reason, failure_of(environment))
-    assert not (Path(environment["SM_MODEL_DIR"]) / "model.safetensors").exists()
+    assert not Path(environment["SM_MODEL_DIR"]).exists()
 
 
 def test_a_label_that_only_the_test_channel_has_is_named(job):
@@ -381,49 +411,53 @@ def test_a_setting_that_only_terraform_has_a_default_for_is_named(job, name, emp
     )
 
 
-def test_a_diverging_loss_is_a_failure_and_writes_no_metrics(job, base_model, tmp_path):
+def copy_of(base_model, folder):
     for file in base_model.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = load_file(base_model / "model.safetensors")
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_a_base_model_whose_answers_are_no_numbers_is_refused_and_writes_no_metrics(job, base_model, tmp_path):
+    weights = load_file(copy_of(base_model, tmp_path) / "model.safetensors")
     name = "encoder.layer.0.output.dense.weight"
     save_file(
         {**weights, name: torch.full_like(weights[name], math.inf)}, tmp_path / "model.safetensors", {"format": "pt"}
     )
 
-    environment = job(make_rows(), BASE_MODEL=str(tmp_path))
+    environment = job(make_rows(), BASE_MODEL=str(tmp_path), CANDIDATES="auto")
 
-    assert "training loss became nan" in failure_of(environment)
+    assert f"BASE_MODEL={tmp_path} gives (2, 32) numbers for 2 texts, or some that are none" in failure_of(environment)
     assert not Path(environment["SM_OUTPUT_DATA_DIR"], "metrics.json").exists()
 
 
 def test_a_base_model_that_is_not_there_is_named_with_its_revision(job, tmp_path, monkeypatch):
-    assert f"BASE_MODEL={tmp_path} is not a model" in failure_of(job(make_rows(), BASE_MODEL=str(tmp_path)))
-    assert "needs the channel 'base_model'" in failure_of(job(make_rows(), BASE_MODEL="s3://bucket/base"))
+    def reason_of(name, **settings):
+        return failure_of(job(make_rows(), BASE_MODEL=name, CANDIDATES="auto", **settings))
+
+    assert f"BASE_MODEL={tmp_path} is not a model" in reason_of(str(tmp_path))
+    assert "needs the channel 'base_model'" in reason_of("s3://bucket/base")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    reason = failure_of(job(make_rows(), BASE_MODEL="someone/unknown-model", BASE_MODEL_REVISION="v9"))
+    reason = reason_of("someone/unknown-model", BASE_MODEL_REVISION="v9")
     assert "BASE_MODEL=someone/unknown-model, revision v9" in reason
     assert "HUB_TOKEN_SECRET_ARN" in reason
 
 
 def test_a_base_model_without_safetensors_is_refused_in_words(job, base_model, tmp_path):
-    for path in base_model.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    torch.save(load_file(copy_of(base_model, tmp_path) / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    reason = failure_of(job(make_rows(), BASE_MODEL=str(tmp_path)))
+    reason = failure_of(job(make_rows(), BASE_MODEL=str(tmp_path), CANDIDATES="auto"))
     assert f"BASE_MODEL={tmp_path}, revision not set, has no weights as model.safetensors" in reason
     assert "pytorch_model.bin, can run code when they are loaded" in reason
 
 
 def test_the_code_of_a_base_model_is_not_run(job, base_model, tmp_path):
-    for path in base_model.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "theirs"}
-    config["auto_map"] = {"AutoConfig": "theirs.X", "AutoModelForSequenceClassification": "theirs.X"}
+    config = json.loads((copy_of(base_model, tmp_path) / "config.json").read_text()) | {"model_type": "theirs"}
+    config["auto_map"] = {"AutoConfig": "theirs.X", "AutoModel": "theirs.X"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     ran = tmp_path / "ran"
     (tmp_path / "theirs.py").write_text(f"open({str(ran)!r}, 'w')\n")
-    assert "contains custom code" in failure_of(job(make_rows(), BASE_MODEL=str(tmp_path)))
+    environment = job(make_rows(), BASE_MODEL=str(tmp_path), CANDIDATES="auto")
+    assert "contains custom code" in failure_of(environment)
     assert not ran.exists()
 
 
@@ -440,21 +474,22 @@ def test_an_unexpected_error_leaves_its_type_in_one_line_and_the_traceback_in_th
         raise RuntimeError("the disk\nis full " + "x" * 2000)
 
     monkeypatch.setattr(train, "save", broken)
-    reason = failure_of(job(make_rows(("0", "2"))), "--epochs", "1")
+    reason = failure_of(job(make_rows(("0", "2"))))
     assert reason.startswith("Training stopped with an unexpected RuntimeError: the disk is full xxx")
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_saved_model_that_answers_otherwise_is_not_handed_over(job, monkeypatch):
     def save_spoilt(classifier, model_dir):
-        with torch.no_grad():
-            classifier.model.classifier.weight.neg_()
-            classifier.model.classifier.bias.neg_()
-        saved(classifier, model_dir)
+        [member] = classifier.members
+        spoilt = dataclasses.replace(member, head=inference.Head(-member.head.weight, -member.head.bias))
+        saved(dataclasses.replace(classifier, members=[spoilt]), model_dir)
 
     saved = train.save
     monkeypatch.setattr(train, "save", save_spoilt)
-    assert "does not answer as the trained one" in failure_of(job(make_rows()))
+    environment = job(make_rows())
+    assert "does not answer as the trained one" in failure_of(environment)
+    assert not Path(environment["SM_OUTPUT_DATA_DIR"]).exists()
 
 
 # ---- the Hub token
@@ -465,22 +500,22 @@ def test_a_saved_model_that_answers_otherwise_is_not_handed_over(job, monkeypatc
 def test_the_hub_token_is_read_from_the_secret_plain_or_as_json(monkeypatch, content):
     client = boto3.client("secretsmanager", "eu-west-1")
     arn = client.create_secret(Name="hub", SecretString=content)["ARN"]
-    assert train.read_hub_token(arn) == "hf_secret"
+    assert base_models.read_hub_token(arn) == "hf_secret"
 
 
 @mock_aws
 def test_a_secret_without_a_token_is_an_error_that_does_not_show_it():
     arn = boto3.client("secretsmanager", "eu-west-1").create_secret(Name="hub", SecretString='{"key": "hf_secret"}')
-    with pytest.raises(train.TrainingError, match="holds no token") as caught:
-        train.read_hub_token(arn["ARN"])
+    with pytest.raises(base_models.BaseModelError, match="holds no token") as caught:
+        base_models.read_hub_token(arn["ARN"])
     assert "hf_secret" not in str(caught.value)
 
 
 @mock_aws
 @pytest.mark.parametrize("arn", ["arn:aws:secretsmanager:eu-west-1:123456789012:secret:gone-abc", "nonsense"])
 def test_a_secret_that_cannot_be_read_is_named(arn):
-    with pytest.raises(train.TrainingError, match=f"HUB_TOKEN_SECRET_ARN={arn}"):
-        train.read_hub_token(arn)
+    with pytest.raises(base_models.BaseModelError, match=f"HUB_TOKEN_SECRET_ARN={arn}"):
+        base_models.read_hub_token(arn)
 
 
 # ---- serving
@@ -522,21 +557,19 @@ def test_a_request_of_another_shape_is_refused_in_words(classifier, request_body
         inference.predict_fn(request_body, classifier)
 
 
-# Prints the device that the trainer is given on a Mac whose GPU torch could use.
-ON_A_MAC = """
-import sys, types
-import torch, transformers
-import train
-torch.backends.mps.is_available = torch.backends.mps.is_built = lambda: True
-torch.cuda.is_available = lambda: False
-def trainer(model, arguments, **others):
-    sys.exit(f"device: {arguments.device}")
-transformers.Trainer = trainer
-settings = types.SimpleNamespace(epochs=1, batch_size=8, max_length=16, learning_rate=1e-3, seed=1)
-train.fine_tune(settings, types.SimpleNamespace(model=None, tokenizer=None), [{}])
-"""
+def test_the_gpu_of_a_mac_is_not_used_as_the_model_server_does_not_use_it_either(job, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    used = set()
 
+    class Noted(inference.Encoder):
+        def pooled(self, encoded):
+            used.add(self.model.device.type)
+            return super().pooled(encoded)
 
-def test_the_gpu_of_a_mac_is_not_used_as_the_model_server_does_not_use_it_either():
-    done = subprocess.run([sys.executable, "-c", ON_A_MAC], cwd=TRAINING, capture_output=True, text=True, timeout=120)
-    assert done.stderr.splitlines()[-1] == "device: cpu"
+    for module in (base_models, fine_tuned, inference):
+        monkeypatch.setattr(module, "Encoder", Noted)
+    environment = job(make_rows(("0", "2"), per_label=5), CANDIDATES="fine-tuned")
+    assert train.main(FAST, environment) == 0
+    assert used == {"cpu"}
