@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from inference import Encoder, tokenize
 
@@ -105,7 +103,7 @@ def choose(sources: Sequence[Source], texts: Sequence[str], secret_arn: str | No
     Raises BaseModelError when the English one's tokenizer cannot be loaded.
     """
     english, multilingual = sources
-    fit = measure(texts, _loaded(english, secret_arn, transformers.AutoTokenizer))
+    fit = measure(texts, _loaded(english, secret_arn, "AutoTokenizer"))
     chosen, other = (english, "") if fit.good else (multilingual, f"{english.name} was made for other texts: ")
     return chosen, f"{chosen.name} ({other}{fit})"
 
@@ -116,11 +114,11 @@ def load(source: Source, max_length: int, secret_arn: str | None, say: Callable[
     The tokenizer's model_max_length becomes the length that is trained on, so that serving cuts texts where training
     did. Raises BaseModelError when the model cannot be loaded or used.
     """
-    tokenizer = _loaded(source, secret_arn, transformers.AutoTokenizer)
+    tokenizer = _loaded(source, secret_arn, "AutoTokenizer")
     model = _loaded(
         source,
         secret_arn,
-        transformers.AutoModel,
+        "AutoModel",
         dtype=torch.float32,  # a base stored in half precision would train badly unconverted
         use_safetensors=True,
     )
@@ -138,7 +136,15 @@ def load(source: Source, max_length: int, secret_arn: str | None, say: Callable[
     return encoder
 
 
-def _loaded(source: Source, secret_arn: str | None, kind: Any, **options: Any) -> Any:
+def _loaded(source: Source, secret_arn: str | None, kind: str, **options: Any) -> Any:
+    # Late: a job that needs no base model starts seconds earlier.
+    import transformers
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import SAFE_WEIGHTS_NAME
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    disable_progress_bars()
     name, revision, folder = source
     folder = folder or (Path(name) if Path(name).is_absolute() else None)
     if folder is None and name.startswith("s3://"):
@@ -154,7 +160,7 @@ def _loaded(source: Source, secret_arn: str | None, kind: Any, **options: Any) -
             options["token"] = read_hub_token(secret_arn)
     try:
         # Neither code nor pickles from whoever made the model.
-        return kind.from_pretrained(str(folder or name), trust_remote_code=False, **options)
+        return getattr(transformers, kind).from_pretrained(str(folder or name), trust_remote_code=False, **options)
     except Exception as error:  # the libraries raise a dozen unrelated types for this one problem
         if isinstance(error, OSError) and SAFE_WEIGHTS_NAME in str(error):
             raise BaseModelError(

@@ -29,9 +29,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import transformers
-from huggingface_hub.utils import disable_progress_bars
-
 import base_model
 import frozen
 import inference
@@ -455,7 +452,6 @@ def _run(settings: Settings, scratch: Path, started: float) -> None:
     train, holdout, told_of_files, champion = read_data(settings, scratch)
     check_labels(train)
     labels = sorted_labels(train)
-    transformers.set_seed(settings.seed)
     told_of_model: dict[str, str] = {}
 
     def load_encoder() -> inference.Encoder:
@@ -573,9 +569,6 @@ def _one_line(error: BaseException) -> str:
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the program. Returns its exit code: 0, or 1 with the reason in the failure file."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    disable_progress_bars()
     try:
         parallel.start(environment)
         run(Settings.read(arguments, environment))
