@@ -207,12 +207,14 @@ class Classifier:
     def probabilities(self, texts: Sequence[str]) -> torch.Tensor:
         """Return each label's probability for each text: texts x labels, in the texts' order.
 
-        The texts go through the members by length, TEXTS_PER_PASS at a time: less padding, bounded memory.
+        The texts go through the members by length, TEXTS_PER_PASS at a time: less padding, bounded memory. In 8-bit
+        integers it is one at a time: the encoder's scale depends on all that goes through it at once.
         """
         found = torch.empty(len(texts), len(self.labels))
         by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        for start in range(0, len(texts), TEXTS_PER_PASS):
-            rows = by_length[start : start + TEXTS_PER_PASS]
+        at_once = 1 if self.details.get("int8") else TEXTS_PER_PASS
+        for start in range(0, len(texts), at_once):
+            rows = by_length[start : start + at_once]
             some = [texts[row] for row in rows]
             found[rows] = sum(
                 weight * (member.scores(some) / temperature).softmax(dim=-1)
@@ -240,9 +242,12 @@ def model_fn(model_dir: str | Path) -> Classifier:
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:
-    """Return the labels of the model in a folder, of whatever format."""
+    """Return the labels of the model in a folder, of whatever format. Raises TypeError where they are no texts."""
     if (folder / "model.json").is_file():
-        return tuple(json.loads((folder / "model.json").read_text(encoding="utf-8"))["labels"])
+        labels = json.loads((folder / "model.json").read_text(encoding="utf-8"))["labels"]
+        if not all(isinstance(label, str) for label in labels):
+            raise TypeError("model.json has labels that are no texts")
+        return tuple(labels)
     known = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
     return tuple(str(known[str(at)]) for at in range(len(known)))
 
