@@ -74,7 +74,7 @@ def job(tmp_path: Path) -> Callable[[Path], dict[str, str]]:
         rows = [
             (" ".join(chance.choices(words, k=60)), label)
             for label, words in zip(("sky", "food", "ride"), tiny_model.WORDS, strict=False)
-            for _ in range(12)
+            for _ in range(6)
         ]
         (tmp_path / "train").mkdir()
         with (tmp_path / "train" / "data.csv").open("w", encoding="utf-8", newline="") as file:
@@ -87,9 +87,17 @@ def job(tmp_path: Path) -> Callable[[Path], dict[str, str]]:
             "BASE_MODEL": str(base_model),
             "TEXT_COLUMN": "text",
             "LABEL_COLUMN": "label",
+            "CANDIDATES": "fine-tuned",
         }
 
     return make
+
+
+def served_length(model_dir: str) -> int:
+    """The most tokens of a text that the model of a folder reads."""
+    [member] = inference.model_fn(model_dir).members
+    assert isinstance(member, inference.EncoderMember)
+    return int(member.encoder.tokenizer.model_max_length)
 
 
 def run(environment: dict[str, str], *arguments: str) -> str:
@@ -110,6 +118,7 @@ def test_a_base_model_of_another_kind_is_trained_on_as_many_tokens_as_it_takes(
     metrics = json.loads((tmp_path / "output" / "data" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["max_length"] == length
     served = inference.model_fn(environment["SM_MODEL_DIR"])
+    assert served_length(environment["SM_MODEL_DIR"]) == length
     [answer] = inference.predict_fn({"inputs": ["rain " * 500]}, served)
     assert answer["label"] in ("sky", "food", "ride")
 
@@ -121,12 +130,12 @@ def test_the_last_positions_that_a_roberta_cannot_use_are_not_used(
     save_model(tmp_path / "base", "RoBERTa", save_tokenizer(tmp_path / "base", pad=1))
     environment = job(tmp_path / "base")
     assert run(environment, "--max_length", str(asked)) == ""
-    assert inference.model_fn(environment["SM_MODEL_DIR"]).tokenizer.model_max_length == 32
+    assert served_length(environment["SM_MODEL_DIR"]) == 32
 
 
 def refused(reason: str, environment: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str:
     """The reason, of a job in which nothing was trained."""
-    assert "epoch" not in capsys.readouterr().out
+    assert " out of fold" not in capsys.readouterr().out
     assert not Path(environment["SM_MODEL_DIR"]).exists()
     return reason
 
@@ -136,7 +145,8 @@ def test_a_tokenizer_of_another_model_is_refused_before_training(
 ) -> None:
     words = save_tokenizer(tmp_path / "base", more=9)
     save_model(tmp_path / "base", "T5", words - 9)
-    environment = job(tmp_path / "base")
+    # In vain it is not: words alone would do.
+    environment = job(tmp_path / "base") | {"CANDIDATES": "auto"}
     reason = refused(run(environment), environment, capsys)
     assert f"the tokenizer has {words} tokens, and the model knows {words - 9}" in reason
 
@@ -148,15 +158,16 @@ def test_a_model_that_breaks_at_full_length_is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     save_model(tmp_path / "base", "RoBERTa", save_tokenizer(tmp_path / "base", pad=1))
-    whole = transformers.RobertaForSequenceClassification.forward
+    whole = transformers.RobertaModel.forward
 
     def forward(self: Any, input_ids: Any, **options: Any) -> Any:
         if input_ids.shape[1] > 8:
             raise RuntimeError("shapes do not fit")
         return whole(self, input_ids=input_ids, **options)
 
-    monkeypatch.setattr(transformers.RobertaForSequenceClassification, "forward", forward)
-    environment = job(tmp_path / "base")
+    monkeypatch.setattr(transformers.RobertaModel, "forward", forward)
+    # In vain it is not: words alone would do.
+    environment = job(tmp_path / "base") | {"CANDIDATES": "auto"}
     reason = refused(run(environment), environment, capsys)
     assert "does not take texts of 34 tokens (RuntimeError: shapes do not fit). Set a smaller max_length" in reason
 

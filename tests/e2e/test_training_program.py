@@ -191,7 +191,7 @@ def test_metrics_tell_the_figures_the_counts_and_what_the_data_holds(trained):
             "labels": '3: "0" 30, "10" 30, "2" 30',
             "longest text": "36 characters",
             "unknown tokens": "16.7 % of the texts' tokens stand for words that the base model does not know",
-            "model": "frozen",
+            "chosen model": "frozen",
         },
         "base_model": trained[0]["BASE_MODEL"],
         "base_model_revision": None,
