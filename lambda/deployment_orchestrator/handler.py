@@ -322,12 +322,10 @@ def reconcile_all(config: Settings, request_id: str, left: Callable[[], int]) ->
     One model's error does not keep the others waiting: the first error is raised after the last model.
     """
     newest = {model: found[0] for model, found in approved_models(config, most=1).items()}
-    since = min((new.job for new in newest.values()), default="")
-    keys = list(list_keys(config.bucket, DEPLOYMENT_PREFIX, since)) if newest else []
     outcome, errors = f"{len(newest)} models swept", list[Exception]()
     for model, new in newest.items():
         try:
-            if is_in_service(config, new, keys):
+            if is_in_service(config, new):
                 continue
             if is_paused(config):
                 outcome = "paused"
@@ -342,13 +340,12 @@ def reconcile_all(config: Settings, request_id: str, left: Callable[[], int]) ->
     return outcome
 
 
-def is_in_service(config: Settings, new: Record, keys: Iterable[str]) -> bool:
-    """Whether the endpoint serves the newest approved model, and nothing is left to do: what Step would find, too.
-    keys: of deployment records, that model's among them."""
+def is_in_service(config: Settings, new: Record) -> bool:
+    """Whether the endpoint serves the newest approved model, and nothing is left to do: what Step would find, too."""
     endpoint = describe_endpoint(new.endpoint)
     if not endpoint or (endpoint["EndpointStatus"], endpoint["EndpointConfigName"]) != ("InService", new.config):
         return False
-    records = read_records(config, new, keys)
+    records = read_records(config, new, list_keys(config.bucket, f"{DEPLOYMENT_PREFIX}{new.job}-"))
     served = next((record for record in records if record.config == new.config), None)
     quiet = all(record.state not in (*UNSETTLED, "withdrawn") for record in records)
     return quiet and served is not None and served.state == "confirmed" and served.cleaned

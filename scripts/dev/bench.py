@@ -383,14 +383,14 @@ def invoke(function: str, aws: Aws, *events: dict[str, Any]) -> tuple[dict[str, 
         )  # fmt: skip
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return {"answer": {"outcome": "failed"}, "seconds": 0.0, "peak_bytes": 0}, lines[-1]
+        return {"answer": {"outcome": "failed"}, "seconds": 0.0, "each": [], "peak_bytes": 0}, lines[-1]
     took = dict(json.loads(done.stdout))
     return took, f"it opened files for writing: {took['opened']}" if took["opened"] else ""
 
 
-def ended_job(aws: Aws, job: str, case: Case) -> dict[str, Any]:
+def ended_job(aws: Aws, job: str, case: Case, model: str = "default") -> dict[str, Any]:
     """A training job that left the case's archives; returns the event of its end."""
-    aws.put(f"data/snapshots/{job}/source.json", json.dumps(source(job)).encode())
+    aws.put(f"data/snapshots/{job}/source.json", json.dumps(source(job, model)).encode())
     aws.objects[f"{raw(job)}model.tar.gz"] = archive(case.model)
     if case.output:
         aws.objects[f"{raw(job)}output.tar.gz"] = archive(case.output)

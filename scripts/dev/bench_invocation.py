@@ -1,8 +1,8 @@
 """Invocations of a function's handler, in a process of its own that may write to no file.
 
 python scripts/dev/bench_invocation.py lambda/<function>/handler.py < events.json (a list)
-Prints what the last one answered and took as one line of JSON; those before it warm the process up, as Lambda keeps one
-for many events. Imports little: its own memory blurs the comparison. Runs on Linux only.
+Prints what the last one answered and took as one line of JSON, and the seconds of each; those before it warm the
+process up, as Lambda keeps one for many events. Imports little: its own memory blurs the comparison. On Linux only.
 """
 
 import gc
@@ -68,16 +68,22 @@ def main() -> None:
     sys.modules[spec.name] = module  # dataclasses look their module up while the file runs
     spec.loader.exec_module(module)
     *before, event = json.load(sys.stdin)
+    each: list[float] = []
+
+    def handle(sent: Any) -> Any:
+        begin = time.perf_counter()
+        answer = module.lambda_handler(sent, Context())
+        each.append(time.perf_counter() - begin)
+        return answer
+
     for warming in before:
-        module.lambda_handler(warming, Context())
+        handle(warming)
     gc.collect()
     forget_peak()
     opened: list[str] = []
     note_files(opened)
-    begin = time.perf_counter()
-    answer = module.lambda_handler(event, Context())
-    seconds = time.perf_counter() - begin
-    print(json.dumps({"answer": answer, "seconds": seconds, "peak_bytes": peak_bytes(), "opened": opened}))
+    found = {"answer": handle(event), "seconds": each[-1], "each": each}
+    print(json.dumps(found | {"peak_bytes": peak_bytes(), "opened": opened}))
 
 
 if __name__ == "__main__":
