@@ -51,7 +51,7 @@ RESAMPLES = 200  # of the rows: a standard error to a twentieth of itself
 LEAST_PROBABILITY = 1e-7  # its logarithm stands for that of 0
 MARGIN = 0.8  # of the time that is left, which a step may be expected to need
 HEAD_SHARE = 0.3  # of the time that is left, for fitting the heads of a rung ...
-HEAD_MAX_SECONDS = 3600  # ... and no more than that
+HEAD_MAX_SECONDS = 600  # ... and no more than that
 MANY_ROWS = 10_000  # from there on, the strength is not searched for: the first one is good
 SAMPLE_TEXTS = 256  # to measure the encoder's speed on, and the number of grams
 
