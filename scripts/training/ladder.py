@@ -484,7 +484,8 @@ class _Ladder:
         return sorted(entries, key=_cost)
 
     def _best(self) -> Entry:
-        return min(self._entries(frozenset(NAMES)), key=lambda entry: entry.log_loss)
+        entries = self._entries(self.task.candidates) or self._entries(self.wanted)
+        return min(entries, key=lambda entry: entry.log_loss)
 
     def choose(self) -> tuple[Entry, list[Entry]]:
         """Return the cheapest entry that is not worse than the best by more than noise, and all of them."""
