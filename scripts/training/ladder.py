@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import blend
@@ -136,8 +136,11 @@ class Checkpoints:
         if not path or not path.is_file():
             return None
         opened: Any = safe_open
-        with opened(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in [*file.keys()]}, json.loads(file.metadata()["facts"])
+        try:
+            with opened(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in [*file.keys()]}, json.loads(file.metadata()["facts"])
+        except (SafetensorError, TypeError, ValueError):  # damaged, or another kind of file: computed again
+            return None
 
     def write(self, name: str, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
         """Keep tensors and facts under a name, whole or not at all."""
@@ -188,10 +191,7 @@ class _Ladder:
         if words.NAME not in self.wanted:
             return
         started = time.monotonic()
-        kept = self.kept.read("words")
-        if kept:
-            rung.judged, rung.facts = Judged(kept[1]["rows"], kept[0]["scores"]), kept[1]["facts"]
-            rung.seconds, rung.temperature = kept[1]["seconds"], kept[1]["temperature"]
+        if self._restored(rung):
             self._tell(rung)
             return
 
@@ -241,6 +241,7 @@ class _Ladder:
         sample = self._sample()
         self.precision = fine_tuned.faster_precision(self.encoder, sample[: frozen.TEXTS_AT_ONCE])
         half = self.precision is not None
+        kept = self._restored(rung)
         timed = time.monotonic()
         frozen.embed(self.encoder, sample, half, lambda _: None)
         self.rate = parallel.first(lambda: len(sample) / max(time.monotonic() - timed, 1e-6))
@@ -248,26 +249,27 @@ class _Ladder:
         self.heads_rows[frozen.NAME] = parallel.first(
             lambda: self._fitting(frozen.NAME, self.n_labels * width, frozen.WORK_PER_SECOND)
         )
+        if kept:
+            self.frozen = frozen.FrozenCandidate(self.encoder, kept["vectors"])
+            self._tell(rung)
+            return
         expected = len(self.texts) / self.rate
         if expected > MARGIN * self._seconds_left():
             rung.note = f"left out: its {len(self.texts):,} texts would take about {_minutes(expected)}"
             self._tell(rung)
             return
-        kept = self.kept.read("frozen")
-        if kept:
-            self.frozen = frozen.FrozenCandidate(self.encoder, kept[0]["vectors"])
-            rung.judged, rung.facts = Judged(kept[1]["rows"], kept[0]["scores"]), kept[1]["facts"]
-            rung.seconds, rung.temperature = kept[1]["seconds"], kept[1]["temperature"]
-            self._tell(rung)
-            return
         if expected > 30:
             self.task.say(f"frozen: {len(self.texts):,} texts go through the base model, about {_minutes(expected)}")
-        self.frozen = frozen.FrozenCandidate(self.encoder, frozen.embed(self.encoder, self.texts, half, lambda _: None))
-        candidate = self.frozen
+        vectors = frozen.embed(self.encoder, self.texts, half, lambda _: None)
+        if not vectors.isfinite().all():
+            rung.note = "left out: what the base model makes of some texts is no number"
+            self._tell(rung)
+            return
+        self.frozen = candidate = frozen.FrozenCandidate(self.encoder, vectors)
         rung.judged, rung.facts = parallel.first(
             lambda: self._judge(frozen.NAME, candidate.fit, candidate.scores, frozen.STRENGTHS)
         )
-        self._judged(rung, started, vectors=self.frozen.vectors)
+        self._judged(rung, started, vectors=vectors)
 
     def try_fine_tuned(self) -> None:
         rung = self.rungs[fine_tuned.NAME]
@@ -420,6 +422,16 @@ class _Ladder:
             member.encoder, [self.texts[row] for row in rows], self.precision is not None, lambda _: None
         )
         return vectors @ member.head.weight + member.head.bias
+
+    def _restored(self, rung: Rung) -> dict[str, torch.Tensor] | None:
+        """Return the tensors of a rung that an interrupted run finished, and fill it in."""
+        kept = self.kept.read(rung.name)
+        if not kept:
+            return None
+        tensors, facts = kept
+        rung.judged, rung.facts = Judged(facts["rows"], tensors["scores"]), facts["facts"]
+        rung.seconds, rung.temperature, rung.note = facts["seconds"], facts["temperature"], facts["note"]
+        return tensors
 
     def _judged(self, rung: Rung, started: float, **more: torch.Tensor) -> None:
         rung.seconds += parallel.first(lambda: time.monotonic() - started)
