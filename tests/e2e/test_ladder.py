@@ -8,12 +8,12 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,12 +158,12 @@ for name, folder in folders.items():
     sys.modules["inference"] = inference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(inference)
     model = inference.model_fn(folder)
-    turned = texts[::-1]
+    turned, threes = texts[::-1], [texts[at : at + 3] for at in range(0, len(texts), 3)]
     found[name] = {
         "together": model.probabilities(texts).tolist(),
         "turned": model.probabilities(turned).tolist()[::-1],
         "alone": [model.probabilities([text]).tolist()[0] for text in texts],
-        "in threes": [row for at in range(0, len(texts), 3) for row in model.probabilities(texts[at : at + 3]).tolist()],
+        "in threes": [row for some in threes for row in model.probabilities(some).tolist()],
         "best": inference.predict_fn({"inputs": texts, "parameters": {"top_k": 9}}, model),
     }
 assert not {"sklearn", "scipy"} & {name for name, module in sys.modules.items() if module}
@@ -308,8 +308,8 @@ def test_a_candidate_that_there_is_none_of_is_named(job: Callable[..., dict[str,
     reason = (Path(environment["SM_OUTPUT_DIR"]) / "failure").read_text(encoding="utf-8")
     [unknown] = {*candidates.split(",")} - {*ladder.NAMES}
     assert reason == (
-        f"CANDIDATES has {unknown!r}: it must be auto, or some of words, frozen, fine-tuned, blend, with commas between. "
-        "Correct it in Terraform or in settings.json."
+        f"CANDIDATES has {unknown!r}: it must be auto, or some of words, frozen, fine-tuned, blend, with commas "
+        "between. Correct it in Terraform or in settings.json."
     )
 
 
@@ -355,12 +355,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+ROWS = make_rows(per_label=40)
+# Two folds are tried: runs of 36 steps, in legs that end after 9, 16, 22, 29 and 36; the last run has 45.
+BOTH_FOLDS = 2 * 36 + 45
+
+
 @pytest.fixture
-def weak_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+def weak_heads(climb: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
     """Words and the frozen encoder learn next to nothing, so that fine-tuning is worth its time."""
+    climb.epochs = 3
     for module in (words, frozen):
         monkeypatch.setattr(module, "STRENGTHS", (1e-6,))
-    monkeypatch.setattr(ladder, "FINE_TUNED_JUDGED_ROWS", 20)  # two folds of twelve
+    monkeypatch.setattr(ladder, "FINE_TUNED_JUDGED_ROWS", 30)  # 24 in a fold
 
 
 def notes(outcome: ladder.Outcome) -> dict[str, str]:
@@ -368,13 +374,13 @@ def notes(outcome: ladder.Outcome) -> dict[str, str]:
 
 
 def test_without_a_limit_the_best_is_fine_tuned_here(climb: Climb, weak_heads: None) -> None:
-    outcome = climb(make_rows(), "words,frozen,fine-tuned")
+    outcome = climb(ROWS, "words,frozen,fine-tuned")
     assert (outcome.chosen.name, notes(outcome)) == ("fine-tuned", {})
 
 
 def test_an_encoder_that_would_take_too_long_is_left_out_and_said(climb: Climb, clock: Clock) -> None:
     clock.per_text = 2.0
-    outcome = climb(make_rows(per_label=40), "auto", deadline=400.0)
+    outcome = climb(ROWS, "auto", deadline=400.0)
     assert (outcome.chosen.name, outcome.chosen.members) == ("words", ["words"])
     assert notes(outcome) == {
         "frozen": "left out: its 120 texts would take about 4 minutes",
@@ -394,22 +400,21 @@ def test_time_is_kept_for_the_texts_that_the_chosen_model_has_yet_to_answer(clim
 def test_fine_tuning_that_would_take_too_long_is_given_up_and_said(
     climb: Climb, clock: Clock, weak_heads: None
 ) -> None:
-    # Two runs of 6 steps on 48 rows, one of 8 steps on all 60; the first leg is one step.
     clock.per_step = 10.0
-    outcome = climb(make_rows(), "words,frozen,fine-tuned", deadline=150.0)
+    outcome = climb(ROWS, "words,frozen,fine-tuned", deadline=1000.0)
     assert outcome.chosen.name in ("words", "frozen")
-    assert notes(outcome) == {"fine-tuned": "given up after 1 of 6 steps: it would take 3 minutes more"}
-    enough = 1.3 * (2 * 6 + 8) * clock.per_step
-    assert climb(make_rows(), "words,frozen,fine-tuned", deadline=clock.now + enough).chosen.name == "fine-tuned"
+    assert notes(outcome) == {"fine-tuned": "given up after 9 of 36 steps: it would take 18 minutes more"}
+    enough = 1.3 * BOTH_FOLDS * clock.per_step
+    assert climb(ROWS, "words,frozen,fine-tuned", deadline=clock.now + enough).chosen.name == "fine-tuned"
 
 
 def test_fine_tuning_alone_that_would_take_too_long_leaves_what_it_starts_from(
     climb: Climb, clock: Clock, weak_heads: None
 ) -> None:
     clock.per_step = 10.0
-    outcome = climb(make_rows(), "fine-tuned", deadline=150.0)
+    outcome = climb(ROWS, "fine-tuned", deadline=1000.0)
     assert outcome.chosen.name == "frozen"
-    assert notes(outcome) == {"fine-tuned": "given up after 1 of 6 steps: it would take 3 minutes more"}
+    assert notes(outcome) == {"fine-tuned": "given up after 9 of 36 steps: it would take 18 minutes more"}
 
 
 def test_where_the_last_run_is_late_the_model_of_a_fold_is_served_and_said(
@@ -420,15 +425,15 @@ def test_where_the_last_run_is_late_the_model_of_a_fold_is_served_and_said(
 
     def slower(line: str) -> None:
         if line.endswith("on all rows"):
-            clock.now += 500
+            clock.now += 5000
         say(line)
 
-    outcome = climb(make_rows(), "words,frozen,fine-tuned", deadline=300.0, say=slower)
+    outcome = climb(ROWS, "words,frozen,fine-tuned", deadline=1600.0, say=slower)
     assert outcome.chosen.name == "fine-tuned"
     assert notes(outcome) == {"fine-tuned": "trained on 80 % of the rows: time ran out"}
-    found = outcome.classifier.probabilities([row.text for row in make_rows()]).argmax(dim=-1)
-    right = sum(sorted(LABELS)[at] == row.label for at, row in zip(found.tolist(), make_rows(), strict=True))
-    assert right > 40
+    found = outcome.classifier.probabilities([row.text for row in ROWS]).argmax(dim=-1)
+    right = sum(sorted(LABELS)[at] == row.label for at, row in zip(found.tolist(), ROWS, strict=True))
+    assert right > 100
 
 
 def test_heads_are_fitted_on_the_rows_that_time_suffices_for_and_said(climb: Climb, clock: Clock) -> None:
@@ -567,7 +572,9 @@ def compared(outcome: ladder.Outcome) -> list[dict[str, Any]]:
 
 
 # Of the sample that the speed is measured on, and of one text for the width.
-MEASURED = 60 + 1
+MEASURED = len(ROWS) + 1
+# After a run that was finished before, its fold is answered once more.
+JUDGED_AGAIN = 24
 # After which checkpoint, and how many times it was written.
 MOMENTS = {
     "after words": ("words", 1),
@@ -583,30 +590,28 @@ MOMENTS = {
 def test_an_interrupted_run_goes_on_where_it_was(
     climb: Climb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weak_heads: None, work: Work, moment: str
 ) -> None:
-    climb.epochs = 2
-    whole = climb(make_rows(), "words,frozen,fine-tuned", checkpoints=tmp_path / "whole")
+    whole = climb(ROWS, "words,frozen,fine-tuned", checkpoints=tmp_path / "whole")
     of_whole = replace(work)
     name, times = MOMENTS[moment]
     with monkeypatch.context() as patched:
         interrupt(patched, name, times)
         with pytest.raises(Interrupted):
-            climb(make_rows(), "words,frozen,fine-tuned", checkpoints=tmp_path / "own")
+            climb(ROWS, "words,frozen,fine-tuned", checkpoints=tmp_path / "own")
     before = replace(work) - of_whole
-    climb.lines.clear()
-    outcome = climb(make_rows(), "words,frozen,fine-tuned", checkpoints=tmp_path / "own")
+    outcome = climb(ROWS, "words,frozen,fine-tuned", checkpoints=tmp_path / "own")
     after = replace(work) - of_whole - before
 
     assert outcome.chosen.name == whole.chosen.name == "fine-tuned"
-    assert before.steps + after.steps == of_whole.steps
-    assert before.sparse_fits + after.sparse_fits == of_whole.sparse_fits
-    assert after.sparse_fits == 0
+    # No step, and no fit of words, is done twice; of the frozen encoder, no text.
+    assert before.steps + after.steps == of_whole.steps == BOTH_FOLDS
+    assert before.sparse_fits == of_whole.sparse_fits > after.sparse_fits == 0
     if moment != "after words":
-        assert after.texts < of_whole.texts - 60 + MEASURED
+        assert before.texts + after.texts <= of_whole.texts + MEASURED + JUDGED_AGAIN
     for row, of_row in zip(compared(outcome), compared(whole), strict=True):
         if row["name"] == "fine-tuned":
             # The optimizer's state is not kept.
-            assert row["macro_f1"] == pytest.approx(of_row["macro_f1"], abs=0.1)
-            assert row["log_loss"] == pytest.approx(of_row["log_loss"], abs=0.15)
+            assert row["macro_f1"] == pytest.approx(of_row["macro_f1"], abs=0.05)
+            assert row["log_loss"] == pytest.approx(of_row["log_loss"], abs=0.1)
         else:
             assert row == of_row
     if moment in ("after words", "after the frozen encoder"):
@@ -614,27 +619,24 @@ def test_an_interrupted_run_goes_on_where_it_was(
 
 
 def test_nothing_is_computed_again_once_all_is_done(climb: Climb, tmp_path: Path, weak_heads: None, work: Work) -> None:
-    first = climb(make_rows(), "words,frozen,fine-tuned", checkpoints=tmp_path)
+    first = climb(ROWS, "words,frozen,fine-tuned", checkpoints=tmp_path)
     before = replace(work)
-    again = climb(make_rows(), "words,frozen,fine-tuned", checkpoints=tmp_path)
+    again = climb(ROWS, "words,frozen,fine-tuned", checkpoints=tmp_path)
     assert replace(work) - before == Work(texts=MEASURED)
     assert compared(again) == compared(first)
-    texts = [row.text for row in make_rows()]
+    texts = [row.text for row in ROWS]
     assert torch.equal(again.classifier.probabilities(texts), first.classifier.probabilities(texts))
 
 
-@pytest.mark.parametrize("damage", ["half of it", "nothing", "another kind of file", "tensors alone", "a folder"])
+@pytest.mark.parametrize("damage", ["half of it", "nothing", "another kind of file", "tensors alone"])
 def test_a_checkpoint_that_cannot_be_read_is_computed_again(climb: Climb, tmp_path: Path, damage: str) -> None:
     rows = make_rows()
     first = climb(rows, "words,frozen", checkpoints=tmp_path)
     for path in tmp_path.glob("*.safetensors"):
         content = path.read_bytes()
         path.unlink()
-        if damage == "a folder":
-            path.mkdir()
-        elif damage == "tensors alone":
-            torch_file = {"scores": torch.zeros(2, 2)}
-            ladder.save_file(torch_file, path)
+        if damage == "tensors alone":
+            ladder.save_file({"scores": torch.zeros(2, 2)}, path)
         else:
             path.write_bytes({"half of it": content[: len(content) // 2], "nothing": b""}.get(damage, b"PK" * 900))
     assert compared(climb(rows, "words,frozen", checkpoints=tmp_path)) == compared(first)
@@ -660,19 +662,17 @@ def test_the_seconds_of_interrupted_runs_count(
 ) -> None:
     clock.per_step = 10.0
     with monkeypatch.context() as patched:
-        interrupt(patched, "fine-tuned-0", 4)
+        interrupt(patched, "fine-tuned-0", 2)
         with pytest.raises(Interrupted):
-            climb(make_rows(), "words,frozen,fine-tuned", deadline=300.0, checkpoints=tmp_path)
-    assert clock.now >= 40
-    clock.now = 0  # another instance
-    outcome = climb(make_rows(), "words,frozen,fine-tuned", deadline=150.0, checkpoints=tmp_path)
-    assert notes(outcome)["fine-tuned"].startswith("given up after ")
-    # With the whole of it, that would have sufficed.
-    clock.now = 0
-    for path in tmp_path.glob("*"):
-        path.unlink()
-    clock.per_step = 5.0
-    assert climb(make_rows(), "words,frozen,fine-tuned", deadline=150.0).chosen.name == "fine-tuned"
+            climb(ROWS, "words,frozen,fine-tuned", checkpoints=tmp_path / "kept")
+    assert clock.now == 160
+    # At the next leg there are 95 steps to do. Of the limit, 60 seconds are used; and the 160 before.
+    enough = 950 / ladder.MARGIN + 60
+    for limit, chosen in ((enough + 100, "frozen"), (enough + 170, "fine-tuned")):
+        shutil.copytree(tmp_path / "kept", tmp_path / chosen)
+        clock.now = 0  # another instance
+        outcome = climb(ROWS, "frozen,fine-tuned", deadline=limit, checkpoints=tmp_path / chosen)
+        assert outcome.chosen.name == chosen
 
 
 def test_a_finished_rung_is_not_left_out_where_little_time_remains(
