@@ -33,20 +33,20 @@ def fit(features: torch.Tensor, targets: torch.Tensor, n_labels: int, strength: 
         tolerance_grad=1e-6,
     )
 
-    @torch.no_grad()
     def loss() -> torch.Tensor:
-        penalty = 1 / (strength * n_rows)
-        found = penalty / 2 * weight.square().sum()
-        weight.grad, bias.grad = penalty * weight, torch.zeros_like(bias)
-        for some, turned, of_some in parts:
-            logarithms = (some @ weight + bias).log_softmax(dim=-1)
-            found -= logarithms.gather(1, of_some[:, None]).sum() / n_rows
-            residual = logarithms.exp_()
-            residual[torch.arange(len(of_some)), of_some] -= 1
-            residual /= n_rows
-            weight.grad += turned @ residual
-            bias.grad += residual.sum(dim=0)
-        return found
+        with torch.no_grad():
+            penalty = 1 / (strength * n_rows)
+            found = penalty / 2 * weight.square().sum()
+            weight.grad, bias.grad = penalty * weight, torch.zeros_like(bias)
+            for some, turned, of_some in parts:
+                logarithms = (some @ weight + bias).log_softmax(dim=-1)
+                found -= logarithms.gather(1, of_some[:, None]).sum() / n_rows
+                residual = logarithms.exp_()
+                residual[torch.arange(len(of_some)), of_some] -= 1
+                residual /= n_rows
+                weight.grad += turned @ residual
+                bias.grad += residual.sum(dim=0)
+            return found
 
     reached = float(optimizer.step(loss))
     if not torch.isfinite(torch.tensor(reached)) or not weight.isfinite().all():
