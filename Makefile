@@ -181,7 +181,7 @@ slow: .venv/.training ## Worse and growing uploads after a good model, half an h
 	@$(RUN) -m pytest tests -m slow -s
 
 .PHONY: bench
-bench: .venv/.tools ## What the functions take, in memory, time and calls, beside the plain ways; also in build/bench.json
+bench: .venv/.training ## What the functions and the models take, beside the plain ways; also in build/bench.json
 	@$(RUN) -m dev.bench
 
 .PHONY: lint

@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INVOCATION = Path(__file__).with_name("bench_invocation.py")
 RESULTS = ROOT / "build" / "bench.json"
 # Modules beside this one: measure() gives the rows of each, and in words what is wrong, which makes the bench fail.
-SECTIONS = ("bench_memory", "bench_functions")
+SECTIONS = ("bench_memory", "bench_functions", "bench_models")
 INVOCATION_SECONDS = 600
 MB = 1024**2
 
