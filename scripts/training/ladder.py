@@ -52,7 +52,7 @@ LEAST_PROBABILITY = 1e-7  # its logarithm stands for that of 0
 MARGIN = 0.8  # of the time that is left, which a step may be expected to need
 HEAD_SHARE = 0.3  # of the time that is left, for fitting the heads of a rung ...
 HEAD_MAX_SECONDS = 600  # ... and no more than that
-MANY_ROWS = 10_000  # from there on, the strength is not searched for: the first one is good
+SEARCH_ROWS = 5_000  # that suffice to find a head's strength
 SAMPLE_TEXTS = 256  # to measure the encoder's speed on, and the number of grams
 
 
@@ -225,10 +225,9 @@ class _Ladder:
         rows, most = list(range(len(self.texts))), kept or most
         if most < len(rows):
             rows = spread_rows(self.targets.tolist(), self.texts, most)
-            self.rungs[
-                name
-            ].note = f"its head is fitted on {most:,} of {len(self.texts):,} rows, to save time and memory"
-            self.task.say(f"{name}: {self.rungs[name].note}")
+            note = f"its head is fitted on {most:,} of {len(self.texts):,} rows, to save time and memory"
+            self.rungs[name].note = note
+            self.task.say(f"{name}: {note}")
         self.heads_rows[name] = rows
         self.rungs[name].facts["rows"] = len(rows)
         return rows
@@ -399,15 +398,18 @@ class _Ladder:
     ) -> tuple[Judged, dict[str, Any]]:
         """Return the out-of-fold scores of a head, with the strength that answers the first fold best."""
         judged: list[torch.Tensor] = []
-        strength = strengths[0]
+        strength = math.nan
         for number, fold in enumerate(self.folds):
             rows = self._other(fold, self.heads_rows[name])
-            tried = {}
-            for value in strengths if number == 0 and len(rows) < MANY_ROWS else [strength]:
-                tried[value] = scores(fold, fit(rows, self.targets[rows], self.n_labels, value))
             if number == 0:
-                strength = min(tried, key=lambda value: self._loss_of(tried[value], fold))
-            judged.append(tried[strength])
+                some = rows[:: math.ceil(len(rows) / SEARCH_ROWS)]
+                strength = min(
+                    strengths,
+                    key=lambda value: self._loss_of(
+                        scores(fold, fit(some, self.targets[some], self.n_labels, value)), fold
+                    ),
+                )
+            judged.append(scores(fold, fit(rows, self.targets[rows], self.n_labels, strength)))
         return Judged([row for fold in self.folds for row in fold], torch.cat(judged)), {
             **self.rungs[name].facts,
             "strength": strength,
