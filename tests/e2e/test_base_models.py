@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+import base_model as base_models
 import inference
 import tiny_model
 import train
@@ -194,3 +196,84 @@ def test_a_base_model_with_a_sentencepiece_vocabulary_alone_is_trained_and_serve
     assert run(environment) == ""
     assert (Path(environment["SM_MODEL_DIR"]) / "tokenizer.json").is_file()
     assert not [*Path(environment["SM_MODEL_DIR"]).glob("*.model")]
+
+
+# --- chosen by the texts ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_models(tmp_path: Path) -> dict[str, str]:
+    """The settings of a job that chooses between two: one knows the tiny model's words, the other one some more."""
+    folders = {name: tmp_path / name for name in ("english", "multilingual")}
+    for name, folder in folders.items():
+        save_model(folder, "RoBERTa", save_tokenizer(folder, pad=1, more=9 if name == "multilingual" else 0))
+    return {
+        "BASE_MODEL": "auto",
+        "BASE_MODEL_ENGLISH": f"{folders['english']}@",
+        "BASE_MODEL_MULTILINGUAL": f"{folders['multilingual']}@",
+    }
+
+
+def metrics_of(environment: dict[str, str]) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads(Path(environment["SM_OUTPUT_DATA_DIR"], "metrics.json").read_text("utf-8"))
+    return metrics
+
+
+def write_texts(environment: dict[str, str], texts: dict[str, list[str]]) -> None:
+    with Path(environment["SM_CHANNEL_TRAIN"], "data.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, label) for label in texts for text in texts[label])])
+
+
+def test_texts_that_the_english_tokenizer_suits_get_the_english_model(
+    tmp_path: Path, job: Callable[[Path], dict[str, str]], two_models: dict[str, str]
+) -> None:
+    environment = job(tmp_path) | two_models | {"CANDIDATES": "frozen"}
+    assert run(environment) == ""
+    metrics = metrics_of(environment)
+    english = str(tmp_path / "english")
+    assert (metrics["base_model"], metrics["base_model_revision"]) == (english, None)
+    told = metrics["told"]["base model"]
+    assert re.fullmatch(rf"{english} \(0\.0 % of the tokens unknown, 0\.2\d tokens per character\)", told)
+
+
+@pytest.mark.parametrize("words", ["снег дождь ветер туча", "雪 雨 風 雲", "tuyết mưa gió mây", "s n o w"], ids=str)
+def test_texts_that_it_does_not_suit_get_the_multilingual_model_and_that_is_told(
+    tmp_path: Path, job: Callable[[Path], dict[str, str]], two_models: dict[str, str], words: str
+) -> None:
+    environment = job(tmp_path) | two_models | {"CANDIDATES": "frozen"}
+    chance = random.Random(3)
+    texts = {
+        label: [" ".join(chance.choices(own, k=20)) for _ in range(6)]
+        for label, own in (("sky", words.split()), ("food", [*words.split(), "x"]))
+    }
+    write_texts(environment, texts)
+    assert run(environment) == ""
+    metrics = metrics_of(environment)
+    assert metrics["base_model"] == str(tmp_path / "multilingual")
+    told = metrics["told"]["base model"]
+    assert told.startswith(f"{tmp_path / 'multilingual'} ({tmp_path / 'english'} was made for other texts: ")
+    assert " % of the tokens unknown, " in told
+
+
+def test_more_tokens_than_an_english_text_has_are_another_language_too(tmp_path: Path) -> None:
+    tiny_model.save_tokenizer(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert base_models.measure(["rain cloud storm"], tokenizer).good
+    assert base_models.measure(["a " * 50], tokenizer) == (0, 1)  # one token of one character each
+    assert not base_models.measure(["a " * 50], tokenizer).good
+    assert base_models.measure(["\u200b "], tokenizer).tokens_per_character <= 1
+
+
+def test_what_the_choice_needs_is_named(
+    tmp_path: Path, job: Callable[[Path], dict[str, str]], two_models: dict[str, str]
+) -> None:
+    job_environment = job(tmp_path)
+    for name in ("BASE_MODEL_ENGLISH", "BASE_MODEL_MULTILINGUAL"):
+        environment = {**job_environment, **two_models, name: ""}
+        assert run(environment) == f"BASE_MODEL=auto needs {name}, which the training orchestrator sets."
+
+
+def test_a_revision_follows_the_name() -> None:
+    read = base_models.Source.read
+    assert read("org/name@0123abc") == ("org/name", "0123abc", None)
+    assert read("org/name") == read("org/name@") == ("org/name", None, None)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,6 +236,76 @@ def test_the_answers_are_the_labels_by_their_probability(served: dict[str, Any],
         assert [(one["score"], one["label"]) for one in ranked] == [
             (pytest.approx(score, abs=1e-6), label) for score, label in expected
         ]
+
+
+# --- 8-bit integers ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def frozen_model(encoder: inference.Encoder) -> inference.Classifier:
+    return Climb(encoder)(make_rows(), "frozen").classifier
+
+
+def try_int8(
+    model: inference.Classifier, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float]
+) -> tuple[inference.Classifier, dict[str, Any] | None, dict[str, Any]]:
+    """Try it where an answer takes so many seconds, without and with it. Also returns what model.json says."""
+    now, times = 0.0, itertools.count()
+
+    def perf_counter() -> float:
+        nonlocal now
+        at = next(times)  # start and end of an answer without, start and end of one with
+        now += seconds[at % 4 // 2] if at % 2 else 0
+        return now
+
+    train.save(model, folder)
+    served = inference.model_fn(folder)
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=perf_counter))
+    found, facts = train.try_int8(served, folder, make_rows())
+    return found, facts, json.loads((folder / "model.json").read_text(encoding="utf-8"))
+
+
+def test_8_bits_are_served_where_they_answer_alike_and_faster(
+    frozen_model: inference.Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, facts, details = try_int8(frozen_model, tmp_path, monkeypatch, (0.010, 0.004))
+    assert facts == {"served": True, "changed": 0, "milliseconds": 4, "milliseconds_before": 10}
+    assert details["int8"] is found.details["int8"] is True
+    layers = {type(layer).__module__ for layer in inference.model_fn(tmp_path).members[0].encoder.model.modules()}
+    assert any("quantized" in name for name in layers)
+
+
+@pytest.mark.parametrize("after", [0.0091, 0.010, 0.02])
+def test_8_bits_that_are_hardly_faster_are_not_served(
+    frozen_model: inference.Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: float
+) -> None:
+    found, facts, details = try_int8(frozen_model, tmp_path, monkeypatch, (0.010, after))
+    assert facts is not None
+    assert facts["served"] is details["int8"] is found.details["int8"] is False
+    texts = [row.text for row in make_rows()]
+    assert torch.allclose(found.probabilities(texts), frozen_model.probabilities(texts), atol=1e-5)
+
+
+def test_8_bits_that_answer_otherwise_are_not_served(
+    frozen_model: inference.Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(encoder: inference.Encoder) -> None:
+        with torch.no_grad():
+            encoder.model.get_input_embeddings().weight.neg_()
+
+    monkeypatch.setattr(inference, "quantize", spoil)
+    _, facts, details = try_int8(frozen_model, tmp_path, monkeypatch, (0.010, 0.001))
+    assert facts is not None
+    assert facts["changed"] > train.INT8_MAX_CHANGED
+    assert facts["served"] is details["int8"] is False
+
+
+def test_a_model_of_words_alone_has_nothing_to_put_into_8_bits(
+    encoder: inference.Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Climb(encoder)(make_rows(), "words").classifier
+    _, facts, details = try_int8(model, tmp_path, monkeypatch, (0.010, 0.001))
+    assert (facts, details["int8"]) == (None, False)
 
 
 # --- the hold-out judges, and chooses nothing -------------------------------------------------------
