@@ -1,6 +1,6 @@
 """The candidate `frozen`: the base model's vectors as they are, with logistic regression."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,10 @@ TEXTS_AT_ONCE = 64  # through the encoder
 WORK_PER_SECOND = 40_000_000  # rows x width x labels, of all that is fitted: measured on two cores
 
 
-def embed(encoder: Encoder, texts: Sequence[str], half: bool, progress: Callable[[int], None]) -> torch.Tensor:
+def embed(encoder: Encoder, texts: Sequence[str], precision: torch.dtype | None) -> torch.Tensor:
     """Return the vectors of texts, computed by all processes: texts x width, on the CPU.
 
-    half: in bfloat16, where that is faster. progress: called with the number of texts that are done, now and then.
+    precision: as fine_tuned.faster_precision found it.
     """
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     found: torch.Tensor | None = None
@@ -29,12 +29,11 @@ def embed(encoder: Encoder, texts: Sequence[str], half: bool, progress: Callable
     for number, start in enumerate(range(0, len(texts), TEXTS_AT_ONCE)):
         if number % parallel.size() == parallel.rank():
             rows = by_length[start : start + TEXTS_AT_ONCE]
-            with torch.autocast(kind, torch.bfloat16, enabled=half):
+            with torch.autocast(kind, precision, enabled=precision is not None):
                 vectors = encoder.vectors([texts[row] for row in rows])
             if found is None:
                 found = torch.zeros(len(texts), vectors.shape[1])
             found[rows] = vectors
-            progress(min(start + TEXTS_AT_ONCE, len(texts)))
     if found is None:  # fewer texts than processes
         found = torch.zeros(len(texts), encoder.vectors([""]).shape[1])
     return parallel.total(found)

@@ -239,12 +239,11 @@ class _Ladder:
         started = time.monotonic()
         sample = self._sample()
         self.precision = fine_tuned.faster_precision(self.encoder, sample[: frozen.TEXTS_AT_ONCE])
-        half = self.precision is not None
         kept = self._restored(rung)
         timed = time.monotonic()
-        frozen.embed(self.encoder, sample, half, lambda _: None)
+        frozen.embed(self.encoder, sample, self.precision)
         self.rate = parallel.first(lambda: len(sample) / max(time.monotonic() - timed, 1e-6))
-        width = frozen.embed(self.encoder, sample[:1], half, lambda _: None).shape[1]
+        width = frozen.embed(self.encoder, sample[:1], self.precision).shape[1]
         self.heads_rows[frozen.NAME] = parallel.first(
             lambda: self._fitting(frozen.NAME, self.n_labels * width, frozen.WORK_PER_SECOND)
         )
@@ -259,7 +258,7 @@ class _Ladder:
             return
         if expected > 30:
             self.task.say(f"frozen: {len(self.texts):,} texts go through the base model, about {_minutes(expected)}")
-        vectors = frozen.embed(self.encoder, self.texts, half, lambda _: None)
+        vectors = frozen.embed(self.encoder, self.texts, self.precision)
         if not vectors.isfinite().all():
             rung.note = "left out: what the base model makes of some texts is no number"
             self._tell(rung)
@@ -420,9 +419,7 @@ class _Ladder:
         return float(torch.nn.functional.cross_entropy(scores / blend.temperature(scores, targets), targets))
 
     def _scores(self, member: EncoderMember, rows: list[int]) -> torch.Tensor:
-        vectors = frozen.embed(
-            member.encoder, [self.texts[row] for row in rows], self.precision is not None, lambda _: None
-        )
+        vectors = frozen.embed(member.encoder, [self.texts[row] for row in rows], self.precision)
         return vectors @ member.head.weight + member.head.bias
 
     def _restored(self, rung: Rung) -> dict[str, torch.Tensor] | None:
@@ -507,7 +504,10 @@ class _Ladder:
         entries = self._entries(allowed) or self._entries(self.wanted)
         if not entries:
             notes = [f"{rung.name}: {rung.note}" for rung in self.rungs.values() if rung.note]
-            raise NoCandidate("; ".join(notes) or f"none of {', '.join(sorted(allowed))} could be tried")
+            why = "; ".join(notes) or f"none of {', '.join(sorted(allowed))} could be tried"
+            raise NoCandidate(
+                f"No model could be trained: {why}. Allow more candidates, or more time (training_max_runtime_seconds)."
+            )
         best = min(entries, key=lambda entry: entry.log_loss)
         rows = self._common()
         targets = self.targets[rows]
@@ -563,7 +563,7 @@ class _Ladder:
         steps, started = plan.steps(len(self.texts)), time.monotonic()
         kept = self.kept.read(name)
         resumed = kept[1]["done"] if kept else 0
-        late = False
+        late, why = False, "time ran out"
 
         def after_leg(done: int, member: EncoderMember) -> bool:
             nonlocal late
@@ -583,11 +583,11 @@ class _Ladder:
                 after_leg,
                 (resumed, kept[0]) if kept else None,
             )
-        except fine_tuned.Diverged:
-            late = True
+        except fine_tuned.Diverged as error:
+            late, why = True, str(error)
         if late:
             share = 100 * (1 - 1 / self._n_folds())
-            self.rungs[fine_tuned.NAME].note = f"trained on {share:.0f} % of the rows: time ran out"
+            self.rungs[fine_tuned.NAME].note = f"trained on {share:.0f} % of the rows: {why}"
             return self.fold_model
         return member
 
