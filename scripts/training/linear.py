@@ -7,7 +7,7 @@ import torch
 
 from inference import Head, Rows
 
-HISTORY = 5  # steps that L-BFGS remembers
+HISTORY = 10  # steps that L-BFGS remembers
 SCORES_AT_ONCE = 20_000_000  # rows x labels: 80 MB, a few times over
 EPSILON = 1e-6  # below that, a column does not vary
 

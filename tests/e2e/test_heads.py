@@ -462,8 +462,9 @@ def test_where_nothing_was_finished_the_reasons_are_told() -> None:
     with pytest.raises(ladder.NoCandidate) as caught:
         made.choose()
     assert str(caught.value) == (
-        "frozen: left out: its 400 texts would take about 3 minutes; "
-        "fine-tuned: left out: it starts from the frozen candidate, which was left out"
+        "No model could be trained: frozen: left out: its 400 texts would take about 3 minutes; "
+        "fine-tuned: left out: it starts from the frozen candidate, which was left out. Allow more candidates, or more "
+        "time (training_max_runtime_seconds)."
     )
 
 

@@ -312,25 +312,26 @@ SOURCE = "module.s3.aws_s3_object.training_source"
 
 
 @pytest.mark.parametrize(
-    ("change", "address", "attribute"),
+    ("change", "attributes"),
     [
         pytest.param(
             changed_to(thresholds={"accuracy": {"min": 0.9}, "macro_f1": {"min": 0.7}}),
-            EVALUATOR,
-            "environment",
+            {EVALUATOR: "environment"},
             id="one threshold",
         ),
         pytest.param(
-            changed_to(training_instance_type="ml.m5.2xlarge"), TRAINER, "environment", id="one instance type"
+            changed_to(training_instance_type="ml.m5.2xlarge"), {TRAINER: "environment"}, id="one instance type"
         ),
         pytest.param(
             one_line_more("lambda/deployment_orchestrator/handler.py"),
-            DEPLOYER,
-            "source_code_hash",
+            {DEPLOYER: "source_code_hash"},
             id="one line of a handler",
         ),
         pytest.param(
-            one_line_more("scripts/training/train.py"), SOURCE, "source_hash", id="one line of the training program"
+            one_line_more("scripts/training/train.py"),
+            # The function is told which program there is, to know data that this program has trained on.
+            {SOURCE: "source_hash", TRAINER: "environment"},
+            id="one line of the training program",
         ),
     ],
 )
@@ -338,16 +339,16 @@ def test_the_plan_of_a_small_change_touches_exactly_that(
     first: Deployment,
     tmp_path: Path,
     change: Change,
-    address: str,
-    attribute: str,
+    attributes: dict[str, str],
 ) -> None:
     # Nobody has changed anything since the test above, so it need not be read again.
     with change(first, tmp_path):
         changes = first.plan("-refresh=false")
     # AWS says anew when a function was changed, and which version of an object this is.
     incidental = {"last_modified", "version_id"}
-    assert {name: item["actions"] for name, item in changes.items()} == {address: ["update"]}
-    assert changes[address]["changed"] - incidental == {attribute}
+    assert {name: item["actions"] for name, item in changes.items()} == {name: ["update"] for name in attributes}
+    changed = {name: item["changed"] - incidental for name, item in changes.items()}
+    assert changed == {name: {attribute} for name, attribute in attributes.items()}
 
 
 def test_the_state_moves_to_s3_by_the_example_and_is_locked_there(first: Deployment) -> None:
