@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dev.bench import ROOT, Row
+from dev.bench_serving import CLIENTS, TEXTS
 from local.stack import BASE_MODEL_PACKAGE
 
 DATA = Path(os.environ.get("BENCH_DATA") or ROOT.parent / "shared" / "data")
@@ -30,8 +31,6 @@ SAMPLE = ROOT / "scripts" / "sample" / "support.csv"
 SEEDS = [42, 43, 44][: int(os.environ.get("SEEDS") or 1)]
 HOLDOUT, SPLIT_SEED = 0.2, 42
 POINTS = 0.003  # that the served model may be worse than the best of the others
-TEXTS = 300  # that are asked for, one by one
-CLIENTS = (1, 8)
 
 
 class Example(NamedTuple):

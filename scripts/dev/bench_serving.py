@@ -19,7 +19,7 @@ from typing import Any
 
 from dev.bench_baseline import read
 
-TEXTS = 300
+TEXTS = 300  # that are asked for, one by one
 CLIENTS = (1, 8)
 
 

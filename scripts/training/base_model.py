@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from inference import Encoder, tokenize
+from text import one_line
 
 AUTO = "auto"
 MIN_TOKENS = 4
@@ -83,7 +84,7 @@ def read_hub_token(secret_arn: str) -> str:
     except (BotoCoreError, ClientError, IndexError, KeyError, ValueError) as error:
         raise BaseModelError(
             f"The HuggingFace token cannot be read from HUB_TOKEN_SECRET_ARN={secret_arn} "
-            f"({_one_line(error)}). Check that the secret exists as text and that the training role may read it."
+            f"({one_line(error)}). Check that the secret exists as text and that the training role may read it."
         ) from error
     try:
         token = json.loads(text).get("token", "") if text.startswith("{") else text
@@ -170,7 +171,7 @@ def _loaded(source: Source, secret_arn: str | None, kind: str, **options: Any) -
             ) from error
         raise BaseModelError(
             f"The base model cannot be loaded: BASE_MODEL={name}, revision {revision or 'not set'} "
-            f"({type(error).__name__}: {_one_line(error)[:400]}). Check the name and the revision, that the training "
+            f"({type(error).__name__}: {one_line(error)[:400]}). Check the name and the revision, that the training "
             "job reaches the HuggingFace Hub, and for a private or gated model HUB_TOKEN_SECRET_ARN; or give a folder "
             "or an s3:// prefix with the model's files."
         ) from error
@@ -210,7 +211,7 @@ def usable_length(encoder: Encoder, name: str, max_length: int) -> int:
         )
     raise BaseModelError(
         f"BASE_MODEL={name} does not take texts of {longest} tokens"
-        + (f" ({type(problem).__name__}: {_one_line(problem)[:400]})" if problem else "")
+        + (f" ({type(problem).__name__}: {one_line(problem)[:400]})" if problem else "")
         + ". Set a smaller max_length, or use another base model."
     ) from problem
 
@@ -229,7 +230,3 @@ def forward(encoder: Encoder, length: int) -> torch.Tensor:
 def device() -> torch.device:
     """Return this process's GPU, or the CPU. Not a Mac's GPU: containers and the model server have none."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -26,7 +26,7 @@ import torch
 import inference
 import reader
 from dataset import DataError, Example, listed_names, one_label_per_text, read_channel, read_csv, shown_label, spread
-from metrics import classification_metrics
+from metrics import LEAST_PROBABILITY, RESAMPLES, classification_metrics, metrics_of_arrays
 from text import plain
 
 HOLDOUT_FILE = "holdout.csv"
@@ -34,8 +34,6 @@ HOLDOUT_MAX_ROWS = 5000
 MIN_ROWS = 20  # with fewer, a single row is worth five points or more
 NEW_HOLDOUT = "new hold-out"
 LIVE_HOLDOUT = "hold-out of the live model"
-# A label that a model does not know has the probability 0, whose logarithm is infinite.
-LEAST_PROBABILITY = 1e-7
 # What came of the comparison: the model evaluator holds a new model back unless it was compared.
 COMPARED = "compared"
 RESPELT = "respelt labels"  # it was made, after mapping
@@ -48,7 +46,6 @@ ARCHIVE_FILE = re.compile(r"(\./)?(holdout\.csv|\w[\w.-]*\.(json|model|safetenso
 ARCHIVE_MAX_MEMBERS = 1000  # an archive of ours has about ten
 ARCHIVE_MAX_BYTES = 20 * 1024**3  # unpacked: four times the largest model that fits a serverless endpoint's disk (5 GB)
 NOTE_MAX_CHARACTERS = 1000
-RESAMPLES = 200  # of the rows: a standard error to a twentieth of itself
 
 
 class Answer(NamedTuple):
@@ -321,20 +318,7 @@ def standard_errors(examples: Sequence[Example], live: Sequence[Answer], new: Se
 
 def _figures(expected: Any, predicted: Any, losses: Any) -> dict[str, float]:
     """Return the same as figures, of arrays of the labels' indices: fast enough for every resample."""
-    n_labels = int(expected.max()) + 1
-    right = expected == predicted
-    hits, n_expected, n_predicted = (
-        np.bincount(labels, minlength=n_labels)[:n_labels] for labels in (expected[right], expected, predicted)
-    )
-    had = n_expected > 0
-    hits, n_expected, n_predicted = hits[had], n_expected[had], n_predicted[had]
-    return {
-        "accuracy": right.mean(),
-        "macro_f1": (2 * hits / (n_expected + n_predicted)).mean(),
-        "macro_precision": (hits / n_predicted.clip(min=1)).mean(),
-        "macro_recall": (hits / n_expected).mean(),
-        "eval_loss": losses.mean(),
-    }
+    return metrics_of_arrays(expected, predicted) | {"eval_loss": losses.mean()}
 
 
 def _listed(labels: Sequence[str]) -> str:

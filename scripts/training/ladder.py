@@ -34,6 +34,7 @@ import parallel
 import words
 from dataset import Example, digest
 from inference import CHARACTER_GRAMS, Classifier, Encoder, EncoderMember, Head, Member, word_grams
+from metrics import LEAST_PROBABILITY, RESAMPLES, metrics_of_arrays
 
 NAMES = (words.NAME, frozen.NAME, fine_tuned.NAME, blend.NAME)  # cheapest first
 FOLDS = 5
@@ -41,14 +42,11 @@ JUDGED_ROWS = 2000  # folds are judged until they have that many rows together .
 JUDGED_MAX_ROWS = 10_000  # ... and none has more
 JUDGED_MAX_SCORES = 40_000_000  # rows x labels: 160 MB per candidate
 FINE_TUNED_JUDGED_ROWS = 300  # its folds are judged until they have that many
-SMALL_TEXTS_OF_A_FOLD = 50
 # Fine-tuning is not tried where nothing is left to gain: what it gains is seldom more than a third of the errors, and
 # that would be less than half a point.
 LEAST_ROOM = 0.015  # of macro F1, below 1
 # A leg's answers count as better when the log loss of the best so far with them is lower by this share, at least.
 LEAST_GAIN = 0.01
-RESAMPLES = 200  # of the rows: a standard error to a twentieth of itself
-LEAST_PROBABILITY = 1e-7  # its logarithm stands for that of 0
 MARGIN = 0.8  # of the time that is left, which a step may be expected to need
 HEAD_SHARE = 0.3  # of the time that is left, for fitting the heads of a rung ...
 HEAD_MAX_SECONDS = 600  # ... and no more than that
@@ -103,7 +101,6 @@ class Entry:
     weights: list[float]
     log_loss: float = math.nan
     macro_f1: float = math.nan
-    note: str = ""
 
 
 @dataclass
@@ -282,14 +279,10 @@ class _Ladder:
             rung.note = f"not tried: {best.name} leaves {100 * (1 - best.macro_f1):.1f} points of macro F1 to gain"
             return self._tell(rung)
         started = time.monotonic()
-        kept = self.kept.read("fine-tuned")
-        if kept:
-            rung.seconds, rung.temperature, rung.note = (
-                kept[1]["seconds"], kept[1]["temperature"], kept[1]["note"],
-            )  # fmt: skip
-            if not rung.note:
-                rung.judged = Judged(kept[1]["rows"], kept[0].pop("scores"))
-                self.fold_model = fine_tuned.load_state(self.frozen.encoder, kept[0])
+        kept = self._restored(rung)
+        if kept is not None:
+            if rung.judged:
+                self.fold_model = fine_tuned.load_state(self.frozen.encoder, kept)
             return self._tell(rung)
         rows, found = [], []
         tried = self._fine_tuned_folds()
@@ -428,8 +421,10 @@ class _Ladder:
         if not kept:
             return None
         tensors, facts = kept
-        rung.judged, rung.facts = Judged(facts["rows"], tensors["scores"]), facts["facts"]
-        rung.seconds, rung.temperature, rung.note = facts["seconds"], facts["temperature"], facts["note"]
+        if "scores" in tensors:  # else it was given up
+            rung.judged = Judged(facts["rows"], tensors["scores"])
+        rung.facts, rung.seconds = facts["facts"], facts["seconds"]
+        rung.temperature, rung.note = facts["temperature"], facts["note"]
         return tensors
 
     def _judged(self, rung: Rung, started: float, **more: torch.Tensor) -> None:
@@ -586,13 +581,10 @@ class _Ladder:
         except fine_tuned.Diverged as error:
             late, why = True, str(error)
         if late:
-            share = 100 * (1 - 1 / self._n_folds())
+            share = 100 * (1 - len(self.folds[-1]) / len(self.texts))
             self.rungs[fine_tuned.NAME].note = f"trained on {share:.0f} % of the rows: {why}"
             return self.fold_model
         return member
-
-    def _n_folds(self) -> float:
-        return len(self.texts) / len(self.folds[-1])
 
     def _table(self, chosen: Entry, entries: list[Entry]) -> list[dict[str, Any]]:
         table = []
@@ -663,12 +655,7 @@ def worse(answers: torch.Tensor, of_best: torch.Tensor, targets: torch.Tensor) -
 
 def macro_f1(expected: Any, predicted: Any) -> float:
     """Return the mean F1 of the labels that occur among the expected ones; both are arrays of labels' indices."""
-    n = int(max(expected.max(), predicted.max())) + 1
-    hits, of_expected, of_predicted = (
-        np.bincount(found, minlength=n) for found in (expected[expected == predicted], expected, predicted)
-    )
-    had = of_expected > 0
-    return float((2 * hits[had] / (of_expected[had] + of_predicted[had])).mean())
+    return float(metrics_of_arrays(expected, predicted)["macro_f1"])
 
 
 def _losses(probabilities: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

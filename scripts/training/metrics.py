@@ -6,8 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 FILE_NAME = "metrics.json"
 SCHEMA = 2
+# A label that a model does not know has the probability 0, whose logarithm is infinite.
+LEAST_PROBABILITY = 1e-7
+RESAMPLES = 200  # of the rows: a standard error to a twentieth of itself
 
 Label = TypeVar("Label", int, str)
 
@@ -31,6 +36,26 @@ def classification_metrics(
         "macro_f1": sum(f1s) / len(f1s),
         "macro_precision": sum(precisions) / len(precisions),
         "macro_recall": sum(recalls) / len(recalls),
+    }
+
+
+def metrics_of_arrays(expected: Any, predicted: Any) -> dict[str, float]:
+    """Return the same figures, averaged over the labels that are expected: fast enough for every resample of the rows.
+
+    Both are arrays of labels' indices.
+    """
+    n_labels = int(expected.max()) + 1
+    right = expected == predicted
+    hits, n_expected, n_predicted = (
+        np.bincount(labels, minlength=n_labels)[:n_labels] for labels in (expected[right], expected, predicted)
+    )
+    had = n_expected > 0
+    hits, n_expected, n_predicted = hits[had], n_expected[had], n_predicted[had]
+    return {
+        "accuracy": right.mean(),
+        "macro_f1": (2 * hits / (n_expected + n_predicted)).mean(),
+        "macro_precision": (hits / n_predicted.clip(min=1)).mean(),
+        "macro_recall": (hits / n_expected).mean(),
     }
 
 

@@ -55,7 +55,7 @@ from dataset import (
 from fine_tuned import Plan
 from metrics import classification_metrics, write_json, write_metrics
 from reader import MAX_LEFT_OUT, Findings, told
-from text import plain
+from text import one_line, plain
 
 ALL_CANDIDATES = "auto"
 CLEAR_LEAD = 0.1  # of the best label's probability over the next one's: no other machine's rounding reverses that
@@ -565,10 +565,6 @@ def write_failure(reason: str, environment: Mapping[str, str]) -> None:
         (Path(output_dir) / "failure").write_text(reason, encoding="utf-8")
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the program. Returns its exit code: 0, or 1 with the reason in the failure file."""
     try:
@@ -582,7 +578,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     except Exception as error:  # noqa: BLE001 - the outermost handler: every failure of a job needs its reason
         traceback.print_exc()
         write_failure(
-            f"Training stopped with an unexpected {type(error).__name__}: {_one_line(error)} "
+            f"Training stopped with an unexpected {type(error).__name__}: {one_line(error)} "
             "(the job's log has the full traceback).",
             environment,
         )
